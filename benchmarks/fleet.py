@@ -23,7 +23,7 @@ from tests.support.shared_fleet import ingest_at_once, make_bundles
 
 from torchwatt.audit import verify
 from torchwatt.audit.fleet import ROLLUPS, check_lake, open_lake, rollup
-from torchwatt.audit.fleet.ingest import ingest
+from torchwatt.audit.fleet.ingestion import ingest
 
 # What is timed is the lake, so the bundles are made without waiting for the disk.
 MAKE = """

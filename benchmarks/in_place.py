@@ -17,11 +17,11 @@ import torch
 from interleaved import Pausable
 from torch import nn
 
-from torchwatt.tracing.dynamo import step_hooks
-from torchwatt.tracing.optimizers import optimizer_hooks
-from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT
+from torchwatt.tracing.fast_path import optimizer_hooks
+from torchwatt.tracing.log_rows import ALL_CALLS, OUTERMOST, STEP_ENDS
+from torchwatt.tracing.patches import step_hooks
 
-MODES = {FULL: "traced", LIGHT: "outermost calls noted", ASLEEP: "ends noted"}
+MODES = {ALL_CALLS: "traced", OUTERMOST: "outermost calls noted", STEP_ENDS: "ends noted"}
 TURN = 10
 MODELS = {  # name: width, shape of a batch, whether the model has a class of its own
     "transformer": (96, (8, 64), False),

@@ -38,10 +38,10 @@ from performance.models import narrow_transformer, own_transformer, transformer_
 
 from torchwatt.core.terms import PROFILER
 from torchwatt.sensors import Sampler, discover
-from torchwatt.sensors.readers.cputime import process_cpu_s
+from torchwatt.sensors.readers.process_tree import process_cpu_s
 from torchwatt.tracing import Tracer
-from torchwatt.tracing.rows import OFF
-from torchwatt.tracing.state import ACTIVE
+from torchwatt.tracing.log_rows import OFF
+from torchwatt.tracing.scope import ACTIVE
 
 BOOTSTRAPS = 1_000
 THRIFTY_BUDGET = 0.002  # as in a session

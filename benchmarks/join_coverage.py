@@ -7,7 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
-from torchwatt.tracing.traces import OUTCOMES, join, read_trace
+from torchwatt.kineto import OUTCOMES, join_trace, read_trace
 
 DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "traces"
 
@@ -23,7 +23,7 @@ def main():
         # A replay is labelled by the capture that was recorded beside it.
         beside = path.with_name(path.name.replace("graph_replay", "graph_capture"))
         captures = [read_trace(beside)] if beside != path and beside.is_file() else []
-        found = join(read_trace(path), captures=captures)
+        found = join_trace(read_trace(path), captures=captures)
         parts = [f"{name} {found.share(name):.1%}" for name in OUTCOMES if found.kernel_ns[name]]
         name = path.name.removesuffix(".json.gz")
         print(f"{name:40} {found.total_kernel_ns / 1e6:9.3f} ms  named {found.named_share:6.1%}  {', '.join(parts)}")

@@ -20,7 +20,7 @@ DEFAULT = TRACES / "kineto" / "train_ddp_ckpt_resnet_mi300x.json.gz"
 TASKS = {
     "torchwatt read + join": (
         "msgspec",
-        "from torchwatt.tracing.traces import read_trace, join",
+        "from torchwatt.kineto import read_trace, join",
         "join(read_trace(path))",
     ),
     "orjson.loads only": ("orjson", "import orjson", "orjson.loads(open(path, 'rb').read())"),

@@ -50,16 +50,17 @@ class Framed:
     """Ours: blocks by byte planes, zlib at its fastest, CRC-32."""
 
     def __init__(self, path):
-        from torchwatt.sensors.journal.append import AppendFile, create
+        from torchwatt.sensors.ring_journal import JournalFile, create_journal_file
 
         self.folder = os.open(path.parent, os.O_RDONLY)
-        self.file = AppendFile(create(path.name, self.folder))
+        self.file = JournalFile(create_journal_file(path.name, self.folder))
 
     def write(self, found):
-        from torchwatt.core.blocks import Block, pack
-        from torchwatt.core.frame import Kind
+        from torchwatt.core.journal_format import FrameKind, ReadingsBlock, pack_blocks
 
-        self.file.add(Kind.READINGS, pack(Block(key, 0, t, raw, late) for key, t, raw, late in found))
+        self.file.add(
+            FrameKind.READINGS, pack_blocks(ReadingsBlock(key, 0, t, raw, late) for key, t, raw, late in found)
+        )
 
     def sync(self):
         self.file.sync()
@@ -69,11 +70,10 @@ class Framed:
 
     @staticmethod
     def read(path):
-        from torchwatt.core.blocks import unpack
-        from torchwatt.core.frame import Frame, decode
+        from torchwatt.core.journal_format import Frame, decode_frames, unpack_blocks
 
-        frames = (part for part in decode(path.read_bytes()) if isinstance(part, Frame))
-        return sum(len(block) for frame in frames for block in unpack(frame.payload))
+        frames = (part for part in decode_frames(path.read_bytes()) if isinstance(part, Frame))
+        return sum(len(block) for frame in frames for block in unpack_blocks(frame.payload))
 
 
 class Arrow:
@@ -89,7 +89,7 @@ class Arrow:
         self.framed = Framed(path)
 
     def write(self, found):
-        from torchwatt.core.frame import Kind
+        from torchwatt.core.journal_format import FrameKind
 
         pa = self.pa
         columns = [pa.array([key for key, t, _, _ in found for _ in range(len(t) // 8)])]
@@ -99,7 +99,7 @@ class Arrow:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, self.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
             writer.write_batch(pa.record_batch(columns, schema=self.schema))
-        self.framed.file.add(Kind.READINGS, sink.getvalue().to_pybytes())
+        self.framed.file.add(FrameKind.READINGS, sink.getvalue().to_pybytes())
 
     def sync(self):
         self.framed.sync()
@@ -111,9 +111,9 @@ class Arrow:
     def read(path):
         import pyarrow as pa
 
-        from torchwatt.core.frame import Frame, decode
+        from torchwatt.core.journal_format import Frame, decode_frames
 
-        frames = (part for part in decode(path.read_bytes()) if isinstance(part, Frame))
+        frames = (part for part in decode_frames(path.read_bytes()) if isinstance(part, Frame))
         return sum(pa.ipc.open_stream(frame.payload).read_all().num_rows for frame in frames)
 
 

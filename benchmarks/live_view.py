@@ -79,14 +79,14 @@ def chain(modules, wait_s):
 def ages(label, modules, wait_s, seconds):
     """Train for some seconds and print how old what is shown became."""
     import torchwatt as tw
-    from torchwatt.notebook import widget
-    from torchwatt.notebook.beats import Beats
+    from torchwatt.notebook import live_widget
+    from torchwatt.notebook.live_updater import LiveUpdater
 
     model, step = chain(modules, wait_s)
     kept, steps = Kept(), 0
-    widget.LiveWidget = lambda _begin: kept
+    live_widget.LiveWidget = lambda _begin: kept
     with tw.profile(model, live="off") as run:
-        beats = Beats(run, kept, None)
+        beats = LiveUpdater(run, kept, None)
         beats.start()
         end_s = time.monotonic() + seconds
         while time.monotonic() < end_s:

@@ -17,7 +17,7 @@ import torchwatt as tw
 from torchwatt.audit import verify
 from torchwatt.core.report import Report
 from torchwatt.core.terms import NO_RANK
-from torchwatt.session.files import write_csv
+from torchwatt.reports.output_files import write_csv
 
 
 def told(name: str, found: Launched, report: Report, folder: Path) -> None:

@@ -21,7 +21,7 @@ from tests.support.nvml_simulator import PowerTrace, Scenario
 from tests.support.powercap import FakePowercap
 
 from torchwatt.sensors import Sampler, discover
-from torchwatt.sensors.readers.cputime import process_cpu_s
+from torchwatt.sensors.readers.process_tree import process_cpu_s
 
 CASES = ("modelled", "powercap", "nvml1", "nvml8")
 SETTLE_S = 2.0

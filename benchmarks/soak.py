@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 import torchwatt as tw
-from torchwatt.tracing.state import ACTIVE
+from torchwatt.tracing.scope import ACTIVE
 
 
 class Block(nn.Module):

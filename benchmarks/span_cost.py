@@ -52,7 +52,7 @@ def network(depth, width=64):
 
 def windows(net, x, n):
     """Yield what each window says that it cost, in ms, and how much longer its backward took."""
-    from torchwatt.tracing.state import ACTIVE
+    from torchwatt.tracing.scope import ACTIVE
 
     for _ in range(n):
         tracer = Tracer(net, overhead_budget=1.0)

@@ -14,12 +14,12 @@ from tests.audit.planted.forger import Forger
 from tests.support.worlds import World
 
 from torchwatt.audit import Seal, verify, write_bundle
-from torchwatt.audit.describe import schema_markdown
-from torchwatt.carbon import Asked
-from torchwatt.carbon.plan import plan
+from torchwatt.audit.table_descriptions import schema_markdown
+from torchwatt.carbon import CarbonOptions
+from torchwatt.carbon.pricing_plan import make_plan
 from torchwatt.core.report import Report
-from torchwatt.session.options import Options
-from torchwatt.session.settle import Bounds, Outcome, settle
+from torchwatt.reports.run_options import RunOptions
+from torchwatt.reports.report_builder import RunInterval, RunOutcome, build_report
 
 DOCS = Path(__file__).resolve().parent
 BEGIN, END = "<!-- made by docs/make.py -->", "<!-- end of what docs/make.py made -->"
@@ -33,10 +33,10 @@ def report() -> Report:
     """Replay a recorded counter (three layers, 300 steps, 24 s) through the same code that a live run takes."""
     world = World([30.0, 55.0, 12.0], [20.0, 35.0, 20.0], steps=300, seed=3)
     recording = world.recording(period_ms=10.0, modulus=MODULUS, start_uj=4_242_424)
-    bounds = Bounds(0, world.end_ns, 1_795_500_000_000_000_000)
-    carbon = plan(Asked(region="FRA", pue=1.2), datetime(2026, 11, 24, tzinfo=UTC))
-    asked = Options(name="replayed", carbon=carbon, baseline_s=0.0)
-    return settle(RUN_ID, asked, bounds, recording, world.trace, Outcome("complete", units={"image": 9600.0}))
+    bounds = RunInterval(0, world.end_ns, 1_795_500_000_000_000_000)
+    carbon = make_plan(CarbonOptions(region="FRA", pue=1.2), datetime(2026, 11, 24, tzinfo=UTC))
+    asked = RunOptions(name="replayed", carbon=carbon, baseline_s=0.0)
+    return build_report(RUN_ID, asked, bounds, recording, world.trace, RunOutcome("complete", units={"image": 9600.0}))
 
 
 def walk(folder: Path) -> str:

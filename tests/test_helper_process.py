@@ -53,11 +53,11 @@ from pathlib import Path
 from torchwatt.audit.fleet import ingest, open_lake
 from torchwatt.audit.fleet.probe import check_reachable
 from torchwatt.sensors import Sampler, discover
-from torchwatt.sensors.modelled import process_source
+from torchwatt.sensors.load_model import process_source
 from torchwatt.sensors.protocol import Discovery, merge
 from torchwatt.sensors.rapl import discover_rapl
-from torchwatt.tracing.devices.jobs import Jobs
-from torchwatt.tracing.traces.live import NO_LIVE
+from torchwatt.tracing.device_windows import Jobs
+from torchwatt.kineto.host_ownership import NO_LIVE
 GIVEN, script_folder = sys.argv[1:]
 {start}
 start()  # loads what this process itself imports late
@@ -129,7 +129,7 @@ def test_a_helper_runs_from_an_archive(tmp_path):
     (tree / "__main__.py").write_text(
         "import subprocess\n"
         "from torchwatt.helper_process import helper_command\n"
-        "command = helper_command('torchwatt.tracing.devices.worker', 'none', 'none', 'here', '0')\n"
+        "command = helper_command('torchwatt.kineto.join_worker', 'none', 'none', 'here', '0')\n"
         "assert '/app.pyz' in command[-6], command\n"
         "print(subprocess.run(command).returncode)\n"
     )
@@ -153,9 +153,9 @@ def test_a_program_of_the_system_is_not_taken_from_the_current_folder(tmp_path, 
 
 
 STARTERS = {
-    "sensors/spawn.py",
-    "tracing/devices/jobs.py",
-    "audit/fleet/workers.py",
+    "sensors/sampler_process.py",
+    "tracing/device_windows.py",
+    "audit/fleet/ingestion.py",
     "audit/fleet/probe.py",
     "audit/seal.py",
 }

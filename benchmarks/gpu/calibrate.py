@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from torchwatt.session.calibrate import calibrate
+from torchwatt.offline.sensor_calibration import calibrate
 
 if __name__ == "__main__":
     found = calibrate("gpu:0", path=Path(sys.argv[1]) / "calibrations.json")

@@ -8,15 +8,15 @@ import meter
 import pynvml
 import torch
 
-from torchwatt.cli.doctor import doctor
-from torchwatt.sensors.readers.nvml import CALLS
+from torchwatt.cli.doctor import print_discovery
+from torchwatt.sensors.readers.nvml_reader import NVML_CALLS
 
 CALLED = 100
 WATCHED_S = 3.0
 
 
 def called(gpu):
-    for name, call in CALLS.items():
+    for name, call in NVML_CALLS.items():
         times = []
         for _ in range(CALLED):
             began = time.perf_counter()
@@ -72,7 +72,7 @@ def samples(gpu):
 def main():
     gpu = meter.handle()
     print(torch.__version__, torch.cuda.get_device_name(), "driver", pynvml.nvmlSystemGetDriverVersion())
-    doctor()
+    print_discovery()
     called(gpu)
     published(gpu)
     samples(gpu)

@@ -7,7 +7,7 @@ from models import language
 from truth import RUN_S, compare, told
 
 import torchwatt as tw
-from torchwatt.session.replay import Timing
+from torchwatt.offline.layer_power import ReplayTiming
 
 
 def main():
@@ -20,7 +20,7 @@ def main():
         with torch.autocast("cuda", dtype=torch.bfloat16):
             model(x)
 
-    loops = tw.replay(model, call, timing=Timing(0.6, 0.8, 0.1, 1))
+    loops = tw.replay(model, call, timing=ReplayTiming(0.6, 0.8, 0.1, 1))
     with tw.profile(model, name="language") as run:
         end = time.monotonic() + RUN_S
         while time.monotonic() < end:

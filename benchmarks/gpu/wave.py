@@ -12,7 +12,7 @@ import meter
 import numpy as np
 import torch
 
-from torchwatt.attribution.calibrate import calibrate_square_wave
+from torchwatt.attribution.response_calibration import calibrate_square_wave
 from torchwatt.core.meter import Channel, Series
 from torchwatt.core.terms import Domain
 

@@ -5,9 +5,9 @@ import time
 import torch
 from models import language
 
-from torchwatt.tracing.budget import Budget
-from torchwatt.tracing.devices.recorder import Recorder
-from torchwatt.tracing.devices.stamped import Clocks
+from torchwatt.tracing.device_windows import WindowRecorder
+from torchwatt.tracing.overhead_budget import OverheadBudget
+from torchwatt.tracing.step_events import StepClocks
 
 WINDOWS, BETWEEN = 6, 6
 
@@ -38,7 +38,7 @@ def main():
     print("prepare, start, stop, export | a step inside, outside")
     for _ in range(WINDOWS):
         outside = stepped(step, BETWEEN)
-        recorder = Recorder(time.monotonic_ns, torch.cuda.synchronize, activities)
+        recorder = WindowRecorder(time.monotonic_ns, torch.cuda.synchronize, activities)
         costs = [timed(recorder.prepare)]
         step()
         torch.cuda.synchronize()
@@ -46,7 +46,7 @@ def main():
         inside = stepped(step, 1)
         costs += [timed(recorder.stop), timed(recorder.export, path)]
         print(", ".join(f"{cost:7.1f}" for cost in costs), f"| {inside:6.2f}, {outside:6.2f}", path.stat().st_size)
-    clocks, budget = Clocks(time.monotonic_ns), Budget(1.0, 0)
+    clocks, budget = StepClocks(time.monotonic_ns), OverheadBudget(1.0, 0)
     costs = [timed(clocks.ended, "bench", budget, 4e7) * 1e3 for _ in range(2_000)]
     costs.sort()
     print(f"a stamp: median {costs[1000]:.1f} us, 99th percentile {costs[1980]:.1f} us")

@@ -1,4 +1,4 @@
-/** Numbers for people, digit for digit as `views/numbers.py` writes them. */
+/** Numbers for people, digit for digit as `views/number_format.py` writes them. */
 
 export const DASH = '—';
 const J_PER_KWH = 3.6e6;

@@ -1,4 +1,4 @@
-/** What Python sends: the report (`views/payload.py`) and, while a cell runs, the live messages (`views/live.py`). */
+/** What Python sends: the report (`views/report_payload.py`) and, while a cell runs, the live messages (`views/live_payload.py`). */
 
 export const MIME = 'application/vnd.torchwatt.report.v1+json';
 export const HISTORY_MIME = 'application/vnd.torchwatt.history.v1+json';

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from torchwatt.core.version import __version__
 
 if TYPE_CHECKING:
-    from torchwatt import metrics
+    # import dropped
+    from torchwatt.distributed.job_folder import merge
     from torchwatt.integrations.mlflow import log_to_mlflow
-    from torchwatt.session.jobs.merged import merge
-    from torchwatt.session.offline import attribute
+    from torchwatt.journal.recovery import recover
+    from torchwatt.offline.layer_power import replay
+    from torchwatt.offline.trace_attribution import attribute
     from torchwatt.session.profile import profile, scope
-    from torchwatt.session.recover import recover
-    from torchwatt.session.replay import replay
     from torchwatt.session.run import Run
-    from torchwatt.tracing.work import work_of
+    from torchwatt.tracing.layer_replay import work_of
 
 __all__ = [
     "Run",
@@ -35,15 +35,15 @@ __all__ = [
 # Module of each public name, imported at first use to keep `import torchwatt` cheap.
 _HOMES = {
     "Run": "torchwatt.session",
-    "attribute": "torchwatt.session.offline",
+    "attribute": "torchwatt.offline.trace_attribution",
     "log_to_mlflow": "torchwatt.integrations.mlflow",
     "metrics": "torchwatt",
-    "merge": "torchwatt.session.jobs.merged",
+    "merge": "torchwatt.distributed.job_folder",
     "profile": "torchwatt.session",
-    "recover": "torchwatt.session.recover",
-    "replay": "torchwatt.session.replay",
+    "recover": "torchwatt.journal.recovery",
+    "replay": "torchwatt.offline.layer_power",
     "scope": "torchwatt.session",
-    "work_of": "torchwatt.tracing.work",
+    "work_of": "torchwatt.tracing.layer_replay",
 }
 
 
@@ -55,9 +55,9 @@ def __getattr__(name: str) -> Any:
 
     value = import_module("torchwatt.metrics") if name == "metrics" else getattr(import_module(home), name)
     if name == "profile" and "IPython" in sys.modules:
-        from torchwatt.notebook.live import install
+        from torchwatt.notebook.notebook_view import install_notebook_view
 
-        install()
+        install_notebook_view()
     return value
 
 
@@ -67,13 +67,13 @@ def __dir__() -> list[str]:
 
 def load_ipython_extension(shell: Any) -> None:
     """Register `%energy` and `%%energy`; called by `%load_ext torchwatt`."""
-    from torchwatt.notebook.magic import load
+    from torchwatt.notebook.energy_magic import load_magics
 
-    load(shell)
+    load_magics(shell)
 
 
 def unload_ipython_extension(shell: Any) -> None:
     """Remove the magics; called by `%unload_ext torchwatt`."""
-    from torchwatt.notebook.magic import unload
+    from torchwatt.notebook.energy_magic import unload_magics
 
-    unload(shell)
+    unload_magics(shell)

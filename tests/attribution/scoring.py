@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torchwatt.attribution.attribute import attribute
-from torchwatt.attribution.known import NOTHING
+from torchwatt.attribution.device_priors import NO_PRIORS
+from torchwatt.attribution.run_attribution import attribute_recording
 from torchwatt.core.ledger import Ledger
 from torchwatt.core.terms import IDLE, Slot
 
@@ -27,13 +27,13 @@ class Score:
     ledger: Ledger
 
 
-def attributed(simulated, known=NOTHING):
-    found = attribute(simulated.recording, simulated.trace, simulated.start_ns, simulated.end_ns, known)
+def attributed(simulated, known=NO_PRIORS):
+    found = attribute_recording(simulated.recording, simulated.trace, simulated.start_ns, simulated.end_ns, known)
     assert len(found.ledgers) == 1, found.unavailable
     return found
 
 
-def score(simulated, known=NOTHING) -> Score:
+def score(simulated, known=NO_PRIORS) -> Score:
     ledger = attributed(simulated, known).ledgers[0]
     rows = {Slot(e.fqn, e.phase): e for e in ledger.entries}
     slots = [s for s, j in simulated.truth_j.items() if j > 0]

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from torchwatt.core.activity import Activity
 from torchwatt.core.meter import Channel, Meter, Recording, Series
 from torchwatt.core.terms import POWER_SAMPLES, Domain, Slot
-from torchwatt.core.trace import EMPTY_TRACE, Trace
+from torchwatt.core.trace import EMPTY_TRACE, Activity, Trace
 
 GPU = Domain("gpu", 0)
 GRID_S = 50e-6

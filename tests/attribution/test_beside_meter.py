@@ -8,8 +8,8 @@ import pytest
 from tests.attribution.simulator import ORIGIN_NS
 from tests.attribution.test_sensor_model import polled
 from tests.support.heavy import heavy_unless
-from torchwatt.attribution.calibrate import calibrate_beside_meter, predict
-from torchwatt.attribution.publications import publications
+from torchwatt.attribution.response_calibration import calibrate_beside_meter, predict_readings
+from torchwatt.attribution.sensor_updates import find_sensor_updates
 from torchwatt.core.meter import Series
 
 STEP_S = 1e-3  # of the meter: 1 kHz
@@ -82,7 +82,7 @@ def test_the_kernel_the_gain_and_the_offset_are_found(calibrated):
 
 def test_the_model_predicts_what_the_card_said_from_what_the_meter_saw(calibrated):
     _, recorded, model = calibrated
-    said_w, predicted_w = predict(model, recorded.meter_ns, recorded.meter_w, recorded.power)
+    said_w, predicted_w = predict_readings(model, recorded.meter_ns, recorded.meter_w, recorded.power)
     assert len(said_w) > 60
     assert np.sqrt(np.mean((said_w - predicted_w) ** 2)) <= 1.5  # of 215 W between the load's two powers
     assert model.rms_w <= 1.5
@@ -90,14 +90,14 @@ def test_the_model_predicts_what_the_card_said_from_what_the_meter_saw(calibrate
 
 def test_the_period_is_found_from_the_polls_alone(calibrated):
     card, recorded, _ = calibrated
-    seen = publications(recorded.power)
+    seen = find_sensor_updates(recorded.power)
     assert seen.locked
     assert seen.period_s == pytest.approx(card.period_s, abs=1e-5)
 
 
 def test_readings_of_whole_periods_are_the_meters_energy_once_gain_and_offset_are_taken_out(calibrated):
     card, recorded, model = calibrated
-    said_w = publications(recorded.power).power_w.mean()
+    said_w = find_sensor_updates(recorded.power).power_w.mean()
     truth_w = recorded.meter_w[recorded.meter_ns > ORIGIN_NS + 1_000_000_000].mean()
     # Windows that follow each other leave nothing out; a look of 2 in 100 ms leaves most of the load to chance.
     found_w = (said_w - model.offset_w) / model.gain

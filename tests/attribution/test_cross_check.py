@@ -11,8 +11,8 @@ from tests.support.worlds import MS
 from torchwatt.core.meter import Channel, Meter, Recording, Series
 from torchwatt.core.terms import Domain
 from torchwatt.core.trace import EMPTY_TRACE
-from torchwatt.session.options import Options
-from torchwatt.session.settle import Bounds, Outcome, settle
+from torchwatt.reports.report_builder import RunInterval, RunOutcome, build_report
+from torchwatt.reports.run_options import RunOptions
 
 ORIGIN_NS = 3_000_000_000_000
 KINDS = {
@@ -44,8 +44,8 @@ def report_of(gain, seconds, *, kind="gpu", counter_ms=20, power_ms=20, around_s
     raw = (np.floor((5e3 + gain * energy_j(at_counter)) * 1e3), np.round(said_w * 1e3))
     series = tuple(Series(c, t_ns, r, np.zeros_like(t_ns)) for c, r in zip(channels, raw, strict=False))
     start_s, end_s = around_s, around_s + seconds
-    bounds = Bounds(ORIGIN_NS + round(start_s * 1e9), ORIGIN_NS + round(end_s * 1e9), 1)
-    report = settle("x", Options(), bounds, Recording((meter,), series), EMPTY_TRACE, Outcome("complete"))
+    bounds = RunInterval(ORIGIN_NS + round(start_s * 1e9), ORIGIN_NS + round(end_s * 1e9), 1)
+    report = build_report("x", RunOptions(), bounds, Recording((meter,), series), EMPTY_TRACE, RunOutcome("complete"))
     return report, float(energy_j(end_s) - energy_j(start_s))
 
 

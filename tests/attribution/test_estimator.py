@@ -9,8 +9,8 @@ import pytest
 from tests.attribution.cases import A100, CASES, distinct
 from tests.attribution.scoring import attributed, score
 from tests.attribution.simulator import simulate
-from torchwatt.attribution.kernel import Kernel, SensorModel
-from torchwatt.attribution.known import Known, Replay
+from torchwatt.attribution.device_priors import DevicePriors, SlotReplay
+from torchwatt.attribution.sensor_response import SensorModel, SensorResponse
 from torchwatt.core.ledger import total_self_j
 from torchwatt.core.terms import IDLE, UNATTRIBUTED, Slot
 
@@ -165,8 +165,8 @@ def test_a_few_readings_are_time_share(minute):
 def test_a_replay_sharpens_the_layers_that_it_replayed(minute):
     truth = minute.truth_j
     time_s = {Slot(e.fqn, e.phase): e.time_self_s for e in attributed(minute).ledgers[0].entries}
-    replays = tuple(Replay(s, j / time_s[s] * 1.02) for s, j in truth.items() if j > 0)
-    plain, sharp = score(minute), score(minute, Known(replays={"gpu:0": replays}))
+    replays = tuple(SlotReplay(s, j / time_s[s] * 1.02) for s, j in truth.items() if j > 0)
+    plain, sharp = score(minute), score(minute, DevicePriors(replays={"gpu:0": replays}))
     assert sharp.ew < 0.6 * plain.ew
 
 
@@ -174,12 +174,12 @@ def test_operations_and_bytes_help_where_power_follows_them():
     plan = distinct(5, layers=30)
     simulated = simulate(plan, A100, minutes=0.25, seed=5)
     work = {w.signature: (w.seconds * (w.watts - 75), 0.0) for w in plan.works}
-    assert score(simulated, Known(work=work)).ew < 0.7 * score(simulated).ew
+    assert score(simulated, DevicePriors(work=work)).ew < 0.7 * score(simulated).ew
 
 
 def test_a_calibrated_kernel_is_used_as_it_is(minute):
-    model = SensorModel(Kernel(0.025), 0.1, 0.3, "a square wave of 300 pulses")
-    found = score(minute, Known(sensors={"gpu:0/power": model}))
+    model = SensorModel(SensorResponse(0.025), 0.1, 0.3, "a square wave of 300 pulses")
+    found = score(minute, DevicePriors(sensors={"gpu:0/power": model}))
     assert "calibrated: a square wave of 300 pulses" in found.ledger.sentence
     assert found.fitted
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.attribution import h100
-from torchwatt.attribution.calibrate import calibrate_square_wave
-from torchwatt.attribution.kernel import RINGS, nominal
-from torchwatt.attribution.power import integrate
-from torchwatt.attribution.publications import publications
+from torchwatt.attribution.power_integral import integrate_power
+from torchwatt.attribution.response_calibration import calibrate_square_wave
+from torchwatt.attribution.sensor_response import RING_RESPONSES, nominal_response
+from torchwatt.attribution.sensor_updates import find_sensor_updates
 from torchwatt.core.terms import POWER_SAMPLES
 
 LOADS = ("steady", "heavy")
@@ -17,13 +17,13 @@ LOADS = ("steady", "heavy")
 
 @pytest.fixture(scope="module")
 def ring_model():
-    return calibrate_square_wave(h100.edges_ns("steady"), h100.ring("steady"), RINGS["h100"])
+    return calibrate_square_wave(h100.edges_ns("steady"), h100.ring("steady"), RING_RESPONSES["h100"])
 
 
 @pytest.mark.parametrize("load", LOADS)
 def test_the_drivers_samples_are_publications_as_they_are(load):
     power = h100.ring(load)
-    seen = publications(power)
+    seen = find_sensor_updates(power)
     assert seen.stamped
     assert seen.locked
     assert list(seen.at_ns()) == list(power.t_ns)  # no bracket between two polls, no grid, repeated values kept
@@ -40,11 +40,11 @@ def test_a_sample_is_a_low_pass_of_13_ms_a_millisecond_old(ring_model):
 
 
 def test_what_is_believed_of_the_ring_is_what_was_found(ring_model):
-    kernel, why = nominal("h100", POWER_SAMPLES, 0.02)
+    kernel, why = nominal_response("h100", POWER_SAMPLES, 0.02)
     assert "ring of h100" in why
     assert kernel.tau_s == pytest.approx(ring_model.kernel.tau_s, abs=0.001)
     assert kernel.window_s == pytest.approx(ring_model.kernel.window_s, abs=0.001)
-    assert nominal("a100", POWER_SAMPLES, 0.02)[0].window_s == 0.02
+    assert nominal_response("a100", POWER_SAMPLES, 0.02)[0].window_s == 0.02
 
 
 def test_the_field_that_is_polled_is_published_a_fifth_as_often_and_left_less_explained(ring_model):
@@ -62,7 +62,7 @@ def test_the_rings_joules_are_the_counters_over_the_same_time(load):
     t_ns, energy_mj = counter.t_ns[changed], counter.raw[changed]
     start_ns = t_ns[0]
     end_ns, last_mj = next((t, mj) for t, mj in zip(t_ns[::-1], energy_mj[::-1], strict=True) if t <= ring.t_ns[-1])
-    at_ns, joules, silent = integrate(ring)
+    at_ns, joules, silent = integrate_power(ring)
     ring_j = float(np.diff(np.interp([start_ns, end_ns], at_ns, joules))[0])
     assert not silent
     assert ring_j == pytest.approx((last_mj - energy_mj[0]) / 1e3, rel=0.01)

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 
 from tests.attribution.h100 import FOLDER, GPU, RING
-from torchwatt.attribution.device_books import device_books
-from torchwatt.attribution.known import Known
-from torchwatt.core.activity import Activity
-from torchwatt.core.curve import EnergyCurve
+from torchwatt.attribution.device_attribution import attribute_device
+from torchwatt.attribution.device_priors import DevicePriors
+from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.meter import Series
 from torchwatt.core.terms import Slot
-from torchwatt.core.trace import trace_from_spans
-from torchwatt.tracing.devices.spread import spread
-from torchwatt.tracing.devices.stamps import Busy
+from torchwatt.core.trace import Activity, trace_from_spans
+from torchwatt.tracing.device_windows import extrapolate_windows
+from torchwatt.tracing.step_events import DeviceSteps
 
 # Joules a call in a loop of its own (benchmarks/gpu/truth.py). `bf16` is left out: alone it runs into the power cap, at
 # lower clocks (7.2 ms a call), and in the run it does not (6.2 ms), so its joules are not the same.
@@ -50,12 +49,12 @@ def windows(found):
 def books():
     with np.load(FOLDER / "unlike.npz") as kept:
         found = {name: kept[name] for name in kept.files}
-    steps = [Busy(start, end, 1, bound=False) for start, end in found["steps"].tolist()]
-    activity = spread(list(windows(found)), steps, str)
+    steps = [DeviceSteps(start, end, 1, bound=False) for start, end in found["steps"].tolist()]
+    activity = extrapolate_windows(list(windows(found)), steps, str)
     ring = Series(RING, found["ring_ns"], found["ring_mw"].astype(np.float64), np.zeros_like(found["ring_ns"]))
     curve = EnergyCurve(GPU, found["curve_ns"], found["curve_j"], "counter", "measured")
     trace = trace_from_spans((), steps=[(start, end) for start, end in found["steps"].tolist()])
-    return device_books(curve, activity, trace, ring, "h100", Known())
+    return attribute_device(curve, activity, trace, ring, "h100", DevicePriors())
 
 
 def error(books, joules):

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from torchwatt.attribution.apportion import apportion
-from torchwatt.attribution.exposure import Exposure
-from torchwatt.attribution.fit import MOST_SHARING, share_by_time
+from torchwatt.attribution.host_fit import MAX_INTERVAL_SLOTS, apportion_intervals, fit_time_share
+from torchwatt.attribution.owned_intervals import Exposure
 
 
 def exposure(slots, rows=40):
@@ -26,9 +25,9 @@ def exposure(slots, rows=40):
 def test_time_share_books_every_joule_however_many_slots_there_are(slots):
     seen = exposure(slots)
     idle = np.arange(slots) == slots - 1
-    fit = share_by_time(seen, idle, "the load model has no per-layer information")
-    booked = apportion(seen, fit)
+    fit = fit_time_share(seen, idle, "the load model has no per-layer information")
+    booked = apportion_intervals(seen, fit)
     assert booked.energy_j.sum() == pytest.approx(seen.energy_j.sum(), rel=1e-9)
-    few = slots <= MOST_SHARING
+    few = slots <= MAX_INTERVAL_SLOTS
     assert (fit.covariance is not None) == few == (booked.sd_j is not None)  # unknown is unknown, not 0
     assert ("slots" in fit.reason) == (not few)

@@ -8,9 +8,9 @@ import pytest
 from tests.attribution.cases import distinct
 from tests.attribution.scoring import attributed, score
 from tests.attribution.simulator import ORIGIN_NS, Plan, Sensor, Work, simulate
-from torchwatt.attribution.kernel import RINGS, SensorModel
-from torchwatt.attribution.known import Known
-from torchwatt.attribution.readings import finest
+from torchwatt.attribution.device_priors import DevicePriors
+from torchwatt.attribution.sensor_response import RING_RESPONSES, SensorModel
+from torchwatt.attribution.sensor_updates import select_power_series
 from torchwatt.core.meter import Channel, Series
 from torchwatt.core.terms import POWER_SAMPLES, Domain
 
@@ -44,7 +44,7 @@ POLLED = readings(INSTANT, (0, 60))
     ids=["whole", "hole", "froze", "same", "zero"],
 )
 def test_layers_are_fitted_to_the_drivers_samples_where_they_are_there_throughout(fine, why):
-    power, told = finest([POLLED, fine], ORIGIN_NS, END_NS)
+    power, told = select_power_series([POLLED, fine], ORIGIN_NS, END_NS)
     assert told == why
     fitted = fine if not why and fine.raw.any() else POLLED
     assert power.channel == fitted.channel
@@ -53,15 +53,15 @@ def test_layers_are_fitted_to_the_drivers_samples_where_they_are_there_throughou
 
 def test_samples_that_were_not_read_yet_are_missed_only_where_they_are_half_of_the_run():
     fine = readings(FINE, (0, 8))
-    assert finest([POLLED, fine], ORIGIN_NS, ORIGIN_NS + 9 * S)[1] == ""
-    assert finest([POLLED, fine], ORIGIN_NS, ORIGIN_NS + 12 * S)[1] == "they cover 66% of the run"
-    assert finest([POLLED, fine], ORIGIN_NS + 7 * S, ORIGIN_NS + 10 * S)[1] == "they cover 33% of the run"
+    assert select_power_series([POLLED, fine], ORIGIN_NS, ORIGIN_NS + 9 * S)[1] == ""
+    assert select_power_series([POLLED, fine], ORIGIN_NS, ORIGIN_NS + 12 * S)[1] == "they cover 66% of the run"
+    assert select_power_series([POLLED, fine], ORIGIN_NS + 7 * S, ORIGIN_NS + 10 * S)[1] == "they cover 33% of the run"
 
 
 def test_the_drivers_samples_alone_are_better_than_nothing():
-    power, told = finest([readings(FINE, (0, 20))], ORIGIN_NS, END_NS)
+    power, told = select_power_series([readings(FINE, (0, 20))], ORIGIN_NS, END_NS)
     assert (power.channel, told) == (FINE, "")
-    assert finest([], ORIGIN_NS, END_NS) == (None, "")
+    assert select_power_series([], ORIGIN_NS, END_NS) == (None, "")
 
 
 def few():
@@ -90,8 +90,8 @@ def test_a_ring_that_froze_is_told_and_the_polled_power_is_used():
 
 @pytest.mark.slow
 def test_samples_every_20_ms_know_the_layers_better_and_the_large_ones_twice_as_well():
-    model = SensorModel(RINGS["h100"], 0.1, 1.0, "a square wave")
-    known = Known(sensors={"gpu:0/power": model, "gpu:0/power_fine": model})
+    model = SensorModel(RING_RESPONSES["h100"], 0.1, 1.0, "a square wave")
+    known = DevicePriors(sensors={"gpu:0/power": model, "gpu:0/power_fine": model})
     coarse, fine = (
         score(simulate(distinct(1), replace(H100, ring_s=ring_s), minutes=1, seed=1), known) for ring_s in (None, 0.020)
     )

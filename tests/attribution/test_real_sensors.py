@@ -9,9 +9,9 @@ import pytest
 from tests.attribution.recordings import beside_meter, polls
 from tests.support.heavy import heavy_unless
 from tests.support.other_recordings import recordings_of_others
-from torchwatt.attribution.calibrate import calibrate_beside_meter, calibrate_square_wave, predict
-from torchwatt.attribution.look import Records, look
-from torchwatt.attribution.publications import publications
+from torchwatt.attribution.design_matrix import WorkRecords, build_design_rows
+from torchwatt.attribution.response_calibration import calibrate_beside_meter, calibrate_square_wave, predict_readings
+from torchwatt.attribution.sensor_updates import find_sensor_updates
 
 FOLDER = recordings_of_others() / "power" / "gpu_power_benchmark"
 # Name, period in ms (of ATTRIBUTION's analysis), largest rms error of the predicted readings in W.
@@ -45,7 +45,7 @@ def calibrated(folder):
 @pytest.mark.parametrize(("card", "period_ms", "rms_w"), heavy_unless(lambda row: row[0] != "3090", CARDS))
 def test_the_sensor_model_predicts_what_nvml_said_from_what_the_meter_saw(calibrated, card, period_ms, rms_w):
     recording, model = calibrated[card]
-    said_w, predicted_w = predict(model, recording.meter_ns, recording.meter_w, recording.power)
+    said_w, predicted_w = predict_readings(model, recording.meter_ns, recording.meter_w, recording.power)
     assert len(said_w) > 80
     assert np.sqrt(np.mean((said_w - predicted_w) ** 2)) <= rms_w
     assert model.rms_w <= rms_w
@@ -56,7 +56,7 @@ def test_the_sensor_model_predicts_what_nvml_said_from_what_the_meter_saw(calibr
 def test_the_3090s_integrated_readings_are_the_meters_energy_once_its_gain_is_taken_out(calibrated):
     recording, model = calibrated["3090"]
     first_ns, last_ns = recording.edges_ns[0], recording.edges_ns[-1]
-    seen = publications(recording.power)
+    seen = find_sensor_updates(recording.power)
     # Its windows follow each other without a gap: the mean of the readings is the mean of the power.
     looks_ns = seen.at_ns() - round((model.kernel.lag_s + model.kernel.window_s / 2) * 1e9)
     said_w = seen.power_w[(looks_ns > first_ns) & (looks_ns < last_ns)].mean()
@@ -70,13 +70,13 @@ def test_the_a100s_energy_is_the_meters_though_it_looks_at_a_quarter_of_the_time
     recording, model = calibrated["A100"]
     edges_ns = np.unique(recording.edges_ns)
     edges_ns = edges_ns[: len(edges_ns) // 2 * 2]
-    seen = publications(recording.power)
+    seen = find_sensor_updates(recording.power)
     edges_s = (edges_ns - seen.origin_ns) / 1e9
     pulses = len(edges_s) // 2
-    load = Records(edges_s[0::2], edges_s[1::2], np.zeros(pulses, dtype=np.int64), np.zeros(pulses, dtype=bool), 1)
+    load = WorkRecords(edges_s[0::2], edges_s[1::2], np.zeros(pulses, dtype=np.int64), np.zeros(pulses, dtype=bool), 1)
     kernel = calibrate_square_wave(edges_ns, recording.power).kernel  # its lag is that of this load
     during = (seen.at_s - kernel.lag_s - kernel.window_s > edges_s[0]) & (seen.at_s - kernel.lag_s < edges_s[-1])
-    rows = look(load, seen.at_s[during], seen.power_w[during], kernel)
+    rows = build_design_rows(load, seen.at_s[during], seen.power_w[during], kernel)
     levels_w = np.linalg.lstsq(rows.design, rows.power_w, rcond=None)[0]
     on_s, all_s = float((edges_s[1::2] - edges_s[0::2]).sum()), float(edges_s[-1] - edges_s[0])
     found_w = (float(levels_w @ [on_s, all_s - on_s]) / all_s - model.offset_w) / model.gain
@@ -89,16 +89,16 @@ def test_the_a100s_energy_is_the_meters_though_it_looks_at_a_quarter_of_the_time
 @pytest.mark.parametrize(("card", "period_ms"), [(card, period_ms) for card, period_ms, _ in CARDS])
 def test_the_period_is_found_from_the_polls_alone(folder, card, period_ms):
     for name in (f"5050_{card}", f"Transient_Response_{card}_TR"):
-        seen = publications(polls(folder, name))
+        seen = find_sensor_updates(polls(folder, name))
         assert seen.locked
         assert seen.period_s * 1e3 == pytest.approx(period_ms, abs=0.1)
 
 
 def test_long_recordings_of_polls_alone_lock_as_well(folder):
-    a100 = publications(polls(folder, "pwr_update_freq_A100"))
+    a100 = find_sensor_updates(polls(folder, "pwr_update_freq_A100"))
     assert a100.locked
     assert a100.period_s * 1e3 == pytest.approx(101.145, abs=0.01)
-    assert publications(polls(folder, "pwr_update_freq_V100")).period_s * 1e3 == pytest.approx(20, abs=0.1)
+    assert find_sensor_updates(polls(folder, "pwr_update_freq_V100")).period_s * 1e3 == pytest.approx(20, abs=0.1)
 
 
 def test_the_a100_is_a_low_pass(calibrated):

@@ -8,12 +8,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.attribution.simulator import GPU, ORIGIN_NS, Plan, Sensor, Work, simulate
-from torchwatt.attribution.calibrate import calibrate_square_wave
-from torchwatt.attribution.estimate import Estimator
-from torchwatt.attribution.kernel import FAMILIES, Kernel, SensorModel, family_of, nominal
-from torchwatt.attribution.look import Records, look, stack
-from torchwatt.attribution.prior import structure
-from torchwatt.attribution.publications import publications
+from torchwatt.attribution.design_matrix import WorkRecords, build_design_rows, stack_rows
+from torchwatt.attribution.estimator import Estimator
+from torchwatt.attribution.posterior import build_column_groups
+from torchwatt.attribution.response_calibration import calibrate_square_wave
+from torchwatt.attribution.sensor_response import (
+    SENSOR_FAMILIES,
+    SensorModel,
+    SensorResponse,
+    find_sensor_family,
+    nominal_response,
+)
+from torchwatt.attribution.sensor_updates import find_sensor_updates
 from torchwatt.core.errors import ConfigError, SensorError
 from torchwatt.core.meter import Channel, Series
 
@@ -22,7 +28,7 @@ CHANNEL = Channel(GPU, "power", "power", "W", 1e-3, 5_000_000, "nvml_power_insta
 
 def records(*rows, columns=2):
     start, end, column = (np.array(values) for values in zip(*rows, strict=True))
-    return Records(start.astype(float), end.astype(float), column, np.zeros(len(start), dtype=bool), columns)
+    return WorkRecords(start.astype(float), end.astype(float), column, np.zeros(len(start), dtype=bool), columns)
 
 
 def polled(at_s, value_w, *, poll_s=0.005, seed=0, until_s=None, jitter=0.5):
@@ -56,25 +62,31 @@ def brute(work, at_s, kernel, step_s=1e-5):
     return out
 
 
-@pytest.mark.parametrize("kernel", [Kernel(0.025), Kernel(0.002, 0.012), Kernel(0.03, 0.004, 0.007)])
+@pytest.mark.parametrize(
+    "kernel", [SensorResponse(0.025), SensorResponse(0.002, 0.012), SensorResponse(0.03, 0.004, 0.007)]
+)
 def test_rows_are_what_filtering_sample_by_sample_gives(kernel):
     work = records((0.30, 0.31, 0), (0.31, 0.325, 1), (0.32, 0.34, 0), (0.36, 0.3601, 1))
     at_s = np.array([0.312, 0.33, 0.345, 0.37, 0.40])
-    rows = look(work, at_s, np.zeros(5), kernel)
+    rows = build_design_rows(work, at_s, np.zeros(5), kernel)
     np.testing.assert_allclose(rows.design[:, :2], brute(work, at_s, kernel), atol=2e-3)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 50), st.integers(0, 12), st.integers(0, 2)), min_size=1, max_size=12),
-    st.sampled_from([Kernel(0.010), Kernel(0.025, 0.0, 0.003), Kernel(0.005, 0.004), Kernel(0.1)]),
+    st.sampled_from(
+        [SensorResponse(0.010), SensorResponse(0.025, 0.0, 0.003), SensorResponse(0.005, 0.004), SensorResponse(0.1)]
+    ),
 )
 def test_a_row_adds_up_to_one_and_reading_in_parts_changes_nothing(spans, kernel):
     work = records(*((a * 1e-3, (a + n) * 1e-3, c) for a, n, c in spans), columns=3)
     at_s = np.arange(1, 12) * 0.0101
-    whole = look(work, at_s, at_s, kernel)
+    whole = build_design_rows(work, at_s, at_s, kernel)
     np.testing.assert_allclose(whole.design.sum(axis=1), 1.0)
-    parts = stack([look(work, at_s[:4], at_s[:4], kernel), look(work, at_s[4:], at_s[4:], kernel)])
+    parts = stack_rows(
+        [build_design_rows(work, at_s[:4], at_s[:4], kernel), build_design_rows(work, at_s[4:], at_s[4:], kernel)]
+    )
     np.testing.assert_allclose(parts.design, whole.design, atol=1e-6)
 
 
@@ -83,8 +95,8 @@ def test_the_slope_of_a_row_is_its_derivative():
     edges = np.sort(rng.uniform(0, 1, 40))
     work = records(*((a, b, i % 2) for i, (a, b) in enumerate(pairwise(edges))))
     at_s = np.linspace(0.4, 0.9, 20)
-    kernel, step_s = Kernel(0.02, 0.01), 1e-6
-    here, later = (look(work, at_s + d, at_s, kernel) for d in (0.0, step_s))
+    kernel, step_s = SensorResponse(0.02, 0.01), 1e-6
+    here, later = (build_design_rows(work, at_s + d, at_s, kernel) for d in (0.0, step_s))
     np.testing.assert_allclose((later.design - here.design) / step_s, here.slope, atol=1e-2)
 
 
@@ -95,7 +107,7 @@ def test_the_grid_is_locked_to_a_tenth_of_a_millisecond(period_s, poll_s, seed):
     rng = np.random.default_rng(seed)
     at_s = 0.05 + np.arange(300) * period_s
     shaken_s = at_s + 5e-5 * rng.standard_normal(300)
-    seen = publications(polled(shaken_s, rng.uniform(100, 300, 300), poll_s=poll_s, seed=seed))
+    seen = find_sensor_updates(polled(shaken_s, rng.uniform(100, 300, 300), poll_s=poll_s, seed=seed))
     assert seen.locked
     assert seen.period_s == pytest.approx(period_s, abs=1e-5)
     first_s = seen.at_s[0] + (seen.origin_ns - ORIGIN_NS) / 1e9
@@ -105,7 +117,7 @@ def test_the_grid_is_locked_to_a_tenth_of_a_millisecond(period_s, poll_s, seed):
 def test_a_repeated_value_is_still_a_publication():
     rng = np.random.default_rng(0)
     value_w = rng.choice([100.0, 101.0], 400)  # half of the publications change nothing
-    seen = publications(polled(0.05 + np.arange(400) * 0.1, value_w))
+    seen = find_sensor_updates(polled(0.05 + np.arange(400) * 0.1, value_w))
     assert seen.locked
     assert len(seen) >= 397
     assert seen.period_s == pytest.approx(0.1, abs=1e-5)
@@ -114,14 +126,14 @@ def test_a_repeated_value_is_still_a_publication():
 def test_a_sensor_without_a_clock_is_dated_by_its_polls_and_says_so():
     rng = np.random.default_rng(0)
     at_s = np.cumsum(rng.uniform(0.05, 0.15, 300))
-    seen = publications(polled(at_s, rng.uniform(100, 300, 300)))
+    seen = find_sensor_updates(polled(at_s, rng.uniform(100, 300, 300)))
     assert not seen.locked
     assert seen.timing_sd_s == pytest.approx(0.005 / np.sqrt(12), rel=0.4)
 
 
 def test_a_frozen_sensor_publishes_nothing():
     at_s = np.arange(300) * 0.1
-    assert publications(polled(at_s, np.full(300, 120.0))) is None
+    assert find_sensor_updates(polled(at_s, np.full(300, 120.0))) is None
 
 
 def square_wave(sensor, *, on_s=0.037, off_s=0.036, minutes=0.4):
@@ -158,7 +170,7 @@ def test_a_sensor_that_ignores_the_load_is_not_calibrated():
 
 
 def test_a_sensor_model_survives_json_and_a_broken_one_is_named():
-    model = SensorModel(Kernel(0.025, 0.001, 0.002), 0.1, 0.4, "a square wave", 0.95, -2.0)
+    model = SensorModel(SensorResponse(0.025, 0.001, 0.002), 0.1, 0.4, "a square wave", 0.95, -2.0)
     assert SensorModel.from_json(json.loads(json.dumps(model.to_json()))) == model
     broken = {**model.to_json(), "kernel": {"window_s": "wide"}}
     with pytest.raises(ConfigError, match="calibrate again"):
@@ -178,16 +190,16 @@ def test_a_sensor_model_survives_json_and_a_broken_one_is_named():
     ],
 )
 def test_a_family_is_known_by_the_cards_name(model, family):
-    assert family_of(model) == family
+    assert find_sensor_family(model) == family
 
 
 def test_nominal_kernels_follow_the_field_and_the_architecture():
-    assert nominal("a100", "nvml_power_instant", 0.1)[0] == FAMILIES["a100"]
-    assert nominal("ada", "nvml_power", 0.1)[0].window_s == 1.0
-    assert nominal("volta", "nvml_power", 0.02)[0].window_s == 0.01
-    assert nominal(None, "nvml_power_instant", 0.05)[0].window_s == 0.05
+    assert nominal_response("a100", "nvml_power_instant", 0.1)[0] == SENSOR_FAMILIES["a100"]
+    assert nominal_response("ada", "nvml_power", 0.1)[0].window_s == 1.0
+    assert nominal_response("volta", "nvml_power", 0.02)[0].window_s == 0.01
+    assert nominal_response(None, "nvml_power_instant", 0.05)[0].window_s == 0.05
     with pytest.raises(ConfigError, match="choose one of"):
-        nominal("z80", "nvml_power_instant", 0.1)
+        nominal_response("z80", "nvml_power_instant", 0.1)
 
 
 def rows_of_world(seed=0, count=900, columns=6):
@@ -196,15 +208,15 @@ def rows_of_world(seed=0, count=900, columns=6):
     edges = np.concatenate(([0.0], np.cumsum(rng.uniform(0.002, 0.02, 12000))))
     column = rng.integers(0, columns + 1, 12000)
     busy = column < columns
-    work = Records(edges[:-1][busy], edges[1:][busy], column[busy], np.zeros(busy.sum(), dtype=bool), columns)
+    work = WorkRecords(edges[:-1][busy], edges[1:][busy], column[busy], np.zeros(busy.sum(), dtype=bool), columns)
     at_s = 1.0 + np.arange(count) * 0.1
-    rows = look(work, at_s, at_s, Kernel(0.025))
+    rows = build_design_rows(work, at_s, at_s, SensorResponse(0.025))
     said_w = rows.design @ power_w + 3 * rng.standard_normal(count)
     return replace(rows, power_w=said_w), power_w
 
 
 def solved(parts, columns=6):
-    estimator = Estimator(structure(()), columns)
+    estimator = Estimator(build_column_groups(()), columns)
     for part in parts:
         estimator.add(part)
     return estimator.solve()
@@ -222,7 +234,7 @@ def test_old_readings_are_folded_and_nothing_is_lost(monkeypatch):
     """Memory stays bounded: at most 200 readings of 7 numbers are open."""
     rows, power_w = rows_of_world()
     whole = solved([rows])
-    monkeypatch.setattr("torchwatt.attribution.estimate.OPEN_NUMBERS", 200 * 7)
+    monkeypatch.setattr("torchwatt.attribution.estimator.MAX_OPEN_NUMBERS", 200 * 7)
     folded = solved([rows.take(slice(i, i + 50)) for i in range(0, 900, 50)])
     assert folded.rows == whole.rows
     np.testing.assert_allclose(folded.posterior.power_w, power_w, rtol=0.03)

@@ -12,15 +12,15 @@ from torch import nn
 import torchwatt as tw
 from tests.support.reports import bare_report, named_report, sample_report
 from torchwatt.audit import read_bundle, verify, write_bundle
-from torchwatt.audit.lexical import LONGEST_TEXT
-from torchwatt.audit.rebuild import rebuild
-from torchwatt.core.curve import EnergyCurve
+from torchwatt.audit.cell_codec import LONGEST_TEXT
+from torchwatt.audit.report_loader import load_report
+from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.meter import Event
 from torchwatt.core.report import Window
 from torchwatt.core.terms import Domain
 from torchwatt.sensors import sampler
 from torchwatt.session import session
-from torchwatt.tracing import assemble, fold, log, marks, rounds, rows, stepping
+from torchwatt.tracing import aggregated_spans, log_rows, loop_steps, scope, step_controller, thread_log, trace_builder
 
 MOST = 16
 DAY_NS = 86_400 * 10**9
@@ -83,10 +83,10 @@ def checked(folder):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_run_beyond_each_bound_of_the_trace(program, loop, tmp_path, monkeypatch):
-    for module, name in ((log, "MAX_RECORDS"), (fold, "MAX_KINDS"), (stepping, "FOLD_STEPS"), (log, "MAX_SKELETONS"),
-                         (stepping, "COMPACT_ROWS"), (rows, "FORCE_ROWS"), (assemble, "MAX_FILLED")):  # fmt: skip
+    for module, name in ((thread_log, "MAX_RECORDS"), (aggregated_spans, "MAX_KINDS"), (step_controller, "FOLD_STEPS"), (thread_log, "MAX_SKELETONS"),
+                         (step_controller, "COMPACT_ROWS"), (log_rows, "FORCE_ROWS"), (trace_builder, "MAX_FILLED")):  # fmt: skip
         monkeypatch.setattr(module, name, MOST)
-    for bounded in (marks.Marks, rounds.OptimizerEnds):
+    for bounded in (scope.StepMarks, loop_steps.OptimizerEnds):
         monkeypatch.setattr(bounded.__init__, "__defaults__", (MOST,))
     run_program, steps = PROGRAMS[program]
     with tw.profile(csv=tmp_path / "bundle") as run:
@@ -95,13 +95,13 @@ def test_a_run_beyond_each_bound_of_the_trace(program, loop, tmp_path, monkeypat
     assert int(bundle.run["step_count"]) == run.report.step_count
     if steps is not None:
         assert run.report.step_count == steps
-    again = rebuild(tmp_path / "bundle")
+    again = load_report(tmp_path / "bundle")
     assert [(step.index, step.count) for step in again.steps] == [(step.index, step.count) for step in run.report.steps]
 
 
 def test_a_journal_of_few_filled_spans(loop, tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "MOST_FILLED", MOST)
-    monkeypatch.setattr(marks.Marks.__init__, "__defaults__", (MOST,))
+    monkeypatch.setattr(session, "MAX_FILLED_SPANS", MOST)
+    monkeypatch.setattr(scope.StepMarks.__init__, "__defaults__", (MOST,))
     with tw.profile(journal=tmp_path / "journal") as run:
         train(loop, 101)
     again = tw.recover(tmp_path / "journal")
@@ -138,7 +138,7 @@ def test_texts_longer_than_a_cell(what, tmp_path):
     bundle = checked(tmp_path / "bundle")
     cells = [cell for table in ("run", "layer", "window", "event") for row in bundle[table] for cell in row.values()]
     assert max(len(cell) for cell in cells if isinstance(cell, str)) <= LONGEST_TEXT
-    again = rebuild(tmp_path / "bundle")
+    again = load_report(tmp_path / "bundle")
     assert again.energy_j == WORDS[what].energy_j
     first = sorted(WORDS[what].units.items())[:1]
     assert sorted(again.units.items())[:1] == [(unit[:200], count) for unit, count in first]

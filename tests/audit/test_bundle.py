@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tests.support.reports import HOSTILE, RUN_ID, UUID, bare_report, named_report, sample_report
 from torchwatt.audit import TABLES, read_bundle, write_bundle
 from torchwatt.audit.formula import evaluate
-from torchwatt.audit.rows import rows_by_table
 from torchwatt.audit.seal import GIT_ATTRIBUTES, MANIFEST
+from torchwatt.audit.table_rows import rows_by_table
 from torchwatt.core.errors import BundleError
 from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Event, Unavailable

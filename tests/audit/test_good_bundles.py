@@ -16,7 +16,7 @@ from tests.support.ready import run_script
 from tests.support.reports import HOSTILE, bare_report, named_report
 from torchwatt.audit import read_bundle, verify, write_bundle
 from torchwatt.audit.seal import GIT_ATTRIBUTES
-from torchwatt.core.meter import Channel, Meter, Recording, series
+from torchwatt.core.meter import Channel, Meter, Recording, series_from_readings
 from torchwatt.core.terms import Domain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,13 +178,16 @@ class Slow:
     def read_now(self):
         pass
 
-    linger = read_now
+    wait_for_update = read_now
 
     def snapshot(self, since_ns=0):
         ticks = range(self.begun_ns, time.monotonic_ns(), self.TICK_NS)
         counter, model = (meter.channels[0] for meter in self.meters)
         published = [(t, (t - self.begun_ns) // self.PERIOD_NS * 0.3 * 500.0) for t in ticks]
-        return Recording(self.meters, (series(counter, published), series(model, [(t, 10.0) for t in ticks])))
+        return Recording(
+            self.meters,
+            (series_from_readings(counter, published), series_from_readings(model, [(t, 10.0) for t in ticks])),
+        )
 
     peek = snapshot
 

@@ -10,7 +10,7 @@ from tests.support.bundles import cell, rich_report, sealed, tables_of
 from tests.support.reports import HOSTILE, named_report
 from torchwatt.audit import verify, write_bundle
 from torchwatt.audit.seal import GIT_ATTRIBUTES
-from torchwatt.audit.verification import files
+from torchwatt.audit.verification import file_checks
 from torchwatt.core.errors import BundleError
 
 CARELESS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -101,13 +101,13 @@ def test_a_folder_that_is_no_bundle_is_an_error(tmp_path):
 
 def test_a_folder_without_a_manifest_is_refused_before_any_of_its_files_is_read(tmp_path, monkeypatch):
     (tmp_path / "large").write_bytes(b"x")
-    monkeypatch.setattr(files, "digest", lambda *_: pytest.fail("a file was read"))
+    monkeypatch.setattr(file_checks, "digest", lambda *_: pytest.fail("a file was read"))
     with pytest.raises(BundleError, match="no bundle"):
         verify(tmp_path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
 def test_a_file_that_holds_more_than_its_size_says_is_read_up_to_the_limit(monkeypatch):
-    monkeypatch.setattr(files, "MAX_FILE_BYTES", 10)  # a file of /proc has the size 0
+    monkeypatch.setattr(file_checks, "MAX_FILE_BYTES", 10)  # a file of /proc has the size 0
     with pytest.raises(OSError, match="more than 10 bytes"):
-        files.digest(Path("/proc/self/stat"))
+        file_checks.digest(Path("/proc/self/stat"))

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from torchwatt.audit import read_bundle, verify
-from torchwatt.audit.rebuild import rebuild
-from torchwatt.audit.schema.versions import CURRENT, is_newer, schema_of, version_in
+from torchwatt.audit.report_loader import load_report
+from torchwatt.audit.schema.schema_versions import CURRENT, is_newer, schema_of, version_in
 from torchwatt.audit.store import Store
-from torchwatt.carbon import Asked
-from torchwatt.cli.show import show
-from torchwatt.session.reprice import reprice
+from torchwatt.carbon import CarbonOptions
+from torchwatt.cli.bundle_commands import show_bundle
+from torchwatt.offline.repricing import reprice
 
 FOLDERS = {"1.2.0": Path(__file__).parent / "schema_1_2", "2.0.0": Path(__file__).parent / "schema_2_0"}
 BUNDLES = {version: sorted(folder.iterdir()) for version, folder in FOLDERS.items()}
@@ -72,7 +72,7 @@ def test_rows_of_version_1_have_todays_names_and_what_they_did_not_say_is_missin
 
 
 def test_show_prints_them(old, capsys):
-    assert show(str(old), everything=True) == 0
+    assert show_bundle(str(old), everything=True) == 0
     out = capsys.readouterr().out
     assert all(row["fqn"][:40] in out for row in table(old, "layer"))
 
@@ -82,13 +82,15 @@ def steps_of(folder):
 
 
 def test_they_are_rebuilt_with_the_same_joules(old):
-    report = rebuild(old)
+    report = load_report(old)
     assert report.energy_j == pytest.approx(float(table(old, "run")[0]["energy_it_j"]), rel=1e-12)
     assert {step.stage for step in report.steps} == {str(row.get("stage", "")) for row in steps_of(old)}
 
 
 def test_reprice_keeps_their_measured_files_and_their_version(old, tmp_path):
-    made = reprice(old, Asked(intensity_g_per_kwh=100.0), scenario="later", target=tmp_path / "priced").directory
+    made = reprice(
+        old, CarbonOptions(intensity_g_per_kwh=100.0), scenario="later", target=tmp_path / "priced"
+    ).directory
     for name in ("run.csv", "device.csv", "layer.csv", "window.csv"):
         assert (made / name).read_bytes() == (old / name).read_bytes()
     assert json.loads((made / "datapackage.json").read_text())["version"] == version_of(old)
@@ -109,10 +111,9 @@ def test_a_lake_takes_them_beside_todays(tmp_path):
     pytest.importorskip("duckdb")
     from tests.support.reports import sample_report
     from torchwatt.audit import write_bundle
-    from torchwatt.audit.fleet.check import check_lake
-    from torchwatt.audit.fleet.engine import connect
-    from torchwatt.audit.fleet.ingest import ingest
+    from torchwatt.audit.fleet.ingestion import ingest
     from torchwatt.audit.fleet.lake import open_lake
+    from torchwatt.audit.fleet.lake_queries import check_lake, connect
 
     runs = tmp_path / "runs"
     for folder in FOLDERS.values():

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.audit.describe import csvw_json, datapackage_json, schema_markdown
 from torchwatt.audit.formula import evaluate, names
-from torchwatt.audit.samples import arrow_schema
+from torchwatt.audit.sample_table import arrow_schema
 from torchwatt.audit.schema import TABLE_BY_NAME, TABLES
+from torchwatt.audit.table_descriptions import csvw_json, datapackage_json, schema_markdown
 from torchwatt.core.errors import BundleError
 
 ROOT = Path(__file__).resolve().parents[2]

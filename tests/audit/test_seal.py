@@ -11,9 +11,8 @@ import pytest
 from tests.support.bundles import rich_report
 from tests.support.reports import sample_report
 from torchwatt.audit import Seal, verify, write_bundle
-from torchwatt.audit.chain import read_chain
-from torchwatt.audit.seal import GIT_ATTRIBUTES, SIGNATURE, STATEMENT
-from torchwatt.audit.verification.seals import fingerprints
+from torchwatt.audit.seal import GIT_ATTRIBUTES, SIGNATURE, STATEMENT, read_chain
+from torchwatt.audit.verification.seal_checks import fingerprints
 from torchwatt.core.errors import BundleError
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from tests.support.bundles import rich_report
 from torchwatt.audit import read_bundle, verify, write_bundle
-from torchwatt.audit.rebuild import rebuild
+from torchwatt.audit.report_loader import load_report
 from torchwatt.core.errors import BundleError
 from torchwatt.core.terms import OTHER_PROCESSES
-from torchwatt.session.frames import layers, steps
+from torchwatt.reports.dataframes import layer_frame, step_frame
 
 
 def staged():
@@ -35,9 +35,9 @@ def test_rows_of_two_stages_are_two_rows_everywhere(tmp_path):
     assert verify(bundle).ok, verify(bundle)
     mine = [row for row in read_bundle(bundle)["layer"] if row["stage"] is not None]
     assert [row["stage"] for row in mine] == ["decode", "prefill"]
-    frame = layers(report)
+    frame = layer_frame(report)
     assert sorted(frame[frame.stage != ""].stage) == ["decode", "prefill"]
-    again = rebuild(bundle)
+    again = load_report(bundle)
     assert {e.stage for x in again.ledgers for e in x.entries} == {"", "prefill", "decode"}
     assert [x.energy_lo_j for x in again.ledgers] == pytest.approx([x.energy_lo_j for x in sorted_(report)])
 
@@ -60,8 +60,8 @@ def test_steps_keep_their_stage(tmp_path):
     windows = [row for row in read_bundle(bundle)["window"] if row["kind"] == "step"]
     assert [row["stage"] for row in windows] == [step.stage for step in report.steps]
     assert all(row["energy_systematic_lo_j"] < row["energy_j"] < row["energy_systematic_hi_j"] for row in windows)
-    assert list(steps(report).stage) == [step.stage for step in report.steps]
-    assert [step.stage for step in rebuild(bundle).steps] == [step.stage for step in report.steps]
+    assert list(step_frame(report).stage) == [step.stage for step in report.steps]
+    assert [step.stage for step in load_report(bundle).steps] == [step.stage for step in report.steps]
 
 
 def test_a_domain_that_is_not_counted_stays_with_books_of_its_own(tmp_path):
@@ -81,8 +81,8 @@ def test_a_domain_that_is_not_counted_stays_with_books_of_its_own(tmp_path):
     assert "gpu:0" not in read.run["boundary"]
     own = fsum(row["energy_self_j"] for row in read["layer"] if row["device_id"] == "gpu:0")
     assert own == pytest.approx(device["energy_j"], rel=1e-9)
-    assert [x.counted for x in rebuild(bundle).ledgers] == [True, False, True]  # cpu:0, gpu:0, ram
-    assert rebuild(bundle).energy_j == pytest.approx(apart.energy_j)
+    assert [x.counted for x in load_report(bundle).ledgers] == [True, False, True]  # cpu:0, gpu:0, ram
+    assert load_report(bundle).energy_j == pytest.approx(apart.energy_j)
 
 
 def test_both_kinds_of_intervals_are_in_the_files(tmp_path):

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from torchwatt.audit.verification.facts import WindowFact
-from torchwatt.audit.verification.run_laws import _step_count
+from torchwatt.audit.verification.bundle_facts import WindowFact
+from torchwatt.audit.verification.run_checks import _step_count
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def lab(window: Window, request: pytest.FixtureRequest) -> Iterator[Lab]:
     found, failed = window.get(), request.session.testsfailed
     window.faults.clear()
     yield found
-    assert found.asked
+    assert found.options
     assert found.elsewhere() == []
     assert window.faults == []
     if request.session.testsfailed > failed:

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from tests.carbon.worlds import found, planned, usage
-from torchwatt.carbon import Subject
-from torchwatt.carbon.price import price
+from torchwatt.carbon import PricedSubject
+from torchwatt.carbon.pricing import price_run
 from torchwatt.core.errors import FactorError
 
 KWH_J = 3.6e6
@@ -33,7 +33,7 @@ def test_a_file_gives_location_market_and_pue_with_their_ranges(write):
         "residual_mix,300,g{CO2e}/kW.h,AIB,290,310,market,,\n"
         "pue,1.2,1,landlord,1.1,1.3,,,\n"
     )
-    priced = price(usage(KWH_J), planned(factors=write(HEAD + rows)))
+    priced = price_run(usage(KWH_J), planned(factors=write(HEAD + rows)))
     location = found(priced, "run", "gwp", "usage", "location")
     assert location.value == pytest.approx(60.0)
     assert location.lo < 60 < location.hi
@@ -48,7 +48,7 @@ def test_a_file_gives_location_market_and_pue_with_their_ranges(write):
 def test_embodied_is_time_share_and_life_and_the_score_needs_it(write):
     file = write(HEAD + MADE + "grid_gwp,50,g{CO2e}/kW.h,TSO,40,60,location,https://example.org,\n")
     run = usage(KWH_J, unit="token", units=1000.0, duration_s=7200.0)
-    priced = price(run, planned(factors=file))
+    priced = price_run(run, planned(factors=file))
     made = found(priced, "run", "gwp", "embodied", "na")
     assert made.value == pytest.approx(164_000 * 7200 / (4 * YEAR_S) * 0.5)
     assert made.dominant_uncertainty == "lifetime"
@@ -64,19 +64,18 @@ def test_embodied_is_time_share_and_life_and_the_score_needs_it(write):
 
 def test_devices_with_the_same_figures_are_counted_and_others_numbered():
     from torchwatt.audit.formula import evaluate
-    from torchwatt.carbon.amortised import embodied_impacts
-    from torchwatt.carbon.embodied import embodied, for_device
-    from torchwatt.core.factor import Factor, identified
+    from torchwatt.carbon.embodied import embodied, embodied_impacts, for_device
+    from torchwatt.core.factor import Factor, with_factor_id
 
     def factor(kind, value):
-        return identified(Factor("", kind, value, "x", "declared", f"{kind} {value}"))
+        return with_factor_id(Factor("", kind, value, "x", "declared", f"{kind} {value}"))
 
     life = factor("lifetime", 4.0)
     pairs = [("gpu", factor("embodied_gwp", 164.0)), ("gpu", life), ("gpu", factor("share", 1.0))]
     pairs += [("cpu", factor("embodied_gwp", 25.0)), ("cpu", life), ("cpu", factor("share", 0.5))]
     known = embodied(pairs)
     devices = [for_device(known, name) for name in ("gpu:0", "gpu:1", "cpu:0")]
-    (impact,) = embodied_impacts(Subject("run", 1.0, "measured"), devices, float(YEAR_S))
+    (impact,) = embodied_impacts(PricedSubject("run", 1.0, "measured"), devices, float(YEAR_S))
     assert impact.value == pytest.approx((2 * 164 + 0.5 * 25) * 1000 / 4)
     by_id = {f.factor_id: f for _, f in pairs}
     values = {"duration_s": float(YEAR_S)}
@@ -88,12 +87,12 @@ def test_devices_with_the_same_figures_are_counted_and_others_numbered():
 
 
 def test_no_score_without_embodied_and_none_without_figures(write):
-    priced = price(usage(KWH_J), planned(intensity_g_per_kwh=50))
+    priced = price_run(usage(KWH_J), planned(intensity_g_per_kwh=50))
     assert {impact.phase for impact in priced.impacts} == {"usage"}
 
 
 def test_a_device_without_figures_is_named(write):
-    priced = price(usage(KWH_J, device="cpu:0"), planned(factors=write(HEAD + MADE)))
+    priced = price_run(usage(KWH_J, device="cpu:0"), planned(factors=write(HEAD + MADE)))
     assert priced.impacts == ()
     assert [(note.code, "cpu:0" in note.message) for note in priced.notes] == [("EMBODIED_PARTIAL", True)]
 
@@ -134,7 +133,7 @@ def test_an_unknown_column_and_a_missing_file_are_refused(write, tmp_path):
 def test_the_example_of_the_documentation_works(write):
     page = (Path(__file__).parents[2] / "docs" / "carbon.md").read_text(encoding="utf-8")
     example = page.split("```csv\n")[1].split("```")[0]
-    priced = price(usage(KWH_J), planned(factors=write(example)))
+    priced = price_run(usage(KWH_J), planned(factors=write(example)))
     assert {impact.criterion for impact in priced.impacts} == {"gwp", "sci"}
     assert found(priced, "run", "gwp", "total", "market").value > found(priced, "run", "gwp", "total", "location").value
 

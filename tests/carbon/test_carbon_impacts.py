@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from tests.carbon.worlds import found, planned, usage
 from torchwatt.audit.formula import evaluate
-from torchwatt.carbon.arithmetic import Quantity, combine
-from torchwatt.carbon.price import price
+from torchwatt.carbon.impacts import UncertainValue, evaluate_with_interval
+from torchwatt.carbon.pricing import price_run
 from torchwatt.core.errors import FactorError
 from torchwatt.core.terms import PROVENANCES
 
@@ -17,7 +17,7 @@ joules = st.floats(0, 1e15)
 
 
 def test_one_kilowatt_hour_is_the_intensity():
-    priced = price(usage(3.6e6), GRID)
+    priced = price_run(usage(3.6e6), GRID)
     impact = found(priced, "run", "gwp", "usage", "location")
     assert impact.value == 50.0
     assert impact.formula == "energy_j/3.6e6*grid_gwp"
@@ -27,27 +27,27 @@ def test_one_kilowatt_hour_is_the_intensity():
 
 
 def test_location_and_market_stand_side_by_side_and_pue_multiplies_each_once():
-    priced = price(usage(3.6e6), BOTH)
+    priced = price_run(usage(3.6e6), BOTH)
     assert found(priced, "run", "gwp", "usage", "location").value == pytest.approx(60.0)
     assert found(priced, "run", "gwp", "usage", "market").value == pytest.approx(14.4)
     assert found(priced, "run", "gwp", "usage", "market").formula == "energy_j/3.6e6*pue*contract_gwp"
 
 
 def test_without_a_contract_there_is_no_market_total():
-    assert {i.accounting_method for i in price(usage(3.6e6), GRID).impacts} == {"location"}
+    assert {i.accounting_method for i in price_run(usage(3.6e6), GRID).impacts} == {"location"}
 
 
 @given(joules, joules)
 def test_parts_add_up_to_the_whole(a, b):
-    parts = [found(price(usage(part), BOTH), "run", "gwp", "usage", "location").value for part in (a, b)]
-    whole = found(price(usage(a + b), BOTH), "run", "gwp", "usage", "location").value
+    parts = [found(price_run(usage(part), BOTH), "run", "gwp", "usage", "location").value for part in (a, b)]
+    whole = found(price_run(usage(a + b), BOTH), "run", "gwp", "usage", "location").value
     assert sum(parts) == pytest.approx(whole, rel=1e-12)
 
 
 @given(joules)
 def test_the_text_of_every_formula_gives_the_number_beside_it(energy_j):
     run = usage(energy_j)
-    priced = price(run, BOTH)
+    priced = price_run(run, BOTH)
     values = {factor.kind: factor.value for factor in priced.factors} | {"energy_j": run.subjects[0].energy_j}
     for impact in priced.impacts:
         assert evaluate(impact.formula, values) == impact.value
@@ -55,14 +55,14 @@ def test_the_text_of_every_formula_gives_the_number_beside_it(energy_j):
 
 @given(st.sampled_from(PROVENANCES))
 def test_grams_are_never_better_known_than_their_inputs(provenance):
-    impact = found(price(usage(1.0, provenance=provenance), GRID), "run", "gwp", "usage", "location")
+    impact = found(price_run(usage(1.0, provenance=provenance), GRID), "run", "gwp", "usage", "location")
     assert impact.provenance == "derived"
     worst = max(PROVENANCES.index(provenance), PROVENANCES.index("declared"))
     assert PROVENANCES.index(impact.weakest_input) == worst
 
 
 def test_nothing_named_nothing_computed():
-    priced = price(usage(1.0), planned(pue=1.2))
+    priced = price_run(usage(1.0), planned(pue=1.2))
     assert priced.impacts == ()
     assert priced.factors == ()
 
@@ -70,13 +70,13 @@ def test_nothing_named_nothing_computed():
 @pytest.mark.parametrize("energy_j", [-1.0, float("nan"), float("inf")])
 def test_an_impossible_energy_is_refused(energy_j):
     with pytest.raises(FactorError, match="energy_j"):
-        price(usage(energy_j), GRID)
+        price_run(usage(energy_j), GRID)
 
 
 def test_an_interval_adds_its_terms_in_quadrature_and_names_the_largest():
-    result = combine(
+    result = evaluate_with_interval(
         lambda at: at["energy_j"] * at["pue"],
-        {"energy_j": Quantity(100.0, 90.0, 110.0), "pue": Quantity(1.2, 1.1, 1.4)},
+        {"energy_j": UncertainValue(100.0, 90.0, 110.0), "pue": UncertainValue(1.2, 1.1, 1.4)},
     )
     assert result.lo == pytest.approx(120 - hypot(12, 10))
     assert result.hi == pytest.approx(120 + hypot(12, 20))
@@ -84,7 +84,7 @@ def test_an_interval_adds_its_terms_in_quadrature_and_names_the_largest():
 
 
 def test_a_term_without_a_stated_range_leaves_no_interval_and_is_named():
-    impact = found(price(usage(3.6e6), BOTH), "run", "gwp", "usage", "location")
+    impact = found(price_run(usage(3.6e6), BOTH), "run", "gwp", "usage", "location")
     assert (impact.lo, impact.hi) == (None, None)
     assert impact.dominant_uncertainty == "not stated for grid_gwp"
 
@@ -93,9 +93,9 @@ def test_a_term_without_a_stated_range_leaves_no_interval_and_is_named():
 def test_a_wider_input_never_gives_a_narrower_result(value, a, b):
     narrow, wide = sorted((a, b))
     low, high = (
-        combine(
+        evaluate_with_interval(
             lambda at: at["x"] * at["y"],
-            {"x": Quantity(value, value * (1 - r), value * (1 + r)), "y": Quantity(2, 1, 3)},
+            {"x": UncertainValue(value, value * (1 - r), value * (1 + r)), "y": UncertainValue(2, 1, 3)},
         )
         for r in (narrow, wide)
     )

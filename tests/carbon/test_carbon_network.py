@@ -10,10 +10,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.carbon.worlds import HOUR, NOON, found, usage
-from torchwatt.carbon import Asked
+from torchwatt.carbon import CarbonOptions
 from torchwatt.carbon.electricity_maps_api import fetch_hours
-from torchwatt.carbon.plan import plan
-from torchwatt.carbon.price import price
+from torchwatt.carbon.pricing import price_run
+from torchwatt.carbon.pricing_plan import make_plan
 from torchwatt.core.errors import FactorError
 
 KWH_J = 3.6e6
@@ -38,7 +38,7 @@ def server():
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            self.server.asked.append((urlsplit(self.path), {k.lower(): v for k, v in self.headers.items()}))
+            self.server.options.append((urlsplit(self.path), {k.lower(): v for k, v in self.headers.items()}))
             body = (
                 self.server.answer if isinstance(self.server.answer, bytes) else json.dumps(self.server.answer).encode()
             )
@@ -50,7 +50,7 @@ def server():
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.answer, server.status = [], GOOD, 200
+    server.options, server.answer, server.status = [], GOOD, 200
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -66,13 +66,13 @@ def fetch(server, hours=(HOUR, HOUR + 1), **changes):
 
 def test_the_api_is_asked_for_the_hours_of_one_named_zone(server):
     grid = fetch(server)
-    ((url, headers),) = server.asked
+    ((url, headers),) = server.options
     assert url.path == "/v3/carbon-intensity/past-range"
     query = {name: values[0] for name, values in parse_qs(url.query).items()}
     assert (query["zone"], query["start"], query["end"]) == ("FR", "2026-06-01T12:00:00Z", "2026-06-01T14:00:00Z")
     assert query["shouldUseFallbackCallerLookup"] == "false"
     assert headers["auth-token"] == "s3cret"
-    priced = price(usage(KWH_J, KWH_J), plan(Asked(), NOON, extra=[grid]))
+    priced = price_run(usage(KWH_J, KWH_J), make_plan(CarbonOptions(), NOON, extra=[grid]))
     assert found(priced, "run", "gwp", "usage", "location").value == pytest.approx(100.0)
     assert [(f.zone, f.is_estimated, f.estimation_method) for f in priced.factors] == [
         ("FR", False, ""),
@@ -112,7 +112,7 @@ def test_what_cannot_be_asked_is_not_asked(server):
         fetch(server, token="")
     with pytest.raises(FactorError, match="http"):
         fetch(server, url="file:///etc")
-    assert server.asked == []
+    assert server.options == []
 
 
 NETWORK = {"socket", "ssl", "http", "urllib.request", "requests", "httpx", "aiohttp", "urllib3", "ftplib", "smtplib"}
@@ -138,8 +138,8 @@ def test_one_module_of_all_can_open_a_connection_and_one_listens_and_none_import
             able.add(path.relative_to(root).as_posix())
         if "torchwatt.carbon.electricity_maps_api" in names:
             users.add(path.relative_to(root).as_posix())
-    assert able == {"carbon/electricity_maps_api.py", "metrics/endpoint.py"}  # which listens
-    assert users == {"cli/reprice.py"}
+    assert able == {"carbon/electricity_maps_api.py", "metrics/prometheus_endpoint.py"}  # which listens
+    assert users == {"cli/bundle_commands.py"}
 
 
 def test_an_answer_that_comes_byte_by_byte_is_given_up(monkeypatch):

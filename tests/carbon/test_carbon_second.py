@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 
 from tests.carbon.worlds import found, planned, usage
-from torchwatt.carbon import second
-from torchwatt.carbon.price import price
+from torchwatt.carbon import ecologits as ecologits_module
+from torchwatt.carbon.pricing import price_run
 
 KWH_J = 3.6e6
 
@@ -33,11 +33,11 @@ def ecologits(monkeypatch):
     repository.electricity_mixes.find_electricity_mix = mixes.get
     monkeypatch.setitem(sys.modules, "ecologits", package)
     monkeypatch.setitem(sys.modules, "ecologits.electricity_mix_repository", repository)
-    monkeypatch.setattr(second, "installed", lambda: "0.0.test")
+    monkeypatch.setattr(ecologits_module, "installed_version", lambda: "0.0.test")
 
 
 def test_two_sources_that_disagree_are_the_interval(ecologits):
-    priced = price(usage(KWH_J, rel=0.01), planned(region="FRA", pue=(1.0, 1.0, 1.0)))
+    priced = price_run(usage(KWH_J, rel=0.01), planned(region="FRA", pue=(1.0, 1.0, 1.0)))
     grid = next(factor for factor in priced.factors if factor.kind == "grid_gwp")
     assert grid.value == pytest.approx(56.039)
     assert (grid.lo, grid.hi) == (pytest.approx(41.44), grid.value)
@@ -48,7 +48,7 @@ def test_two_sources_that_disagree_are_the_interval(ecologits):
 
 
 def test_other_criteria_come_with_their_formula(ecologits):
-    priced = price(usage(KWH_J), planned(region="FRA", pue=1.5))
+    priced = price_run(usage(KWH_J), planned(region="FRA", pue=1.5))
     assert found(priced, "run", "pe", "usage", "location").value == pytest.approx(1.5 * 9.3135)
     assert found(priced, "run", "adpe", "usage", "location").value == pytest.approx(1.5 * 5e-8)
     water = found(priced, "run", "wcf", "usage", "location")
@@ -57,39 +57,41 @@ def test_other_criteria_come_with_their_formula(ecologits):
 
 
 def test_water_of_the_site_and_of_the_electricity_are_added(ecologits):
-    priced = price(usage(KWH_J), planned(facility="scaleway/fr-par-2"))
+    priced = price_run(usage(KWH_J), planned(facility="scaleway/fr-par-2"))
     water = found(priced, "run", "wcf", "usage", "location")
     assert water.value == pytest.approx(0.25 + 1.16 * 3.5)
     assert water.formula == "energy_j/3.6e6*(wue+pue*grid_wue)"
 
 
 def test_impossible_primary_energy_is_kept_and_flagged(ecologits):
-    priced = price(usage(KWH_J), planned(region="NOR"))
+    priced = price_run(usage(KWH_J), planned(region="NOR"))
     assert found(priced, "run", "pe", "usage", "location").value == pytest.approx(0.1386)
     assert [note.code for note in priced.notes] == ["PE_BELOW_3_6"]
     assert "PE_BELOW_3_6" in next(f for f in priced.factors if f.kind == "grid_pe").coverage_note
 
 
 def test_a_direct_number_gets_no_life_cycle_interval(ecologits):
-    (grid,) = price(usage(KWH_J), planned(region="USA/california")).factors
+    (grid,) = price_run(usage(KWH_J), planned(region="USA/california")).factors
     assert grid.lo is None
 
 
 def test_without_the_package_nothing_is_added(monkeypatch):
-    monkeypatch.setattr(second, "installed", lambda: "")
-    priced = price(usage(KWH_J), planned(region="FRA"))
+    monkeypatch.setattr(ecologits_module, "installed_version", lambda: "")
+    priced = price_run(usage(KWH_J), planned(region="FRA"))
     assert [factor.kind for factor in priced.factors] == ["grid_gwp"]
 
 
 @pytest.mark.skipif(find_spec("ecologits") is None, reason="needs the extra: pip install 'torchwatt[ecologits]'")
 def test_the_real_table_has_the_shape_that_is_read():
-    second.installed.cache_clear()
-    factors = {factor.kind: factor for factor in second.other_criteria("FRA")}
+    ecologits_module.installed_version.cache_clear()
+    factors = {factor.kind: factor for factor in ecologits_module.other_criteria("FRA")}
     assert set(factors) == {"grid_adpe", "grid_pe", "grid_wue"}
     assert factors["grid_pe"].value > 3.6
-    (grid,) = (f for f in price(usage(KWH_J), planned(region="FRA")).factors if f.kind == "grid_gwp")
+    (grid,) = (f for f in price_run(usage(KWH_J), planned(region="FRA")).factors if f.kind == "grid_gwp")
     assert grid.lo == pytest.approx(41.44)
     flagged = [
-        zone for zone in ("NOR", "ALB") if any(second.PE_FLAG in f.coverage_note for f in second.other_criteria(zone))
+        zone
+        for zone in ("NOR", "ALB")
+        if any(ecologits_module.PE_FLAG in f.coverage_note for f in ecologits_module.other_criteria(zone))
     ]
     assert flagged == ["NOR", "ALB"]

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from torchwatt.carbon.presets import facilities, facility
-from torchwatt.carbon.price import price
+from torchwatt.carbon.facilities import facilities, facility
+from torchwatt.carbon.pricing import price_run
 from torchwatt.core.errors import FactorError
 from torchwatt.core.units import J_PER_KWH
 
@@ -31,7 +31,7 @@ def own_file(tmp_path, monkeypatch):
 
 def test_a_users_file_adds_facilities(own_file):
     own_file()
-    priced = price(usage(J_PER_KWH), planned(facility="ours/hall-1"))
+    priced = price_run(usage(J_PER_KWH), planned(facility="ours/hall-1"))
     grams = next(i.value for i in priced.impacts if (i.subject, i.criterion, i.phase) == ("run", "gwp", "usage"))
     assert grams == pytest.approx(1.5 * 100)
     assert {factor.provenance for factor in priced.factors} == {"declared"}

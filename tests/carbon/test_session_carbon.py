@@ -13,10 +13,10 @@ from tests.support.reports import GPU, sample_report
 from torchwatt.audit import read_bundle, verify
 from torchwatt.audit.exports import FORMATS, export
 from torchwatt.audit.store import Store
-from torchwatt.carbon import Asked
+from torchwatt.carbon import CarbonOptions
 from torchwatt.core.errors import ConfigError, FactorError
-from torchwatt.session.grams import usage_of
-from torchwatt.session.reprice import reprice
+from torchwatt.offline.repricing import reprice
+from torchwatt.reports.emissions import report_usage
 
 FACTORS = (
     "kind,value,unit,source_name,lo,hi,device\n"
@@ -77,7 +77,7 @@ def test_the_whole_way_opens_no_socket(no_sockets, metered, tmp_path):
     assert run.carbon_g == pytest.approx(run.energy_j / 3.6e6 * 1.2 * 56.039)
     bundle = run.to_csv(tmp_path / "b")
     assert verify(bundle).ok, str(verify(bundle))
-    again = reprice(bundle, Asked(facility="scaleway/fr-par-2"), scenario="dc").directory
+    again = reprice(bundle, CarbonOptions(facility="scaleway/fr-par-2"), scenario="dc").directory
     assert verify(again).ok, str(verify(again))
     declared = {"confidentiality": "public", "lifecycle_stage": "training", "task_family": "imageClassification",
                 "quantity_unit": "image", "infra_type": "onPremise"}  # fmt: skip
@@ -91,7 +91,7 @@ def test_the_whole_way_opens_no_socket(no_sockets, metered, tmp_path):
 def test_a_meter_that_was_away_gives_grams_without_an_interval():
     whole = sample_report()
     holed = replace(whole, ledgers=(replace(whole.ledgers[0], known_s=whole.duration_s / 2), *whole.ledgers[1:]))
-    bounds = [{s.name: s.lo_j for s in usage_of(report).subjects}[f"device:{GPU}"] for report in (whole, holed)]
+    bounds = [{s.name: s.lo_j for s in report_usage(report).subjects}[f"device:{GPU}"] for report in (whole, holed)]
     assert bounds[0] is not None
     assert bounds[1] is None
 

@@ -2,9 +2,9 @@
 
 from datetime import UTC, datetime
 
-from torchwatt.carbon import Asked, Subject, Usage
-from torchwatt.carbon.plan import plan
-from torchwatt.core.hours import hour_of
+from torchwatt.carbon import CarbonOptions, PricedSubject, RunUsage
+from torchwatt.carbon.pricing_plan import make_plan
+from torchwatt.core.hour_energy import hour_of
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 HOUR = hour_of(NOON)
@@ -25,13 +25,13 @@ def usage(*hourly_j, device="gpu:0", rel=0.1, unit="run", units=1.0, duration_s=
     total_j = sum(hourly_j)
     lo_j, hi_j = (None, None) if rel is None else (total_j * (1 - rel), total_j * (1 + rel))
     names = ("run", f"device:{device}")
-    subjects = tuple(Subject(name, total_j, provenance, lo_j, hi_j, by_hour) for name in names)
+    subjects = tuple(PricedSubject(name, total_j, provenance, lo_j, hi_j, by_hour) for name in names)
     known = "assumed" if unit == "run" else "declared"
-    return Usage(subjects, duration_s, tuple(by_hour), unit, units, known)
+    return RunUsage(subjects, duration_s, tuple(by_hour), unit, units, known)
 
 
 def planned(**asked):
-    return plan(Asked(**asked), NOON)
+    return make_plan(CarbonOptions(**asked), NOON)
 
 
 def history(*grams, header=HISTORY_NEW, zone="FR", estimated="false", method="", start=12):

@@ -274,7 +274,7 @@ def test_doctor_lets_no_escape_sequence_of_a_drivers_text_reach_the_terminal(mon
 
     told = SimpleNamespace(meters=(), unavailable=(Unavailable("gpu:0", "no \x1b[2J way"),), events=())
     monkeypatch.setattr(doctor, "discover", lambda: told)
-    doctor.doctor()
+    doctor.print_discovery()
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert r"no \x1b[2J way" in out
@@ -320,16 +320,16 @@ def test_the_demo_learns_and_shows_forward_and_backward_of_every_layer(tmp_path)
 
 
 def test_the_words_before_the_script_are_ours_and_those_after_it_the_scripts():
-    from torchwatt.cli.parser import FLAGS, _cut, build
+    from torchwatt.cli.command_parser import SWITCHES, _split_arguments, build_parser
 
-    run = next(a for a in build()._actions if a.dest == "command").choices["run"]
-    assert {name for a in run._actions if a.nargs == 0 for name in a.option_strings} == FLAGS
-    assert _cut(["run", "--region", "FRA", "-q", "a.py", "--", "-q"]) == (
+    run = next(a for a in build_parser()._actions if a.dest == "command").choices["run"]
+    assert {name for a in run._actions if a.nargs == 0 for name in a.option_strings} == SWITCHES
+    assert _split_arguments(["run", "--region", "FRA", "-q", "a.py", "--", "-q"]) == (
         ["run", "--region", "FRA", "-q", "a.py"],
         ["--", "-q"],
     )
-    assert _cut(["run", "--csv=d", "--", "-odd.py", "x"]) == (["run", "--csv=d", "--", "-odd.py"], ["x"])
-    assert _cut(["show", "d"]) == (["show", "d"], [])
+    assert _split_arguments(["run", "--csv=d", "--", "-odd.py", "x"]) == (["run", "--csv=d", "--", "-odd.py"], ["x"])
+    assert _split_arguments(["show", "d"]) == (["show", "d"], [])
 
 
 def test_verify_says_consistent_or_where_it_is_not_and_exits_with_it(tmp_path):

@@ -6,15 +6,15 @@ import pytest
 
 from tests.support.bundles import offline_report
 from torchwatt.audit import verify
-from torchwatt.cli import attribute, merge, recover
-from torchwatt.cli.outputs import Outputs, add_outputs
+from torchwatt.cli import attribute_command, report_commands
+from torchwatt.cli.report_outputs import ReportOutputs, add_output_options
 from torchwatt.core.errors import ConfigError
 
 
 def lines(report, *args):
     parser = argparse.ArgumentParser()
-    add_outputs(parser)
-    return list(Outputs.asked_for(parser.parse_args([str(arg) for arg in args])).write(report))
+    add_output_options(parser)
+    return list(ReportOutputs.asked_for(parser.parse_args([str(arg) for arg in args])).write(report))
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def test_a_page_is_overwritten_and_folders_on_the_way_are_named(report, tmp_path
 @pytest.mark.parametrize(
     ("command", "args"),
     [
-        (attribute, ["attribute", "--trace", "t.json", "--out", "audit", "--overwrite"]),
-        (recover, ["recover", "journal", "--csv", "audit", "--overwrite"]),
-        (merge, ["merge", "job", "--csv", "audit", "--overwrite"]),
+        (attribute_command, ["attribute", "--trace", "t.json", "--out", "audit", "--overwrite"]),
+        (report_commands, ["recover", "journal", "--csv", "audit", "--overwrite"]),
+        (report_commands, ["merge", "job", "--csv", "audit", "--overwrite"]),
     ],
 )
 def test_each_command_has_the_options(command, args):

@@ -12,7 +12,7 @@ from tests.support.fleet import write_fleet
 from tests.support.ranks import record
 from tests.support.ready import torchwatt
 from torchwatt.audit import write_bundle
-from torchwatt.cli.parser import run
+from torchwatt.cli.command_parser import run_command
 
 FACTORS = "kind,value,unit,source_name\ngrid_gwp,50,g{CO2e}/kW.h,mine\n"
 TRACE = '{"traceEvents": [{"ph": "X", "cat": "kernel", "name": "k", "pid": 0, "tid": 7, "ts": 1, "dur": 1}]}'
@@ -131,16 +131,16 @@ AS_PYTHON = {("run", "pipe"), ("run", "binary")}
 def good(tmp_path_factory):
     """Return good inputs by name."""
     from torchwatt.audit import Seal
-    from torchwatt.session.jobs import spool
+    from torchwatt.distributed import job_folder
 
     at = tmp_path_factory.mktemp("good")
     names = {name: at / name for name in ("chain", "job", "runs", "lake", "trace", "power", "script")}
     names["bundle"] = write_bundle(rich_report(), at / "bundle", seal=Seal(names["chain"]))
     one = record(0, 1)
-    spool.begin(names["job"], one.facts)
-    spool.end(names["job"], one.facts, one.report)
+    job_folder.begin_rank(names["job"], one.facts)
+    job_folder.end_rank(names["job"], one.facts, one.report)
     write_fleet(names["runs"], range(2, 3))
-    assert run(["fleet", "ingest", str(names["lake"]), str(names["runs"])]) == 0
+    assert run_command(["fleet", "ingest", str(names["lake"]), str(names["runs"])]) == 0
     names["trace"].write_text(TRACE)
     names["power"].write_text("timestamp,power_w\n2026-01-01T00:00:00Z,100\n2026-01-01T00:00:01Z,100\n")
     names["script"].write_text("pass\n")
@@ -179,7 +179,7 @@ def test_a_path_ends_in_one_sentence(command, way, good, tmp_path, capsys, monke
         done = torchwatt(*words, cwd=tmp_path)
         code, out, said = done.returncode, done.stdout, done.stderr
     else:
-        code = run(words)
+        code = run_command(words)
         out, said = capsys.readouterr()
     assert code in {0, 1, 2}
     assert "Traceback" not in said + out
@@ -192,10 +192,10 @@ def test_a_path_ends_in_one_sentence(command, way, good, tmp_path, capsys, monke
 
 
 def test_every_command_with_a_path_is_in_the_table():
-    from torchwatt.cli.parser import build
+    from torchwatt.cli.command_parser import build_parser
 
     known = " ".join(COMMANDS.values())
-    commands = next(action for action in build()._actions if action.dest == "command").choices
+    commands = next(action for action in build_parser()._actions if action.dest == "command").choices
     for name, parser in commands.items():
         if name not in {"doctor", "calibrate"}:
             assert any(line.startswith(name) for line in COMMANDS.values()), name
@@ -213,7 +213,9 @@ def test_every_command_with_a_path_is_in_the_table():
 
 @pytest.mark.parametrize("scenario", ["x" * 300, "x" * 101, "a/b", "..", "\x1b[31m", "", "-"])
 def test_a_scenario_that_is_no_name_is_refused_in_one_line(scenario, good, capsys):
-    code = run(["reprice", str(good["bundle"]), "--intensity", "50", f"--scenario={scenario}", "--to", "/nowhere/x"])
+    code = run_command(
+        ["reprice", str(good["bundle"]), "--intensity", "50", f"--scenario={scenario}", "--to", "/nowhere/x"]
+    )
     said = capsys.readouterr().err
     assert code == 2
     assert said.startswith("torchwatt: ")

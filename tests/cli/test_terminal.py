@@ -9,9 +9,9 @@ import pytest
 
 from tests.support.reports import named_report
 from torchwatt.audit import write_bundle
-from torchwatt.audit.fleet import ingest, open_lake, script
+from torchwatt.audit.fleet import ingest, open_lake, views_script
 from torchwatt.audit.store import Store
-from torchwatt.cli.parser import run
+from torchwatt.cli.command_parser import run_command
 
 HOSTILE = "a\x1b[31m\x1b]0;owned\x07\u202eb\x9b2J'c"
 
@@ -34,12 +34,12 @@ def hostile_lake(tmp_path):
 )
 def test_a_lake_is_text_on_the_terminal(command, hostile_lake, capsys):
     words = command.split()
-    assert run(["fleet", words[0], hostile_lake.name, *words[1:]]) == 0
+    assert run_command(["fleet", words[0], hostile_lake.name, *words[1:]]) == 0
     assert_visible(capsys.readouterr().out)
 
 
 def test_the_sql_of_a_lake_means_what_it_meant(hostile_lake):
-    text = script(hostile_lake)
+    text = views_script(hostile_lake)
     assert_visible(text)
     with duckdb.connect() as connection:
         connection.execute(text)
@@ -62,12 +62,12 @@ def test_the_sql_of_a_lake_means_what_it_meant(hostile_lake):
 def test_a_wrong_argument_is_text_on_the_terminal(argv, capsys):
     """Arguments may be names of files that a shell put in place of a `*`."""
     with pytest.raises(SystemExit):
-        run(argv)
+        run_command(argv)
     assert_visible(capsys.readouterr().err)
 
 
 def test_a_device_that_is_not_there_is_text_on_the_terminal(capsys):
-    assert run(["calibrate", "--device", HOSTILE, "--seconds", "1"]) == 2
+    assert run_command(["calibrate", "--device", HOSTILE, "--seconds", "1"]) == 2
     told = capsys.readouterr()
     assert_visible(told.out + told.err)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.ledger import mean_power_w
 from torchwatt.core.terms import Domain
 

@@ -7,9 +7,9 @@ import pytest
 
 from tests.support.reports import bare_report, sample_report
 from torchwatt.audit import write_bundle
-from torchwatt.carbon import Asked, second
-from torchwatt.carbon.plan import plan
-from torchwatt.session.grams import with_grams
+from torchwatt.carbon import CarbonOptions, ecologits
+from torchwatt.carbon.pricing_plan import make_plan
+from torchwatt.reports.emissions import add_impacts
 
 FACTORS = """\
 kind,value,unit,source_name,lo,hi,source_url,device,data_year,basis,accounting_method
@@ -24,11 +24,13 @@ share,0.5,1,A scheduler,0.5,0.5,https://example.org/jobs,gpu,,,
 
 @pytest.fixture(autouse=True)
 def one_source(monkeypatch):
-    monkeypatch.setattr(second, "installed", lambda: "")
+    monkeypatch.setattr(ecologits, "installed_version", lambda: "")
 
 
 def priced(report, **asked):
-    return with_grams(replace(report, factors=(), impacts=()), plan(Asked(**asked), datetime(2026, 11, 24, tzinfo=UTC)))
+    return add_impacts(
+        replace(report, factors=(), impacts=()), make_plan(CarbonOptions(**asked), datetime(2026, 11, 24, tzinfo=UTC))
+    )
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from tests.exports import golden
 from torchwatt.audit.exports import export
-from torchwatt.audit.exports.codecarbon import COLUMNS
+from torchwatt.audit.exports.emissions_csv import COLUMNS
 
 
 def rows(path):

@@ -12,8 +12,8 @@ from tests.support.reports import HOSTILE, named_report, sample_report
 from torchwatt.audit import verify, write_bundle
 from torchwatt.audit.exports import FORMATS, export
 from torchwatt.audit.fleet import open_lake
-from torchwatt.audit.fleet.ingest import ingest
-from torchwatt.cli.parser import run
+from torchwatt.audit.fleet.ingestion import ingest
+from torchwatt.cli.command_parser import run_command
 
 LONG = ("x" * 131_073, "\x01" * 200_000, '"' * 150_000, "\u00e9\u2028" * 80_000, "\ud800" * 140_000, "a,b\n" * 9**5)
 NAMES = ["\x00\x01\x0b\x1f", "\ud800", "\ufffe\uffff", "\x1b]0;owned\x07", "=cmd()", "x" * 40_000, "]]>&<", *HOSTILE]
@@ -22,8 +22,8 @@ NAMES = ["\x00\x01\x0b\x1f", "\ud800", "\ufffe\uffff", "\x1b]0;owned\x07", "=cmd
 def test_a_bundle_of_the_longest_names_is_read_by_our_own_commands(tmp_path, capsys):
     bundle = write_bundle(named_report(*LONG, *HOSTILE), tmp_path / "bundle")
     assert verify(bundle).ok, str(verify(bundle))[:1000]
-    assert run(["verify", str(bundle)]) == 0
-    assert run(["show", str(bundle), "--all"]) == 0
+    assert run_command(["verify", str(bundle)]) == 0
+    assert run_command(["show", str(bundle), "--all"]) == 0
     assert all(line.isprintable() for line in capsys.readouterr().out.split("\n"))
 
 
@@ -55,7 +55,7 @@ def test_a_terminal_that_lacks_characters_shows_a_bundle(encoding, tmp_path, mon
     code, _, errors = encoding.partition(":")
     stream = io.TextIOWrapper(io.BytesIO(), encoding=code, errors=errors or "strict")
     monkeypatch.setattr(sys, "stdout", stream)
-    assert run(["show", str(bundle), "--all"]) == 0
+    assert run_command(["show", str(bundle), "--all"]) == 0
     stream.flush()
     assert b"\\u5c64" in stream.buffer.getvalue()
 
@@ -76,7 +76,7 @@ def test_a_folders_own_name_is_text_on_the_terminal(name, tmp_path, capsys):
         (["fleet", "verify", lake], 0),
         (["fleet", "sql", lake], 0),
     ):
-        assert run(argv) == code, argv
+        assert run_command(argv) == code, argv
         told = capsys.readouterr()
         lines = (told.out + told.err).split("\n")
         assert all(line.isprintable() for line in lines), argv

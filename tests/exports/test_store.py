@@ -7,8 +7,8 @@ import pytest
 from tests.exports.conftest import priced
 from tests.support.reports import HOUR_NS, RUN_ID, bare_report, sample_report
 from torchwatt.audit import read_bundle, verify
-from torchwatt.audit.store import Store, default_store, shares
-from torchwatt.audit.store.sums import sums
+from torchwatt.audit.run_index import monthly_sums
+from torchwatt.audit.store import Store, default_store, shares_of_runs
 from torchwatt.core.errors import BundleError, ConfigError
 
 
@@ -92,7 +92,7 @@ def test_sums_are_by_project_and_month_and_a_rate_is_sum_over_sum(store):
     for n, units in ((1, 100.0), (2, 300.0)):
         store.keep(report(n, units={"token": units}), project="llm")
     store.keep(report(3, units={"token": 50.0}, start_unix_ns=base + month_ns), project="llm")
-    november, december = sums(store.runs())
+    november, december = monthly_sums(store.runs())
     assert (november.month, december.month) == ("2026-11", "2026-12")
     assert november.total.energy_j == pytest.approx(2 * 7402.148)
     assert november.total.j_per_unit == pytest.approx(2 * 7402.148 / 400)
@@ -104,12 +104,12 @@ def test_mixed_boundaries_and_methods_are_refused(store):
     store.keep(report(1))
     whole = report(2)
     store.keep(replace(whole, ledgers=whole.ledgers[:1]))
-    (group,) = sums(store.runs())
+    (group,) = monthly_sums(store.runs())
     assert group.total.energy_j is None
     assert any("different boundaries" in why for why in group.total.refused)
     store.keep(priced(sample_report(run_id=f"{RUN_ID[:-2]}07"), market=5.0), project="m")
     store.keep(report(8), project="m")
-    (mixed,) = sums(store.runs(project="m"))
+    (mixed,) = monthly_sums(store.runs(project="m"))
     assert (mixed.total.location_g, mixed.total.market_g) == (None, None)
     assert mixed.total.energy_j == pytest.approx(2 * 7402.148)
 
@@ -128,7 +128,7 @@ def test_copies_under_new_ids_and_runs_on_one_card_at_one_time_are_counted_once(
         store.keep(here(number, 0, 1), project="a" if number < 4 else "b")
     store.keep(here(5, 12, 2), project="a")  # its first half beside the first run's last
     runs = store.runs()
-    ours, copied = sums(runs, shares(runs))
+    ours, copied = monthly_sums(runs, shares_of_runs(runs))
     apart = {meter.domain for meter in first.meters if meter.scope == "process"}
     expected_j = sum(ledger.energy_j * (2 if ledger.domain in apart else 1.5) for ledger in first.ledgers)
     assert (ours.total.runs, copied.total.runs) == (2, 0)
@@ -137,14 +137,16 @@ def test_copies_under_new_ids_and_runs_on_one_card_at_one_time_are_counted_once(
     assert copied.total.energy_j is None
     assert any("in 36 s (union of the intervals)" in why for why in ours.total.shared), ours.total.shared
     assert any("the same measurement" in why for why in copied.total.shared)
-    assert sums(store.runs(project="b"), shares(runs))[0].total.energy_j is None  # also where only they are looked at
+    assert (
+        monthly_sums(store.runs(project="b"), shares_of_runs(runs))[0].total.energy_j is None
+    )  # also where only they are looked at
 
 
 def test_what_may_have_been_one_device_is_not_added(store):
     for number in (1, 2):
         start_ns = sample_report().start_unix_ns + number * 10**9
         store.keep(report(number, start_unix_ns=start_ns))  # no machine: its package is not identified
-    (group,) = sums(store.runs())
+    (group,) = monthly_sums(store.runs())
     assert group.total.energy_j is None
     assert any("not identified" in why for why in group.total.refused)
 
@@ -157,7 +159,7 @@ def test_a_folder_without_a_manifest_is_named(store):
 
 def test_an_unmetered_run_makes_no_zero(store):
     store.keep(bare_report(run_id="bare-1"))
-    (group,) = sums(store.runs())
+    (group,) = monthly_sums(store.runs())
     assert group.total.energy_j is None
 
 

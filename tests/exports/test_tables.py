@@ -5,8 +5,8 @@ from importlib.util import find_spec
 import pytest
 
 from torchwatt.audit import read_bundle
+from torchwatt.audit.counted_run import RunTotals, sum_runs
 from torchwatt.audit.exports import export
-from torchwatt.audit.exports.totals import Counted, total
 
 needs_openpyxl = pytest.mark.skipif(
     find_spec("openpyxl") is None, reason="needs the extra: pip install 'torchwatt[xlsx]'"
@@ -71,11 +71,11 @@ def test_parquet_has_the_rows_and_types_of_every_table(bundle, tmp_path):
 def run(**changes):
     usual = {"run_id": "a", "boundary": "cpu;gpu", "energy_j": 10.0, "unit": "token", "units": 5.0, "location_g": 1.0,
              "market_g": None, "basis": "lifecycle"}  # fmt: skip
-    return Counted(**(usual | changes))
+    return RunTotals(**(usual | changes))
 
 
 def test_a_rate_is_sum_over_sum():
-    found = total([run(energy_j=10.0, units=1.0), run(energy_j=20.0, units=9.0)])
+    found = sum_runs([run(energy_j=10.0, units=1.0), run(energy_j=20.0, units=9.0)])
     assert found.j_per_unit == 3.0
     assert found.location_g == 2.0
 
@@ -92,10 +92,10 @@ def test_a_rate_is_sum_over_sum():
     ],
 )
 def test_what_is_mixed_is_not_added_and_is_said(other, column, why):
-    found = total([run(), run(**other)])
+    found = sum_runs([run(), run(**other)])
     assert getattr(found, column) is None
     assert any(why in reason for reason in found.refused)
 
 
 def test_unknown_energy_makes_the_sum_unknown():
-    assert total([run(), run(energy_j=None)]).energy_j is None
+    assert sum_runs([run(), run(energy_j=None)]).energy_j is None

@@ -303,7 +303,7 @@ def frozen_both(folder: Path) -> Iterator[Seen]:
     "steps in sync with a power sensor that has no counter beside it",
     sees="`partial`; `PHASES_UNSEEN`, and in the sentence which part of a step was never sampled",
     keeps="an interval that holds whatever the device can draw in the phases that nobody saw",
-    proofs=["tests/attribution/test_unseen.py"],
+    proofs=["tests/attribution/test_unsampled_phases.py"],
 )
 def in_step(folder: Path) -> Iterator[Seen]:
     first = NO_COUNTER | {"power": PowerTrace.steps((0.0, 600.0), (0.05, 100.0), repeat_s=0.1)}

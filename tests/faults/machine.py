@@ -26,7 +26,7 @@ from tests.faults.powercap import failing
 from tests.faults.registry import Seen, fault, proved
 from tests.support.powercap import FakePowercap
 from torchwatt.core.report import Report
-from torchwatt.sensors.readers import cputime
+from torchwatt.sensors.readers import process_tree
 
 GROUP = "The machine and its processes"
 SAMPLER = "tests/sensors/test_sensors_sampler.py::"
@@ -198,7 +198,7 @@ def no_disk(folder: Path) -> Iterator[Seen]:
 )
 def no_proc(folder: Path) -> Iterator[Seen]:
     hook = failing("/proc/stat", 13, 0.0, 9e9)
-    blind = replaced(cputime, children_of=refused(PermissionError(13, "denied")))
+    blind = replaced(process_tree, children_of=refused(PermissionError(13, "denied")))
     # In threads of this process, where the files are refused.
     with metered(folder) as tree, hook, blind, replaced(sys, executable=""):
         report = profiled(tree)
@@ -227,7 +227,7 @@ def no_psutil(folder: Path) -> Iterator[Seen]:
             report = profiled(tree)
             holds(report)
             yield Seen.of(report)
-        elsewhere = replaced(cputime, _HAS_PROC=False), replaced(sys, executable="")
+        elsewhere = replaced(process_tree, _HAS_PROC=False), replaced(sys, executable="")
         modelled = tw.profile(layers="off", powercap_root=folder / "nothing", baseline_s=0.1)
         with elsewhere[0], elsewhere[1], modelled as run:
             time.sleep(0.1)

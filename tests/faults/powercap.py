@@ -16,7 +16,7 @@ from tests.faults.virtual import Bench, layers, sealed
 from torchwatt.core.report import Report
 from torchwatt.sensors.protocol import Discovery, MeteredSource
 from torchwatt.sensors.rapl import discover_rapl
-from torchwatt.sensors.readers import files
+from torchwatt.sensors.readers import kernel_files
 
 GROUP = "CPU and memory meters (powercap)"
 WATTS = {"package-0": 60.0, "dram": 8.0}
@@ -107,11 +107,11 @@ def failing(path: str, error: int, start_s: float, end_s: float) -> Iterator[Cal
         return real.pread(fd, size, at)
 
     names = {name: getattr(os, name) for name in ("close", "O_RDONLY", "O_CLOEXEC")}
-    files.os = SimpleNamespace(open=opening, pread=pread, **names)  # type: ignore[attr-defined]
+    kernel_files.os = SimpleNamespace(open=opening, pread=pread, **names)  # type: ignore[attr-defined]
     try:
         yield lambda seconds: now.__setitem__(0, seconds)
     finally:
-        files.os = real  # type: ignore[attr-defined]
+        kernel_files.os = real  # type: ignore[attr-defined]
 
 
 def holds(report: Report, watts: Mapping[str, float] | None = None, rel: float = 0.01) -> None:

@@ -16,7 +16,7 @@ from tests.faults import child, table
 from tests.faults.registry import FAULTS, Fault
 from tests.faults.zero import no_silent_zero, zeros
 from tests.support.reports import bare_report, sample_report
-from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.ledger import Ledger
 
 REPOSITORY = table.REPOSITORY

@@ -63,9 +63,9 @@ def _enter(name: str) -> None:
     sees="the names, made harmless: text in HTML, escaped in files, without control characters in a terminal",
     keeps="the run and every row; a bundle that `torchwatt verify` takes",
     proofs=[
-        "tests/views/test_html.py::test_any_name_gives_balanced_html",
+        "tests/views/test_html_report.py::test_any_name_gives_balanced_html",
         "tests/audit/test_bundle.py::test_any_names_survive",
-        "tests/audit/test_lexical.py::test_no_cell_starts_a_formula",
+        "tests/audit/test_cell_codec.py::test_no_cell_starts_a_formula",
         "tests/audit/test_hostile_bundles.py::test_names_cannot_write_on_the_auditors_terminal",
     ],
 )

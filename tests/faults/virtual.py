@@ -14,15 +14,15 @@ from torchwatt.core.meter import Event, Recording, SamplerStats
 from torchwatt.core.report import Report
 from torchwatt.core.trace import EMPTY_TRACE, Span, Trace, trace_from_spans
 from torchwatt.core.units import NS_PER_S
-from torchwatt.sensors import gather
-from torchwatt.sensors.board import Board
-from torchwatt.sensors.loop import SourceLoop
-from torchwatt.sensors.nvml import late_gpus
+from torchwatt.reports.report_builder import RunInterval, RunOutcome, build_report
+from torchwatt.reports.run_options import RunOptions
+from torchwatt.sensors import recording_builder
+from torchwatt.sensors.nvml import appeared_gpu_events
 from torchwatt.sensors.protocol import Discovery
+from torchwatt.sensors.sample_buffer import SampleBuffer
 from torchwatt.sensors.sampler import sampler_config
-from torchwatt.sensors.sampler_main import capacities, make_loops
-from torchwatt.session.options import Options
-from torchwatt.session.settle import Bounds, Outcome, settle
+from torchwatt.sensors.sampler_main import make_loops, ring_capacities
+from torchwatt.sensors.source_loop import SourceLoop
 
 START_NS = 1_000 * NS_PER_S
 UNIX_NS = 1_800_000_000 * NS_PER_S  # what the wall clock says at START_NS
@@ -80,24 +80,24 @@ class Bench:
         """Run every source's loop to the end; return what a sampler would have gathered."""
         sources = tuple(s for s in self.found.sources if any(m.channels for m in s.meters))
         config = sampler_config(sources, self.capacity)
-        sizes = capacities(config)
-        board = Board(mmap.mmap(-1, Board.size(len(sources), sizes)), len(sources), sizes)
+        sizes = ring_capacities(config)
+        board = SampleBuffer(mmap.mmap(-1, SampleBuffer.size(len(sources), sizes)), len(sources), sizes)
         self.before()
         for index, loop in enumerate(make_loops(board, config, threading.Event())):
             _drive(loop, index, Clock(self.hooks, self.end_ns + round(REST_S * NS_PER_S)), self.jumps)
         return self._gather(board, config)
 
-    def _gather(self, board: Board, config: dict) -> Recording:
+    def _gather(self, board: SampleBuffer, config: dict) -> Recording:
         """Do as `Sampler._gather` does."""
         keys = [tap["key"] for source in config["sources"] for tap in source["taps"]]
         rings, notes = dict(zip(keys, board.rings, strict=False)), board.notes()
         channels = [channel for meter in self.found.meters for channel in meter.channels]
-        series = tuple(gather.make_series(c, rings[c.key]) for c in channels)
-        late = late_gpus(self.found.gpus) if self.found.gpus is not None else ()
+        series = tuple(recording_builder.make_series(c, rings[c.key]) for c in channels)
+        late = appeared_gpu_events(self.found.gpus) if self.found.gpus is not None else ()
         # Discovery reads the real clock.
         discovered = (replace(event, t_ns=START_NS) for event in (*self.found.events, *late))
-        events = (*discovered, *gather.events(notes), *gather.throttling(series))
-        missing = (*self.found.unavailable, *gather.silent(series, rings, notes))
+        events = (*discovered, *recording_builder.note_events(notes), *recording_builder.throttling_events(series))
+        missing = (*self.found.unavailable, *recording_builder.lost_domains(series, rings, notes))
         return Recording(self.found.meters, series, missing, events, stats=SamplerStats("process"))
 
     def report(self, trace: Trace = EMPTY_TRACE) -> Report:
@@ -109,8 +109,8 @@ def report_of(
     recording: Recording, start_ns: int, end_ns: int, trace: Trace = EMPTY_TRACE, events: tuple[Event, ...] = ()
 ) -> Report:
     """Settle a recording over a window of the virtual clock."""
-    bounds = Bounds(start_ns, end_ns, UNIX_NS + start_ns - START_NS)
-    return settle("virtual", Options(), bounds, recording, trace, Outcome("complete", events=events))
+    bounds = RunInterval(start_ns, end_ns, UNIX_NS + start_ns - START_NS)
+    return build_report("virtual", RunOptions(), bounds, recording, trace, RunOutcome("complete", events=events))
 
 
 def sealed(report: Report, folder: Path) -> Report:

@@ -14,9 +14,9 @@ import math
 import re
 from collections.abc import Iterator
 
-from torchwatt.audit.writer import table_files
+from torchwatt.audit.bundle_writer import table_files
 from torchwatt.core.report import Report
-from torchwatt.session import frames
+from torchwatt.reports import dataframes
 from torchwatt.views import to_html_page, to_text
 
 # A joule or a watt that is nothing, as a view would write it: `0 J`, `0.00 mW`.
@@ -80,7 +80,7 @@ def _in_values(report: Report, modelled: set[str]) -> Iterator[str]:
 
 
 def _in_frames(report: Report, modelled: set[str]) -> Iterator[str]:
-    samples, layers = frames.samples(report), frames.layers(report)
+    samples, layers = dataframes.sample_frame(report), dataframes.layer_frame(report)
     for domain, group in samples.groupby("domain"):
         if domain in modelled:
             continue
@@ -92,7 +92,7 @@ def _in_frames(report: Report, modelled: set[str]) -> Iterator[str]:
     known = {str(ledger.domain) for ledger in report.ledgers}
     if set(layers.domain) - known:
         yield f"layers of domains without a ledger: {set(layers.domain) - known}"
-    for row in frames.steps(report).itertuples():
+    for row in dataframes.step_frame(report).itertuples():
         if row.energy_j == 0:
             yield f"frame of steps: step {row.step} 0 J"
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.fleet import write_fleet
 from torchwatt.audit.fleet import open_lake
-from torchwatt.audit.fleet.ingest import ingest
+from torchwatt.audit.fleet.ingestion import ingest
 
 RUNS = range(2, 42)
 

@@ -6,12 +6,12 @@ from math import fsum
 import polars as pl
 
 from tests.support.fleet import PROJECTS
-from torchwatt.audit.lexical import utc
-from torchwatt.audit.run_row import functional_unit
+from torchwatt.audit.cell_codec import utc_from_unix_ns
+from torchwatt.audit.run_rows import functional_unit
 
 
 def month(report):
-    return f"{utc(report.start_unix_ns):%Y-%m}"
+    return f"{utc_from_unix_ns(report.start_unix_ns):%Y-%m}"
 
 
 def project(number):

@@ -7,10 +7,10 @@ from math import fsum
 import pytest
 
 from tests.support.shared_fleet import BREAKS, G_PER_KWH, Fleet, break_some, ingest_at_once, make_bundles, write_jobs
-from torchwatt.audit.fleet import check_lake, connect, open_lake, rollup, script
-from torchwatt.audit.fleet.ingest import ingest
-from torchwatt.audit.store import Store, shares
-from torchwatt.audit.store.sums import sums
+from torchwatt.audit.fleet import check_lake, connect, open_lake, rollup, views_script
+from torchwatt.audit.fleet.ingestion import ingest
+from torchwatt.audit.run_index import monthly_sums
+from torchwatt.audit.store import Store, shares_of_runs
 
 REL = 1e-9
 
@@ -78,7 +78,7 @@ def test_the_store_and_the_sql_by_hand_add_up_to_the_same(shared, ingested):
     truth_j = fsum(fleet.truth(whole(fleet, broken)).values())
     lake, _ = ingested
     with duckdb.connect() as connection:
-        connection.execute(script(lake))
+        connection.execute(views_script(lake))
         (total_j,) = connection.execute("SELECT fsum(energy_j) FROM v_project").fetchone()
         (hours,) = connection.execute("SELECT fsum(hours) FROM v_project").fetchone()
     assert close(total_j, truth_j)
@@ -87,12 +87,12 @@ def test_the_store_and_the_sql_by_hand_add_up_to_the_same(shared, ingested):
     store = Store(root)
     with pytest.warns(UserWarning, match="cannot read"):
         runs = [run for run in store.rebuild() if run.run_id in {row[0] for row in counts}]
-    among = shares(runs)
+    among = shares_of_runs(runs)
     assert close(fsum(share.energy_j for share in among.values()), truth_j)
     assert close(fsum(share.seconds for share in among.values()) / 3600, hours)
     assert {row[0]: row[2] for row in counts} == {run.run_id: among[run.key].state for run in runs}
-    groups = sums([run for run in runs if run.boundary != "node"], among)
-    apart = sums([run for run in runs if run.boundary == "node"], among)
+    groups = monthly_sums([run for run in runs if run.boundary != "node"], among)
+    apart = monthly_sums([run for run in runs if run.boundary == "node"], among)
     assert close(fsum(group.total.energy_j for group in (*groups, *apart)), truth_j)
 
 
@@ -103,7 +103,7 @@ def test_a_lake_that_grew_after_the_sql_was_printed_says_that_runs_were_not_comp
     folders = [path for path in sorted((root / "llm").iterdir()) if path not in broken.values()]
     lake = open_lake(tmp_path / "lake")
     ingest(lake, folders[:3], jobs=1)
-    text = script(lake)
+    text = views_script(lake)
     ingest(lake, folders[3:5], jobs=1)
     with duckdb.connect() as connection:
         connection.execute(text)

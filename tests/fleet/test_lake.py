@@ -24,10 +24,9 @@ from tests.support.bundles import rich_report
 from tests.support.reports import HOSTILE, another_report, sample_report
 from tests.support.shared_fleet import resealed
 from torchwatt.audit import write_bundle
-from torchwatt.audit.fleet import check_lake, connect, open_lake, rollup, script
-from torchwatt.audit.fleet.ingest import ingest
-from torchwatt.audit.fleet.lake import Lake, LocalFiles
-from torchwatt.audit.fleet.paths import decoded, encoded, part, run_of
+from torchwatt.audit.fleet import check_lake, connect, open_lake, rollup, views_script
+from torchwatt.audit.fleet.ingestion import ingest
+from torchwatt.audit.fleet.lake import Lake, LocalFiles, decode_name, encode_name, part_path, run_of_path
 from torchwatt.core.errors import BundleError, ConfigError, TorchwattError
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -54,13 +53,13 @@ def content(root):
 @given(st.text(min_size=1, max_size=60), st.text(min_size=1, max_size=60))
 def test_any_name_becomes_one_folder_inside_the_lake_and_comes_back(project, run_id):
     try:
-        path = part("run", project, NOON, run_id)
+        path = part_path("run", project, NOON, run_id)
     except ConfigError:
         assert max(len(encoded_length(project)), len(encoded_length(run_id))) > 200
         return
     assert len(PurePosixPath(path).parts) == 4
     assert all(len(piece.encode()) <= 255 and piece not in {".", ".."} for piece in path.split("/"))
-    assert run_of(path) == (project, run_id)
+    assert run_of_path(path) == (project, run_id)
 
 
 def encoded_length(name):
@@ -72,8 +71,8 @@ def encoded_length(name):
 @settings(max_examples=50, deadline=None)
 @given(st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20))
 def test_two_names_are_two_folders(one, two):
-    assert (encoded(one) == encoded(two)) == (one == two)
-    assert decoded(encoded(one)) == one
+    assert (encode_name(one) == encode_name(two)) == (one == two)
+    assert decode_name(encode_name(one)) == one
 
 
 def test_duckdb_and_polars_read_hostile_names_back(lake, tmp_path):
@@ -123,11 +122,11 @@ def test_ingesting_again_changes_no_byte(runs, lake):
 def test_the_project_is_the_stores_folder_unless_one_is_given(lake, tmp_path):
     for name, project in (("a", "llm"), ("b", "vision")):
         write_bundle(sample_report(run_id=name), tmp_path / "store" / project / name)
-    assert {run_of(path)[0] for path in _after(lake, [tmp_path / "store"])} == {"llm", "vision"}
+    assert {run_of_path(path)[0] for path in _after(lake, [tmp_path / "store"])} == {"llm", "vision"}
     other = open_lake(tmp_path / "other")
-    assert {run_of(path)[0] for path in _after(other, [tmp_path / "store" / "llm"])} == {"default"}
+    assert {run_of_path(path)[0] for path in _after(other, [tmp_path / "store" / "llm"])} == {"default"}
     third = open_lake(tmp_path / "third")
-    assert {run_of(path)[0] for path in _after(third, [tmp_path / "store"], project="mine")} == {"mine"}
+    assert {run_of_path(path)[0] for path in _after(third, [tmp_path / "store"], project="mine")} == {"mine"}
 
 
 def _after(lake, places, **asked):
@@ -311,7 +310,7 @@ def test_the_same_lake_in_another_file_system_has_the_same_sums(kind, runs, lake
         assert rollup(stored, name).to_pylist() == rollup(lake, name).to_pylist()
     assert check_lake(stored) == ()
     with pytest.raises(ConfigError, match="folder"):
-        script(stored)
+        views_script(stored)
 
 
 def test_duckdb_fetches_nothing(runs, lake):
@@ -382,43 +381,43 @@ def made(tmp_path_factory):
 
 
 def test_the_command_line_ingests_sums_up_verifies_and_prints_sql(runs, tmp_path, capsys):
-    from torchwatt.cli.parser import run
+    from torchwatt.cli.command_parser import run_command
 
     where = str(tmp_path / "lake")
-    assert run(["fleet", "ingest", where, str(runs)]) == 0
+    assert run_command(["fleet", "ingest", where, str(runs)]) == 0
     assert capsys.readouterr().out == f"{where}: 3 added\n"
-    assert run(["fleet", "rollup", where]) == 0
+    assert run_command(["fleet", "rollup", where]) == 0
     assert "cpu+gpu+ram" in capsys.readouterr().out
     for name in ("x.csv", "x.parquet"):
-        assert run(["fleet", "rollup", where, "--by", "model", "--out", str(tmp_path / name)]) == 0
+        assert run_command(["fleet", "rollup", where, "--by", "model", "--out", str(tmp_path / name)]) == 0
     csv_rows = pl.read_csv(tmp_path / "x.csv")
     expected = rollup(open_lake(where), "model").to_pylist()
     assert csv_rows["energy_j"].to_list() == [row["energy_j"] for row in expected]
     assert pq.read_table(tmp_path / "x.parquet").to_pylist() == expected
-    assert run(["fleet", "rollup", where, "--out", str(tmp_path / "x.csv")]) == 2
-    assert run(["fleet", "rollup", where, "--out", str(tmp_path / "x.txt")]) == 2
-    assert run(["fleet", "verify", where]) == 0
+    assert run_command(["fleet", "rollup", where, "--out", str(tmp_path / "x.csv")]) == 2
+    assert run_command(["fleet", "rollup", where, "--out", str(tmp_path / "x.txt")]) == 2
+    assert run_command(["fleet", "verify", where]) == 0
     capsys.readouterr()
-    assert run(["fleet", "sql", where]) == 0
+    assert run_command(["fleet", "sql", where]) == 0
     sql = capsys.readouterr().out
     code = "import duckdb, sys; c = duckdb.connect(); c.execute(sys.stdin.read()); "
     code += "print(c.sql('SELECT runs FROM v_month').fetchall())"
     done = subprocess.run([sys.executable, "-c", code], input=sql, capture_output=True, text=True)
     assert done.stdout == "[(3,)]\n", done.stderr
     next((tmp_path / "lake").glob("layer/*/*/part-run-1.parquet")).unlink()
-    assert run(["fleet", "verify", where]) == 1
+    assert run_command(["fleet", "verify", where]) == 1
     assert "run-1" in capsys.readouterr().out
     shutil.copytree(runs / "b0", runs / "b9")
     (runs / "b9" / "run.csv").write_text("x")
-    assert run(["fleet", "ingest", where, str(runs)]) == 1
+    assert run_command(["fleet", "ingest", where, str(runs)]) == 1
 
 
 def test_a_roll_up_as_csv_starts_no_formula(tmp_path):
-    from torchwatt.cli.parser import run
+    from torchwatt.cli.command_parser import run_command
 
     write_bundle(sample_report(), tmp_path / "b")
-    run(["fleet", "ingest", str(tmp_path / "lake"), str(tmp_path / "b"), "--project", "=cmd|' /C calc'!A0"])
-    run(["fleet", "rollup", str(tmp_path / "lake"), "--out", str(tmp_path / "x.csv")])
+    run_command(["fleet", "ingest", str(tmp_path / "lake"), str(tmp_path / "b"), "--project", "=cmd|' /C calc'!A0"])
+    run_command(["fleet", "rollup", str(tmp_path / "lake"), "--out", str(tmp_path / "x.csv")])
     assert (tmp_path / "x.csv").read_text().splitlines()[1].startswith("'=cmd")
 
 
@@ -493,7 +492,7 @@ def open_metered(lake):
 
 
 def test_folders_that_are_no_bundles_are_named(runs, lake, capsys):
-    from torchwatt.cli.parser import run
+    from torchwatt.cli.command_parser import run_command
 
     (runs / "b1" / "MANIFEST.sha256").unlink()
     (runs / "notes").mkdir()
@@ -502,7 +501,7 @@ def test_folders_that_are_no_bundles_are_named(runs, lake, capsys):
     assert [outcome.directory for outcome in found.refused] == [str(runs / "b1")]
     assert "no MANIFEST.sha256" in found.refused[0].why
     assert [outcome.directory for outcome in found.no_bundles] == [str(runs / "notes")]
-    assert run(["fleet", "ingest", lake.name, str(runs)]) == 1
+    assert run_command(["fleet", "ingest", lake.name, str(runs)]) == 1
     told = capsys.readouterr().err
     assert f"refused {runs / 'b1'}" in told
     assert f"no bundle {runs / 'notes'}" in told

@@ -9,9 +9,9 @@ import pytest
 from tests.conftest import run_script
 from tests.support.nvml_simulator import PowerTrace, Scenario
 from torchwatt.audit.fleet import open_lake, rollup
-from torchwatt.audit.fleet.ingest import ingest
+from torchwatt.audit.fleet.ingestion import ingest
+from torchwatt.audit.run_index import monthly_sums
 from torchwatt.audit.store import Store
-from torchwatt.audit.store.sums import sums
 
 POWER_W = 500.0
 PROGRAM = """
@@ -46,7 +46,7 @@ def test_two_processes_on_one_card_use_what_the_card_used(nvml_simulator, tmp_pa
     said_j = fsum(run.energy_j for run in runs)
     union_s = max(end for _, end in times) - min(start for start, _ in times)
     assert said_j > 1.3 * POWER_W * union_s or min(e - s for s, e in times) < 0.6 * union_s  # two say the same joules
-    (group,) = sums(runs)
+    (group,) = monthly_sums(runs)
     assert group.total.energy_j == pytest.approx(POWER_W * union_s, rel=0.1)
     assert any("shared the same devices" in why for why in group.total.shared)
     lake = open_lake(tmp_path / "lake")

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from torchwatt.audit.fleet import open_lake, probe
-from torchwatt.cli.parser import run
+from torchwatt.cli.command_parser import run_command
 from torchwatt.core.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ def silent(monkeypatch):
 def test_a_store_that_does_not_answer_is_one_error(command, address, silent, tmp_path, capsys):
     begin = time.monotonic()
     more = [str(tmp_path)] if command == "ingest" else []
-    assert run(["fleet", command, address.format(silent), *more]) == 2
+    assert run_command(["fleet", command, address.format(silent), *more]) == 2
     assert time.monotonic() - begin < 60  # the clients themselves retry for 15 minutes
     told = capsys.readouterr()
     assert told.out == ""

@@ -13,7 +13,7 @@ from tests.support.fleet import fleet_report
 from tests.support.reports import another_report, bare_report, sample_report
 from torchwatt.audit import verify, write_bundle
 from torchwatt.audit.fleet import ROLLUPS, check_lake, open_lake, rollup
-from torchwatt.audit.fleet.ingest import ingest
+from torchwatt.audit.fleet.ingestion import ingest
 from torchwatt.core.errors import ConfigError
 
 REL = 1e-9

@@ -124,7 +124,7 @@ def calibrations() -> list[bytes]:
 def _recording() -> bytes:
     from tests.support.worlds import World
     from torchwatt.core.meter import Event, Unavailable
-    from torchwatt.sensors.replay import save_recording
+    from torchwatt.sensors.recordings import save_recording
 
     world = World([50.0, 90.0], [5.0, 7.0], steps=3)
     found = world.recording()
@@ -219,12 +219,12 @@ def bundles() -> list[bytes]:
 
 def chains() -> list[bytes]:
     """Return a chain of two links."""
-    from torchwatt.audit.chain import FIRST, chained
+    from torchwatt.audit.seal import FIRST_CHAIN_HASH, chain_hash
 
-    one = chained(FIRST, "a" * 64)
-    two = chained(one, "b" * 64)
+    one = chain_hash(FIRST_CHAIN_HASH, "a" * 64)
+    two = chain_hash(one, "b" * 64)
     links = [
-        {"index": 0, "run_id": "r0", "bundle": "audit", "manifest_sha256": "a" * 64, "prev_chain_sha256": FIRST,
+        {"index": 0, "run_id": "r0", "bundle": "audit", "manifest_sha256": "a" * 64, "prev_chain_sha256": FIRST_CHAIN_HASH,
          "chain_sha256": one},
         {"index": 1, "run_id": "r1", "bundle": "audit2", "manifest_sha256": "b" * 64, "prev_chain_sha256": one,
          "chain_sha256": two},
@@ -234,7 +234,7 @@ def chains() -> list[bytes]:
 
 @cache
 def _index() -> bytes:
-    from torchwatt.audit.store.index import _COLUMNS
+    from torchwatt.audit.run_index import _COLUMNS
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "i.sqlite"
@@ -270,7 +270,7 @@ def journals() -> list[bytes]:
     import torch
 
     import torchwatt as tw
-    from torchwatt.core.frame import Frame, Kind, decode
+    from torchwatt.core.journal_format import Frame, FrameKind, decode_frames
 
     with tempfile.TemporaryDirectory() as temporary:
         folder, model = Path(temporary) / "journal", torch.nn.Linear(4, 4)
@@ -283,8 +283,8 @@ def journals() -> list[bytes]:
     parts = [
         ("file", f"{name}/{int(frame.kind)}.{i}{'.json' if frame.payload[:1] == b'{' else ''}", frame.payload)
         for name, data in files.items()
-        for i, frame in enumerate(decode(data))
+        for i, frame in enumerate(decode_frames(data))
         if isinstance(frame, Frame)
     ]
-    ends = tuple(f"work/{int(kind)}." for kind in (Kind.STOP, Kind.END))
+    ends = tuple(f"work/{int(kind)}." for kind in (FrameKind.STOP, FrameKind.END))
     return [joined(parts), joined([part for part in parts if not part[1].startswith(ends)])]

@@ -126,11 +126,11 @@ def _laid_out(usual: Mapping[str, bytes], data: bytes, folder: Path) -> Path:
 @target(seeds.traces, "json")
 def kineto(data: bytes, folder: Path) -> None:
     """Read a trace in small blocks, so that borders of blocks fall everywhere, and join it."""
-    from torchwatt.tracing.traces import join, read_trace
+    from torchwatt.kineto import join_trace, read_trace
 
     path = _put(folder, "t.json", data)
     trace = read_trace(path, block=64 + 61 * (len(data) % 7))
-    found = join(trace, captures=[trace])
+    found = join_trace(trace, captures=[trace])
     for one in found.activities:
         assert (one.end_ns >= one.start_ns).all()
     assert 0.0 <= found.named_share <= 1.0 or math.isnan(found.named_share)
@@ -139,15 +139,15 @@ def kineto(data: bytes, folder: Path) -> None:
 @target(seeds.traces_gz, "gz")
 def kineto_gz(data: bytes, folder: Path) -> None:
     """Read a trace, gzipped or not, as it comes from a disk."""
-    from torchwatt.tracing.traces import join, read_trace
+    from torchwatt.kineto import join_trace, read_trace
 
-    join(read_trace(_put(folder, "t.json.gz", data)))
+    join_trace(read_trace(_put(folder, "t.json.gz", data)))
 
 
 @target(seeds.sidecars, "json")
 def sidecar(data: bytes, folder: Path) -> None:
     """Read what Inductor's kernels stand for."""
-    from torchwatt.tracing.traces import read_sidecar
+    from torchwatt.kineto import read_sidecar
 
     found = read_sidecar(_put(folder, "s.json", data))
     for kernels in found.graphs.values():
@@ -158,9 +158,9 @@ def sidecar(data: bytes, folder: Path) -> None:
 @target(seeds.sidecars, "json")
 def inductor(data: bytes, folder: Path) -> None:
     """Add what was compiled now to what an earlier run left."""
-    from torchwatt.tracing.inductor import Recorder
+    from torchwatt.tracing.inductor import ProvenanceRecorder
 
-    recorder = Recorder()
+    recorder = ProvenanceRecorder()
     recorder.graphs = {"key": {"triton_0": [("fc", "forward", 1.0)]}}
     recorder.save(_put(folder, "s.json", data))
 
@@ -168,15 +168,15 @@ def inductor(data: bytes, folder: Path) -> None:
 @target(seeds.offline, "files")
 def offline(data: bytes, folder: Path) -> None:
     """Attribute a trace to a power log, show it and write the bundle, as `torchwatt attribute` does."""
-    from torchwatt.session.files import write_csv, write_html
-    from torchwatt.session.offline import Files, run_offline
+    from torchwatt.offline.trace_attribution import RecordedFiles, attribute_files
+    from torchwatt.reports.output_files import write_csv, write_html
     from torchwatt.views import to_text
 
     inputs = _laid_out(seeds.OFFLINE, data, folder / "in")
     idle = inputs / "idle.csv" if (inputs / "idle.csv").is_file() else None
     offset = "fit" if len(data) % 5 == 0 else 0.0
-    files = Files((inputs / "t.json",), inputs / "power.csv", offset=offset, idle=idle)  # type: ignore[arg-type]
-    found = run_offline(files)
+    files = RecordedFiles((inputs / "t.json",), inputs / "power.csv", offset=offset, idle=idle)  # type: ignore[arg-type]
+    found = attribute_files(files)
     assert found.report is not None
     to_text(found.report)
     write_html(found.report, folder / "r.html")
@@ -186,7 +186,7 @@ def offline(data: bytes, folder: Path) -> None:
 @target(seeds.exchanges, "bytes")
 def exchange(data: bytes, folder: Path) -> None:
     """Read what a worker process handed back."""
-    from torchwatt.tracing.devices.exchange import read_activities
+    from torchwatt.kineto.window_files import read_activities
 
     read_activities(_put(folder, "w.npz", data))
 
@@ -197,7 +197,7 @@ def exchange(data: bytes, folder: Path) -> None:
 @target(seeds.power_logs, "csv")
 def power_csv(data: bytes, folder: Path) -> None:
     """Read a power log."""
-    from torchwatt.sensors.power_log import read_power_log
+    from torchwatt.sensors.logs.power_log import read_power_log
 
     found = read_power_log(_put(folder, "p.csv", data))
     for one in found.series:
@@ -211,14 +211,14 @@ def calibrations(data: bytes, folder: Path) -> None:
     """Load the calibrations of this machine's GPUs, as a session does, and add one."""
     from tests.support.reports import GPU
     from torchwatt.core.meter import Channel, Meter
+    from torchwatt.reports.report_builder import load_sensor_models
     from torchwatt.sensors.calibrations import save_calibration
-    from torchwatt.session.known import calibrated_sensors
 
     path = _put(folder, "sensors.json", data)
     channel = Channel(GPU, "power", "power", "W", 1.0, 10**8, "nvml_power")
     meter = Meter(GPU, (channel,), "measured", "device", "x", facts=(("uuid", "GPU-1"), ("driver", "590")))
     with mock.patch.dict(os.environ, {"TORCHWATT_CALIBRATIONS": str(folder)}):
-        models, events = calibrated_sensors([meter])
+        models, events = load_sensor_models([meter])
     for model in models.values():
         assert all(math.isfinite(v) for v in (model.period_s, model.rms_w, model.gain, model.offset_w))
     assert not models or not events
@@ -238,25 +238,24 @@ def recording_gz(data: bytes, folder: Path) -> None:
 
 
 def _played(path: Path) -> None:
-    from torchwatt.attribution.curves import metered
-    from torchwatt.sensors.replay import Replay, load_recording, save_recording
+    from torchwatt.attribution.metered_curve import build_metered_curve
+    from torchwatt.sensors.recordings import Replay, load_recording, save_recording
 
     found = load_recording(path)
     feed = Replay(found, clock_ns=lambda: 10**9)
     feed.start()
     now = feed.stop()
     for meter in now.meters:
-        metered(meter, now)
+        build_metered_curve(meter, now)
     save_recording(found, path.with_name("again.jsonl"))
 
 
 @target(seeds.machines, "files")
 def machine(data: bytes, folder: Path) -> None:
     """Look at a powercap folder, perf's events, /proc/cpuinfo and /proc/stat."""
-    from torchwatt.sensors.nameplate import cpu_info, nameplate, table_w
-    from torchwatt.sensors.perf import power_events
-    from torchwatt.sensors.rapl import discover_rapl
-    from torchwatt.sensors.readers.cputime import Machine
+    from torchwatt.sensors.load_model import nameplate_power, read_cpu_info, table_power_w
+    from torchwatt.sensors.rapl import discover_rapl, power_events
+    from torchwatt.sensors.readers.process_tree import MachineCpu
 
     _laid_out(seeds.MACHINE, data, folder)
     with mock.patch("time.sleep"):
@@ -264,9 +263,9 @@ def machine(data: bytes, folder: Path) -> None:
     for meter in found.meters:
         for channel in meter.channels:
             assert channel.modulus is None or channel.modulus > 0
-    info = cpu_info(str(folder / "cpuinfo"))
-    assert nameplate(info, table_w(info.model)).watts >= 0
-    stat = Machine(str(folder / "stat"))
+    info = read_cpu_info(str(folder / "cpuinfo"))
+    assert nameplate_power(info, table_power_w(info.model)).watts >= 0
+    stat = MachineCpu(str(folder / "stat"))
     try:
         stat.busy_s()
     except TorchwattError:
@@ -283,14 +282,14 @@ def machine(data: bytes, folder: Path) -> None:
 def factors(data: bytes, folder: Path) -> None:
     """Price a kilowatt-hour with a file of factors or hours."""
     from tests.carbon.worlds import usage
-    from torchwatt.carbon import Asked
-    from torchwatt.carbon.plan import plan
-    from torchwatt.carbon.price import price
+    from torchwatt.carbon import CarbonOptions
+    from torchwatt.carbon.pricing import price_run
+    from torchwatt.carbon.pricing_plan import make_plan
 
     path = _put(folder, "f.csv", data)
-    applied = plan(Asked(factors=path), NEW_YEAR)
+    applied = make_plan(CarbonOptions(factors=path), NEW_YEAR)
     if not applied.nothing:
-        for impact in price(usage(3.6e6), applied).impacts:
+        for impact in price_run(usage(3.6e6), applied).impacts:
             assert math.isfinite(impact.value)
 
 
@@ -352,20 +351,20 @@ def bundle_verify(data: bytes, folder: Path) -> None:
 def bundle_use(data: bytes, folder: Path) -> None:
     """Show, export, reprice and keep a bundle that somebody sent."""
     from torchwatt.audit.exports import FORMATS, export
+    from torchwatt.audit.run_index import monthly_sums
     from torchwatt.audit.store import Store
-    from torchwatt.audit.store.sums import sums
-    from torchwatt.carbon import Asked
-    from torchwatt.cli.show import show
-    from torchwatt.session.reprice import reprice
+    from torchwatt.carbon import CarbonOptions
+    from torchwatt.cli.bundle_commands import show_bundle
+    from torchwatt.offline.repricing import reprice
 
     bundle = _bundle(data, folder)
     refused: TorchwattError | None = None
     store = Store(folder / "store")
     uses: list[Callable[[], object]] = [
-        lambda: show(str(bundle), everything=True, out=io.StringIO()),
-        lambda: reprice(bundle, Asked(intensity_g_per_kwh=50.0), scenario="x", target=folder / "again"),
+        lambda: show_bundle(str(bundle), everything=True, out=io.StringIO()),
+        lambda: reprice(bundle, CarbonOptions(intensity_g_per_kwh=50.0), scenario="x", target=folder / "again"),
         lambda: store.add(bundle),
-        lambda: sums(store.runs()),
+        lambda: monthly_sums(store.runs()),
         *(lambda to=to: export([bundle], to, folder / f"out.{to}") for to in FORMATS),  # type: ignore[misc]
     ]
     for use in uses:
@@ -380,9 +379,9 @@ def bundle_use(data: bytes, folder: Path) -> None:
 @target(seeds.chains, "json")
 def chain(data: bytes, folder: Path) -> None:
     """Check a chain, and add a run to it."""
-    from torchwatt.audit.chain import next_link
+    from torchwatt.audit.seal import next_link
     from torchwatt.audit.verification.finding import Findings
-    from torchwatt.audit.verification.seals import check_chain
+    from torchwatt.audit.verification.seal_checks import check_chain
 
     path = _put(folder, "chain.jsonl", data)
     check_chain(path, {"chain_sha256": "0" * 64}, "0" * 64, folder, Findings())
@@ -392,12 +391,12 @@ def chain(data: bytes, folder: Path) -> None:
 @target(seeds.stores, "bytes")
 def store_index(data: bytes, folder: Path) -> None:
     """Look into a store whose index is anybody's."""
+    from torchwatt.audit.run_index import monthly_sums
     from torchwatt.audit.store import Store
-    from torchwatt.audit.store.sums import sums
 
     _put(folder, "index.sqlite", data)
     store = Store(folder)
-    sums(store.runs())
+    monthly_sums(store.runs())
     store.find("x")
 
 
@@ -422,7 +421,7 @@ def shown(data: bytes, folder: Path) -> None:
     from tests.fuzz.pages import assert_harmless
     from tests.support.reports import named_report
     from torchwatt.audit import read_bundle, verify, write_bundle
-    from torchwatt.sensors.gpu_facts import gpu_facts
+    from torchwatt.sensors.gpu_facts import read_gpu_facts
     from torchwatt.views import layer_rows, to_html_page, to_payload, to_text
 
     nvml = SimpleNamespace(
@@ -432,7 +431,7 @@ def shown(data: bytes, folder: Path) -> None:
         nvmlDeviceGetEnforcedPowerLimit=lambda _: 1, nvmlDeviceGetPowerManagementDefaultLimit=lambda _: 1,
         nvmlDeviceGetMemoryInfo=lambda _: SimpleNamespace(total=1),
     )  # fmt: skip
-    facts = dict(gpu_facts(nvml, None, 0))
+    facts = dict(read_gpu_facts(nvml, None, 0))
     texts = [facts["name"], *data.decode("utf-8", "surrogateescape").split("\n")]
     report = named_report(*dict.fromkeys(text for text in texts if text))
     assert_harmless(to_html_page(report))
@@ -450,15 +449,15 @@ def shown(data: bytes, folder: Path) -> None:
 @target(seeds.journals, "files")
 def journal(data: bytes, folder: Path) -> None:
     """Recover a journal of these frames: parts `work/<kind>.<number>`, checksums put right; kind 0 is no frame."""
-    from torchwatt.core.frame import encode
-    from torchwatt.session.recover import recover
+    from torchwatt.core.journal_format import encode_frame
+    from torchwatt.journal.recovery import recover
 
     files = {"work": b"", "readings": b""}
     for number, (_, name, content) in enumerate(parts_of(data)):
         file, _, rest = name.partition("/")
         kind = rest.partition(".")[0]
         if file in files and kind.isascii() and kind.isdecimal() and int(kind) < 256:
-            files[file] += encode(int(kind), number, content) if int(kind) else content  # type: ignore[arg-type]
+            files[file] += encode_frame(int(kind), number, content) if int(kind) else content  # type: ignore[arg-type]
     with unwatched():
         for name, content in files.items():
             (folder / f"{name}.journal").write_bytes(content)

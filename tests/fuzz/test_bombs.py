@@ -19,13 +19,13 @@ from pathlib import Path
 from unittest import mock
 from torchwatt.core.errors import TorchwattError
 from torchwatt.audit import read_bundle, verify
-import torchwatt.carbon.plan
+import torchwatt.carbon.pricing_plan
 from torchwatt.carbon import electricity_maps_api as api
-from torchwatt.core.hours import hour_start
+from torchwatt.core.hour_energy import hour_start
 from torchwatt.sensors.calibrations import load_calibrations
-from torchwatt.sensors.power_log import read_power_log
-from torchwatt.sensors.replay import load_recording
-from torchwatt.tracing.traces import read_trace
+from torchwatt.sensors.logs.power_log import read_power_log
+from torchwatt.sensors.recordings import load_recording
+from torchwatt.kineto import read_trace
 import pyarrow.parquet
 
 class Endless:
@@ -41,8 +41,8 @@ def answer(_):
         api.fetch_hours([1], zone="FR", token="t", at=hour_start(1))
 
 def factors(path):
-    options = torchwatt.carbon.plan.Asked(factors=path)
-    return torchwatt.carbon.plan.plan(options, hour_start(0))
+    options = torchwatt.carbon.pricing_plan.CarbonOptions(factors=path)
+    return torchwatt.carbon.pricing_plan.make_plan(options, hour_start(0))
 
 read = {"trace": read_trace, "power": read_power_log, "recording": load_recording, "calibrations": load_calibrations,
         "factors": factors, "verify": verify, "bundle": read_bundle, "answer": answer}
@@ -108,7 +108,7 @@ def endless_rows(path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from torchwatt.audit.samples import arrow_schema
+    from torchwatt.audit.sample_table import arrow_schema
 
     rows = 3_000_000
     words = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array(["gpu:0"]))
@@ -158,13 +158,13 @@ def told(tmp_path_factory):
 
 
 def test_what_expands_out_of_all_proportion_is_refused_while_it_is_read(tmp_path):
-    from torchwatt.disk.inflate import FREE_BYTES, inflated
+    from torchwatt.disk.safe_gzip import UNCHECKED_BYTES, open_bounded_gzip
 
     with gigabytes(tmp_path / "z.gz", b"", b" ").open("rb") as packed, pytest.raises(OSError, match="100 times"):
-        stream, taken = inflated(packed), 0
+        stream, taken = open_bounded_gzip(packed), 0
         while block := stream.read(MIB):
             taken += len(block)
-            assert taken <= FREE_BYTES + MIB
+            assert taken <= UNCHECKED_BYTES + MIB
 
 
 REFUSED = {

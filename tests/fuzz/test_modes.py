@@ -18,18 +18,18 @@ from tests.support.worlds import World
 from torchwatt.audit import Seal, write_bundle
 from torchwatt.audit.exports import export
 from torchwatt.audit.fleet import open_lake
-from torchwatt.audit.fleet.ingest import ingest
+from torchwatt.audit.fleet.ingestion import ingest
 from torchwatt.audit.store import Store
-from torchwatt.carbon import Asked
+from torchwatt.carbon import CarbonOptions
 from torchwatt.core.errors import BundleError
-from torchwatt.disk.private import appended_file, new_file, private_folder, replace_file
+from torchwatt.disk.private_files import create_file, make_private_folder, open_for_append, replace_file
+from torchwatt.distributed import job_folder
+from torchwatt.journal.journal_directory import JournalDirectory, journal_path
+from torchwatt.kineto.window_files import write_activities
+from torchwatt.offline.repricing import reprice
+from torchwatt.reports.output_files import write_html
 from torchwatt.sensors.calibrations import load_calibrations, save_calibration
-from torchwatt.sensors.replay import load_recording, save_recording
-from torchwatt.session.files import write_html
-from torchwatt.session.jobs import spool
-from torchwatt.session.journal.place import Place, in_store
-from torchwatt.session.reprice import reprice
-from torchwatt.tracing.devices.exchange import write_activities
+from torchwatt.sensors.recordings import load_recording, save_recording
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def test_every_file_is_private_under_an_open_umask(tmp_path):
     store.keep(report)
     Store(tmp_path / "other").add(bundle)
     store.runs()
-    reprice(bundle, Asked(intensity_g_per_kwh=50.0), scenario="x", target=tmp_path / "again")
+    reprice(bundle, CarbonOptions(intensity_g_per_kwh=50.0), scenario="x", target=tmp_path / "again")
     for to in ("codecarbon", "xlsx", "parquet"):
         export([bundle], to, tmp_path / f"out.{to}")
     save_calibration(tmp_path / "cache" / "sensors.json", "key", {"gain": 1.0})
@@ -79,7 +79,7 @@ def test_a_lake_and_a_store_are_private_unless_they_are_shared(tmp_path):
     assert set(modes(tmp_path / "in" / "shared").values()) == {0o777, 0o666}
     store = Store(tmp_path / "store" / "root")
     kept = store.keep(rich_report())
-    Place(in_store(store.root, "r1"))
+    JournalDirectory(journal_path(store.root, "r1"))
     assert_private(tmp_path / "store")
     os.umask(0o022)
     store.share(kept)
@@ -93,8 +93,8 @@ def test_a_lake_and_a_store_are_private_unless_they_are_shared(tmp_path):
 
 
 def test_a_journal_and_a_job_are_private(tmp_path):
-    Place(tmp_path / "a" / "b" / "journal")
-    spool.begin(tmp_path / "job", record(0, 1).facts)
+    JournalDirectory(tmp_path / "a" / "b" / "journal")
+    job_folder.begin_rank(tmp_path / "job", record(0, 1).facts)
     assert_private(tmp_path)
 
 
@@ -113,7 +113,7 @@ def test_a_folder_that_the_user_made_keeps_its_mode(tmp_path):
     assert set(modes(target).values()) == {0o600}
     shared = tmp_path / "shared"
     shared.mkdir(mode=0o777)
-    private_folder(shared / "a" / "b")
+    make_private_folder(shared / "a" / "b")
     assert modes(tmp_path)["shared"] == 0o777
     assert modes(shared) == {"a": 0o700, "a/b": 0o700}
 
@@ -130,9 +130,9 @@ def test_a_planted_link_is_not_followed(tmp_path, victim):
     planted = tmp_path / "planted"
     planted.symlink_to(victim)
     with pytest.raises(FileExistsError):
-        new_file(planted)
+        create_file(planted)
     with pytest.raises(OSError, match="symbolic link"):
-        appended_file(planted)
+        open_for_append(planted)
     with pytest.raises(BundleError, match="cannot write the chain"):
         write_bundle(rich_report(), tmp_path / "audit", seal=Seal(planted))
     with pytest.raises(BundleError, match="cannot save"):
@@ -197,7 +197,7 @@ def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path, name):
     manifest = bundle / "MANIFEST.sha256"
     manifest.write_bytes(manifest.read_bytes() + f"{digest}  {name}\n".encode())
     with pytest.raises(BundleError, match="cannot be a file of a bundle"):
-        reprice(bundle, Asked(intensity_g_per_kwh=50.0), scenario="x", target=tmp_path / "deep" / "er" / "out")
+        reprice(bundle, CarbonOptions(intensity_g_per_kwh=50.0), scenario="x", target=tmp_path / "deep" / "er" / "out")
 
 
 def test_a_link_in_a_bundle_shows_nothing(tmp_path):

@@ -17,16 +17,23 @@ from tests.support.fleet import write_fleet
 from tests.support.ranks import record
 from torchwatt.audit import read_bundle, verify, write_bundle
 from torchwatt.audit.fleet import check_lake, open_lake, rollup
-from torchwatt.audit.fleet.ingest import ingest
-from torchwatt.audit.rebuild import rebuild
+from torchwatt.audit.fleet.ingestion import ingest
+from torchwatt.audit.report_loader import load_report
 from torchwatt.audit.store import Store
-from torchwatt.carbon import Asked
+from torchwatt.carbon import CarbonOptions
 from torchwatt.core.errors import TorchwattError
 from torchwatt.disk import path_safety
-from torchwatt.disk.path_safety import folder_entries, kind_of, open_named, open_own, read_named, read_own
-from torchwatt.session.journal.place import IN_STORE
-from torchwatt.session.journal.stored import stored_journals
-from torchwatt.session.reprice import reprice
+from torchwatt.disk.path_safety import (
+    folder_entries,
+    open_untrusted,
+    open_user_path,
+    path_kind,
+    read_untrusted,
+    read_user_path,
+)
+from torchwatt.journal.journal_directory import JOURNALS_FOLDER
+from torchwatt.journal.journal_reader import list_journals
+from torchwatt.offline.repricing import reprice
 
 GB = 10**9
 
@@ -83,12 +90,12 @@ def bundle(at: Path) -> Path:
 
 
 def job(at: Path) -> Path:
-    from torchwatt.session.jobs import spool
+    from torchwatt.distributed import job_folder
 
     for rank in range(2):
         one = record(rank, 2)
-        spool.begin(at / "job", one.facts)
-        spool.end(at / "job", one.facts, one.report)
+        job_folder.begin_rank(at / "job", one.facts)
+        job_folder.end_rank(at / "job", one.facts, one.report)
     return at / "job"
 
 
@@ -127,7 +134,7 @@ def kept(root: Path) -> bool:
 
 
 def repriced(path: Path) -> bool:
-    reprice(path, Asked(intensity_g_per_kwh=50.0), scenario="x", target=path.parent.parent / "new")
+    reprice(path, CarbonOptions(intensity_g_per_kwh=50.0), scenario="x", target=path.parent.parent / "new")
     return True
 
 
@@ -143,7 +150,7 @@ READERS = {
         bundle, lambda at: verify(at).ok, (*TABLES, "sample.parquet", "statement.json", "datapackage.json")
     ),
     "read_bundle": Reader(bundle, lambda at: bool(read_bundle(at)), TABLES[1:]),
-    "rebuild": Reader(bundle, lambda at: bool(rebuild(at)), (*TABLES[1:], "sample.parquet")),
+    "rebuild": Reader(bundle, lambda at: bool(load_report(at)), (*TABLES[1:], "sample.parquet")),
     "reprice": Reader(bundle, repriced, (*TABLES, "sample.parquet")),
     "ingest": Reader(bundle, ingested, (*TABLES, "sample.parquet")),
     "merge": Reader(
@@ -232,21 +239,23 @@ def test_journals_behind_a_link_are_not_listed(tmp_path):
     journal(tmp_path)
     (tmp_path / "all").mkdir()
     (tmp_path / "journal").rename(tmp_path / "all" / "r1")
-    (tmp_path / "store" / IN_STORE).mkdir()
-    (tmp_path / "store" / IN_STORE / "r1").symlink_to(tmp_path / "all" / "r1")
-    assert stored_journals(tmp_path / "store") == ()
-    shutil.rmtree(tmp_path / "store" / IN_STORE)
-    (tmp_path / "store" / IN_STORE).symlink_to(tmp_path / "all")
+    (tmp_path / "store" / JOURNALS_FOLDER).mkdir()
+    (tmp_path / "store" / JOURNALS_FOLDER / "r1").symlink_to(tmp_path / "all" / "r1")
+    assert list_journals(tmp_path / "store") == ()
+    shutil.rmtree(tmp_path / "store" / JOURNALS_FOLDER)
+    (tmp_path / "store" / JOURNALS_FOLDER).symlink_to(tmp_path / "all")
     with pytest.raises(TorchwattError, match="is a link"):
-        stored_journals(tmp_path / "store")
+        list_journals(tmp_path / "store")
 
 
 def test_a_file_is_opened_step_by_step_and_named_in_errors(tmp_path):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "file").write_bytes(b"12345")
-    assert read_own(tmp_path / "a" / "b" / "file", 5, tmp_path) == b"12345"
+    assert read_untrusted(tmp_path / "a" / "b" / "file", 5, tmp_path) == b"12345"
     (tmp_path / "l").symlink_to(tmp_path / "a")
-    assert read_own(tmp_path / "l" / "b" / "file", 5, tmp_path / "l") == b"12345"  # what the user named may be a link
+    assert (
+        read_untrusted(tmp_path / "l" / "b" / "file", 5, tmp_path / "l") == b"12345"
+    )  # what the user named may be a link
     for bad, root, why in (
         (tmp_path / "l" / "b" / "file", tmp_path, "is a link"),
         (tmp_path / "a" / ".." / "a" / "b" / "file", tmp_path, "leads out"),
@@ -255,10 +264,10 @@ def test_a_file_is_opened_step_by_step_and_named_in_errors(tmp_path):
         (tmp_path / "none" / "file", tmp_path, "No such file"),
     ):
         with pytest.raises(OSError, match=why) as told:
-            read_own(bad, 5, root)
+            read_untrusted(bad, 5, root)
         assert str(told.value.filename) in {str(bad), str(tmp_path / "l"), str(bad.parent)}
     with pytest.raises(OSError, match="has 5 bytes; at most 4 are read"):
-        read_named(tmp_path / "l" / "b" / "file", 4)
+        read_user_path(tmp_path / "l" / "b" / "file", 4)
 
 
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/null", "/dev/tty", "/dev/random"])
@@ -266,9 +275,9 @@ def test_a_device_is_never_opened(device, monkeypatch):
     opened = []
     real = os.open
     monkeypatch.setattr(os, "open", lambda name, *a, **k: opened.append(str(name)) or real(name, *a, **k))
-    if kind_of(Path(device)) != "other":
+    if path_kind(Path(device)) != "other":
         pytest.skip(f"no {device}")
-    for way in (open_own, open_named):
+    for way in (open_untrusted, open_user_path):
         with pytest.raises(OSError, match="plain files"):
             way(Path(device), 10)
     assert device not in opened
@@ -292,20 +301,20 @@ def test_a_file_that_is_replaced_between_look_and_opening_is_refused(way, tmp_pa
 
     monkeypatch.setattr(path_safety, "_refuse", swap)
     with pytest.raises(OSError, match=r"link|plain files"):
-        read_own(path, 100)
+        read_untrusted(path, 100)
 
 
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"1")
-    with open_own(path, 10) as file:
+    with open_untrusted(path, 10) as file:
         path.write_bytes(b"1" * 100)
         with pytest.raises(OSError, match="more than 10"):
-            path_safety._content(file, path, 10)
+            path_safety._read_bounded(file, path, 10)
 
 
 def test_a_folder_of_too_many_files_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(path_safety, "MOST_ENTRIES", 3)
+    monkeypatch.setattr(path_safety, "MAX_ENTRIES", 3)
     for name in "abcd":
         (tmp_path / name).touch()
     with pytest.raises(OSError, match="more than 3 entries"):
@@ -319,5 +328,5 @@ def test_no_descriptor_is_left_open(tmp_path):
     for _ in range(20):
         for name in ("link", "pipe", "none"):
             with pytest.raises(OSError):
-                read_own(tmp_path / name, 10, tmp_path)
+                read_untrusted(tmp_path / name, 10, tmp_path)
     assert len(list(Path("/proc/self/fd").iterdir())) == before

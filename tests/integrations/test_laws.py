@@ -11,10 +11,15 @@ from hypothesis import strategies as st
 
 import torchwatt as tw
 from torchwatt.core.errors import ConfigError
-from torchwatt.integrations.budget import LONGEST_WAIT_S, Budget, Pace
-from torchwatt.integrations.carried import NOTHING, Carried, carried_from
-from torchwatt.integrations.live import Live
-from torchwatt.integrations.training import Training
+from torchwatt.integrations.training_budget import (
+    MAX_WAIT_S,
+    NO_TOTALS,
+    BudgetSchedule,
+    CheckpointTotals,
+    TrainingBudget,
+    parse_totals,
+)
+from torchwatt.integrations.training_meter import PhaseEnergyTracker, TrainingMeter
 
 joules = st.floats(0, 1e9)
 
@@ -22,7 +27,7 @@ joules = st.floats(0, 1e9)
 @settings(deadline=None, max_examples=60)
 @given(st.floats(0.001, 0.3), st.floats(1, 1000), st.floats(1, 1e4))
 def test_at_a_steady_power_the_step_that_crosses_a_budget_is_seen_when_it_ends(step_s, power_w, budget_j):
-    budget, pace = Budget(energy_j=budget_j), Pace()
+    budget, pace = TrainingBudget(energy_j=budget_j), BudgetSchedule()
     step_s = max(step_s, budget_j / power_w / 500)
     now_s = 1000.0  # what a monotonic clock may say
     for step in range(1, 600):
@@ -37,35 +42,35 @@ def test_at_a_steady_power_the_step_that_crosses_a_budget_is_seen_when_it_ends(s
 
 
 def test_far_from_the_end_it_looks_twice_a_second_at_most():
-    pace, looks = Pace(), 0
+    pace, looks = BudgetSchedule(), 0
     for step in range(1, 1001):
         if pace.is_due(5.0 + step / 100):
             pace.record_check(5.0 + step / 100, step / 1e9)
             looks += 1
-    assert looks <= 10 / LONGEST_WAIT_S + 20
+    assert looks <= 10 / MAX_WAIT_S + 20
 
 
 @given(joules | st.none(), joules | st.none())
 def test_what_is_unknown_uses_up_no_budget(energy_j, carbon_g):
-    assert Budget().used(energy_j, carbon_g) == 0
-    assert Budget(energy_j=5.0).used(None, carbon_g) == 0
-    used = Budget(energy_j=5.0, carbon_g=7.0).used(energy_j, carbon_g)
+    assert TrainingBudget().used(energy_j, carbon_g) == 0
+    assert TrainingBudget(energy_j=5.0).used(None, carbon_g) == 0
+    used = TrainingBudget(energy_j=5.0, carbon_g=7.0).used(energy_j, carbon_g)
     assert used == max((energy_j or 0) / 5.0, (carbon_g or 0) / 7.0)
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "5", True])
 def test_a_budget_is_a_positive_number(value):
     with pytest.raises(ConfigError, match="energy_budget_j="):
-        Budget(energy_j=value)
+        TrainingBudget(energy_j=value)
     with pytest.raises(ConfigError, match="carbon_budget_g="):
-        Budget(carbon_g=value)
+        TrainingBudget(carbon_g=value)
 
 
 @given(st.lists(joules | st.none(), min_size=1, max_size=5))
 def test_carried_joules_add_up_and_an_unknown_part_makes_the_sum_unknown(parts):
-    carried = NOTHING
+    carried = NO_TOTALS
     for number, part in enumerate(parts):
-        carried = carried_from(carried.plus(part, None, str(number)).to_json())
+        carried = parse_totals(carried.plus(part, None, str(number)).to_json())
     assert carried.run_ids == tuple(str(i) for i in range(len(parts)))
     if None in parts:
         assert carried.energy_j is None
@@ -75,7 +80,7 @@ def test_carried_joules_add_up_and_an_unknown_part_makes_the_sum_unknown(parts):
 
 @pytest.mark.parametrize("kept", [None, {}, {"energy_j": "many"}, {"energy_j": -1.0, "run_ids": 5}])
 def test_a_checkpoint_without_sense_carries_nothing(kept):
-    assert carried_from(kept) == Carried()
+    assert parse_totals(kept) == CheckpointTotals()
 
 
 class Meters:
@@ -83,18 +88,18 @@ class Meters:
 
     def __init__(self):
         self.energy_j, self.gaps, self.whole = {"cpu:0": 0.0}, 0, None
-        self.answers, self.asked, self.at = True, [], {}
+        self.answers, self.options, self.at = True, [], {}
 
     def request_at(self, t_ns):
-        self.asked.append((t_ns, self.energy_j["cpu:0"]))
+        self.options.append((t_ns, self.energy_j["cpu:0"]))
 
     def forget(self, t_ns):
         self.at.pop(t_ns, None)
 
     def update(self, *, fresh=False):
         if self.answers:
-            self.at |= {t_ns: {"cpu:0": joules} for t_ns, joules in self.asked}
-            self.asked.clear()
+            self.at |= {t_ns: {"cpu:0": joules} for t_ns, joules in self.options}
+            self.options.clear()
 
     def result_at(self, t_ns):
         return self.at.get(t_ns)
@@ -109,7 +114,7 @@ PARTS = ("evaluation", "checkpoint", "rest")
 @given(st.lists(st.tuples(st.sampled_from(["train", *PARTS]), st.floats(0, 100), st.booleans())))
 def test_no_joule_is_in_two_parts_however_late_a_meter_tells(parts):
     meters = Meters()
-    live = Live(meters)
+    live = PhaseEnergyTracker(meters)
     true_j = dict.fromkeys(("train", *PARTS), 0.0)
     steps = 0
     for part, used_j, meters.answers in parts:
@@ -128,7 +133,7 @@ def test_no_joule_is_in_two_parts_however_late_a_meter_tells(parts):
 
 def test_what_a_slow_meter_has_not_told_is_unknown_and_comes_later():
     meters = Meters()
-    live = Live(meters)
+    live = PhaseEnergyTracker(meters)
     meters.energy_j["cpu:0"], meters.answers = 5.0, False
     live.look("evaluation")
     assert live.take("evaluation") is None
@@ -141,7 +146,7 @@ def test_what_a_slow_meter_has_not_told_is_unknown_and_comes_later():
 
 def test_joules_that_cannot_be_told_apart_or_of_a_silent_meter_are_in_no_sum():
     meters = Meters()
-    live = Live(meters)
+    live = PhaseEnergyTracker(meters)
     meters.energy_j["cpu:0"] = 5.0
     live.look("evaluation", "train", steps=3)  # nobody said when the evaluation began
     assert live.take("evaluation") is None
@@ -157,7 +162,7 @@ def test_joules_that_cannot_be_told_apart_or_of_a_silent_meter_are_in_no_sum():
 
 def test_a_meter_that_is_silent_for_good_costs_no_memory():
     meters = Meters()
-    live, meters.answers = Live(meters), False
+    live, meters.answers = PhaseEnergyTracker(meters), False
     for _ in range(2000):
         live.look("train", steps=1)
     assert len(live._ends) <= 257
@@ -165,7 +170,7 @@ def test_a_meter_that_is_silent_for_good_costs_no_memory():
 
 def test_a_training_inside_another_run_shows_its_epochs_there_as_well(world):
     with tw.profile(powercap_root=world.root, layers="off", live="off", baseline_s=0.0) as outer:
-        training = Training(None, {"layers": "off", "live": "off"}, Budget())
+        training = TrainingMeter(None, {"layers": "off", "live": "off"}, TrainingBudget())
         for epoch in range(2):
             training.epoch_began(epoch)
             time.sleep(0.03)

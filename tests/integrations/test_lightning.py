@@ -199,10 +199,10 @@ def test_a_finder_of_batch_sizes_is_no_resumed_training(world, tmp_path, caplog)
 
 
 def test_a_fault_of_ours_ends_metering_and_not_training(world, tmp_path, monkeypatch, caplog):
-    from torchwatt.session.pulse import Pulse
+    from torchwatt.session.live_meter import LiveMeter
 
     beats = iter(range(4))
-    monkeypatch.setattr(Pulse, "beat", lambda *_, **__: next(beats))  # StopIteration at the fifth look
+    monkeypatch.setattr(LiveMeter, "beat", lambda *_, **__: next(beats))  # StopIteration at the fifth look
     energy = callback(world, layers="off")
     used = fit(tmp_path, energy, Model(world, 0.005), max_epochs=2, validates=False, logger=False)
     assert used.global_step == 16
@@ -241,9 +241,9 @@ def test_it_is_a_callback_of_the_name_that_was_imported(monkeypatch):
     other = types.ModuleType("pytorch_lightning")
     other.Callback = type("Callback", (), {})
     monkeypatch.setitem(sys.modules, "pytorch_lightning", other)
-    assert integration._bases() == (pl.Callback, other.Callback)
+    assert integration._callback_bases() == (pl.Callback, other.Callback)
     monkeypatch.delitem(sys.modules, "lightning.pytorch")
-    assert integration._bases() == (other.Callback,)
+    assert integration._callback_bases() == (other.Callback,)
 
 
 def test_a_budget_is_refused_where_ranks_would_wait_for_each_other():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.support.nvml_simulator import SCENARIO, PowerTrace, Scenario
 from tests.support.powercap import FakePowercap
-from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.report import Report
 
 SCRIPT = Path(__file__).with_name("train_job.py")

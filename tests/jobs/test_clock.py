@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchwatt.attribution.jobs.clocks import Clock
-from torchwatt.core.job import Look
-from torchwatt.session.jobs import clock as clocks
-from torchwatt.session.jobs.clock import Answers, Looks
+from torchwatt.core.job import ClockOffset
+from torchwatt.distributed import clock_offsets as clocks
+from torchwatt.distributed.clock_offsets import ClockClient, ClockServer
+from torchwatt.distributed.rank_records import MachineClock
 
 
 class Store:
@@ -47,8 +47,8 @@ class Store:
 
 
 def measured(store, offset_ns, **kinds):
-    answers = Answers(store, "t", "theirs", clock_ns=lambda: time.monotonic_ns() + offset_ns)
-    looks = Looks(store, "t", "ours", **kinds)
+    answers = ClockServer(store, "t", "theirs", clock_ns=lambda: time.monotonic_ns() + offset_ns)
+    looks = ClockClient(store, "t", "ours", **kinds)
     time.sleep(0.25)
     found = looks.stop()
     answers.stop()
@@ -58,7 +58,7 @@ def measured(store, offset_ns, **kinds):
 @pytest.mark.parametrize("offset_ns", [0, 3_600_000_000_000, -7_123_456_789])
 @pytest.mark.parametrize("delay_s", [0.0, 0.004])
 def test_the_offset_is_found_within_its_bound(offset_ns, delay_s, monkeypatch):
-    monkeypatch.setattr(clocks, "STOP_S", 30.0)  # both ends share one process here, and the machine may be busy
+    monkeypatch.setattr(clocks, "STOP_TIMEOUT_S", 30.0)  # both ends share one process here, and the machine may be busy
     found = measured(Store(delay_s), offset_ns)
     assert len(found) >= 2  # at the start and at the end
     for look in found:
@@ -68,27 +68,29 @@ def test_the_offset_is_found_within_its_bound(offset_ns, delay_s, monkeypatch):
 def test_one_machine_needs_no_look_unless_it_is_asked_for():
     store = Store()
     store.values["t/host"] = b"ours"
-    looks = Looks(store, "t", "ours")
+    looks = ClockClient(store, "t", "ours")
     time.sleep(0.05)
     assert looks.stop() == ()
 
 
 def test_a_store_that_goes_away_keeps_nobody_waiting():
     store = Store()
-    answers = Answers(store, "t", "theirs")
-    looks = Looks(store, "t", "ours")
+    answers = ClockServer(store, "t", "theirs")
+    looks = ClockClient(store, "t", "ours")
     time.sleep(0.15)
     store.lost = True
     begun = time.monotonic()
     looks.stop()
     answers.stop()
-    assert time.monotonic() - begun < clocks.STOP_S + 20  # its threads would look for ever; the machine may be busy
+    assert (
+        time.monotonic() - begun < clocks.STOP_TIMEOUT_S + 20
+    )  # its threads would look for ever; the machine may be busy
 
 
 def test_rank_0_that_never_comes_keeps_nobody_waiting(monkeypatch):
-    monkeypatch.setattr(clocks, "STOP_S", 60.0)  # an end that waited would wait so long
+    monkeypatch.setattr(clocks, "STOP_TIMEOUT_S", 60.0)  # an end that waited would wait so long
     begun = time.monotonic()
-    assert Looks(Store(), "t", "ours").stop() == ()
+    assert ClockClient(Store(), "t", "ours").stop() == ()
     assert time.monotonic() - begun < 20
 
 
@@ -105,8 +107,11 @@ def test_a_number_whose_owner_died_does_not_stop_the_others():
 )  # fmt: skip
 def test_a_drifting_clock_is_straightened_between_two_looks(offset_ns, drift, start_ns, t_ns):
     hour_ns = 3600 * 10**9
-    looks = (Look(start_ns, offset_ns, 1000), Look(start_ns + hour_ns, offset_ns + round(drift * hour_ns), 1000))
+    looks = (
+        ClockOffset(start_ns, offset_ns, 1000),
+        ClockOffset(start_ns + hour_ns, offset_ns + round(drift * hour_ns), 1000),
+    )
     times = np.array(sorted(set(t_ns)), dtype=np.int64) + start_ns
-    shifted = Clock(looks, "store").shift(times)
+    shifted = MachineClock(looks, "store").shift(times)
     exact = [t + offset_ns + round(drift * (t - start_ns)) for t in times.tolist()]
     assert max(abs(a - b) for a, b in zip(shifted.tolist(), exact, strict=True)) <= 2

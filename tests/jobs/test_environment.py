@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.core.job import Place
-from torchwatt.session.jobs.environ import place_of, tasks_per_node
+from torchwatt.core.job import RankPlace
+from torchwatt.distributed.rank_assignment import rank_place, tasks_per_node
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1",
@@ -18,42 +18,42 @@ SRUN = {
 
 
 def test_torchrun_says_everything():
-    assert place_of(TORCHRUN) == Place(5, 8, 1, 4, 1, "lamp", "torchrun")
+    assert rank_place(TORCHRUN) == RankPlace(5, 8, 1, 4, 1, "lamp", "torchrun")
 
 
 def test_a_restarted_gang_is_another_attempt_and_overwrites_nothing():
-    assert place_of({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "2"}).job == "lamp.attempt2"
+    assert rank_place({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "2"}).job == "lamp.attempt2"
 
 
 def test_torchruns_id_is_none_unless_given():
-    assert place_of({**TORCHRUN, "TORCHELASTIC_RUN_ID": "none"}).job == "job"
+    assert rank_place({**TORCHRUN, "TORCHELASTIC_RUN_ID": "none"}).job == "job"
 
 
 def test_rank_and_world_size_alone_are_a_job_on_one_machine():
-    assert place_of({"RANK": "1", "WORLD_SIZE": "2"}) == Place(1, 2, 1, 2, 0, "job", "environment")
+    assert rank_place({"RANK": "1", "WORLD_SIZE": "2"}) == RankPlace(1, 2, 1, 2, 0, "job", "environment")
 
 
 def test_srun_says_everything_in_its_own_words():
-    assert place_of(SRUN) == Place(6, 7, 0, 1, 3, "slurm-77.0", "slurm")
+    assert rank_place(SRUN) == RankPlace(6, 7, 0, 1, 3, "slurm-77.0", "slurm")
 
 
 def test_srun_of_two_on_one_node():
     env = {**SRUN, "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NODEID": "0", "SLURM_STEP_NUM_TASKS": "2",
            "SLURM_STEP_TASKS_PER_NODE": "2"}  # fmt: skip
-    assert place_of(env) == Place(1, 2, 1, 2, 0, "slurm-77.0", "slurm")
+    assert rank_place(env) == RankPlace(1, 2, 1, 2, 0, "slurm-77.0", "slurm")
 
 
 def test_a_batch_script_is_no_rank():
-    assert place_of({name: value for name, value in SRUN.items() if "STEP" not in name}) is None
+    assert rank_place({name: value for name, value in SRUN.items() if "STEP" not in name}) is None
 
 
 def test_torchrun_inside_a_slurm_step_is_right():
-    assert place_of({**SRUN, **TORCHRUN}).launcher == "torchrun"
+    assert rank_place({**SRUN, **TORCHRUN}).launcher == "torchrun"
 
 
 def test_torch_distributed_is_right_where_it_differs():
-    assert place_of(TORCHRUN, (2, 3)).rank == 2
-    assert place_of({}, (1, 2)) == Place(1, 2, 1, 2, 0, "job", "torch.distributed")
+    assert rank_place(TORCHRUN, (2, 3)).rank == 2
+    assert rank_place({}, (1, 2)) == RankPlace(1, 2, 1, 2, 0, "job", "torch.distributed")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_torch_distributed_is_right_where_it_differs():
      {"RANK": "1"}, {"RANK": "²", "WORLD_SIZE": "4"}, {"RANK": "9" * 40, "WORLD_SIZE": "9" * 41}],
 )  # fmt: skip
 def test_what_makes_no_sense_is_somebody_elses_variable(env):
-    assert place_of(env) is None
+    assert rank_place(env) is None
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=12))

@@ -6,13 +6,13 @@ from math import fsum
 import pytest
 
 from tests.support.ranks import record
-from torchwatt.attribution.jobs.merge import merge
-from torchwatt.attribution.jobs.record import jobs_sum
 from torchwatt.audit import read_bundle, write_bundle
-from torchwatt.audit.counting import count_once
-from torchwatt.audit.exports.counted_runs import run_of_bundle
-from torchwatt.audit.rebuild import rebuild
+from torchwatt.audit.counted_run import run_of_bundle
+from torchwatt.audit.deduplication import count_once
+from torchwatt.audit.report_loader import load_report
 from torchwatt.core.meter import SamplerStats
+from torchwatt.distributed.job_merge import merge_job
+from torchwatt.distributed.rank_records import merge_records
 
 
 def placed(found):
@@ -35,8 +35,8 @@ def test_a_job_and_its_ranks_have_the_same_joules(tmp_path, card):
         found = placed(record(rank, 4, per_node=2, gpu=card))
         write_bundle(found.report, tmp_path / f"rank{rank}", samples="csv.gz")
         start = {"start_ns": found.facts.start_ns, "start_unix_ns": found.facts.start_unix_ns}
-        records.append(replace(found, report=rebuild(tmp_path / f"rank{rank}", **start)))
-    job = merge(jobs_sum(records))
+        records.append(replace(found, report=load_report(tmp_path / f"rank{rank}", **start)))
+    job = merge_job(merge_records(records))
     write_bundle(job, tmp_path / "job", samples="csv.gz")
     ranks = [run_of_bundle(read_bundle(tmp_path / f"rank{rank}")) for rank in range(4)]
     whole = run_of_bundle(read_bundle(tmp_path / "job"))

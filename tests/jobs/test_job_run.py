@@ -8,14 +8,14 @@ import pytest
 from tests.jobs.test_spool import left
 from tests.support.ranks import lost, record
 from torchwatt import merge
-from torchwatt.attribution.jobs.merge import merge as merge_records
-from torchwatt.attribution.jobs.record import Job
 from torchwatt.audit import verify
-from torchwatt.session.faces import ReportFaces
+from torchwatt.distributed.job_merge import merge_job as merge_records
+from torchwatt.distributed.rank_records import Job
+from torchwatt.reports.report_result import ReportResult
 from torchwatt.session.run import Run
 from torchwatt.views import to_text
-from torchwatt.views.layers import TIED
-from torchwatt.views.ranks import across
+from torchwatt.views.layer_sums import TIE_LEGEND
+from torchwatt.views.rank_table import compare_ranks
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def without_package(found):
 def test_layers_across_ranks_whose_order_cannot_be_told_are_marked(tmp_path):
     records = [without_package(record(rank, 2, ram_j=17.0)) for rank in range(2)]
     job = merge(left(tmp_path / "job", records))
-    rows = [(row.name, row.phase, row.tied) for row in across(job.report)]
+    rows = [(row.name, row.phase, row.tied) for row in compare_ranks(job.report)]
     assert rows == [  # 100, 94 and 40 J, each known to a tenth
         ("fc", "backward", False),
         ("fc", "forward", True),
@@ -72,8 +72,8 @@ def test_layers_across_ranks_whose_order_cannot_be_told_are_marked(tmp_path):
     ]
     text = repr(job).partition("layers across ranks")[2]
     assert text.count(" ~") == 1
-    assert TIED in text
-    assert TIED in job._repr_html_().partition("Layers across ranks")[2]
+    assert TIE_LEGEND in text
+    assert TIE_LEGEND in job._repr_html_().partition("Layers across ranks")[2]
 
 
 def test_a_job_says_how_many_of_its_steps_were_traced(tmp_path):
@@ -90,7 +90,7 @@ def test_a_job_is_written_as_a_run_is(job, tmp_path):
 
 
 def test_a_job_and_a_run_have_one_set_of_faces(job):
-    assert isinstance(job, ReportFaces)
-    assert issubclass(Run, ReportFaces)
+    assert isinstance(job, ReportResult)
+    assert issubclass(Run, ReportResult)
     for name in ("__repr__", "_repr_html_", "_repr_mimebundle_", "to_csv", "to_html", "keep", "layers", "steps"):
         assert getattr(Run, name) is getattr(type(job), name), name

@@ -8,7 +8,7 @@ import pytest
 
 import torchwatt as tw
 from torchwatt.core.errors import ConfigError
-from torchwatt.session.jobs import member
+from torchwatt.distributed import rank_session
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def rank(monkeypatch, powercap):
         monkeypatch.setenv(name, value)
 
     def profiled(number, **options):
-        monkeypatch.setattr(member, "_kept", {})  # the process of another rank
+        monkeypatch.setattr(rank_session, "_kept", {})  # the process of another rank
         monkeypatch.setenv("RANK", str(number))
         monkeypatch.setenv("LOCAL_RANK", str(number))
         with tw.profile(layers="off", baseline_s=0.05, **options) as run:

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.ranks import S, lost, record
-from torchwatt.attribution.jobs.merge import merge
-from torchwatt.attribution.jobs.record import Job, job_of, jobs_sum
 from torchwatt.audit import verify, write_bundle
 from torchwatt.core.errors import BundleError
 from torchwatt.core.terms import NO_RANK
+from torchwatt.distributed.job_merge import merge_job
+from torchwatt.distributed.rank_records import Job, build_job, merge_records
 
 joules = st.floats(0.0, 1e4, allow_nan=False)
 seconds = st.floats(0.01, 50.0)
@@ -51,21 +51,21 @@ def told(report):
 @settings(deadline=None, max_examples=60)
 @given(jobs(), st.randoms(use_true_random=False))
 def test_the_order_and_the_grouping_of_ranks_do_not_matter(records, random: Random):
-    first = merge(jobs_sum(records))
+    first = merge_job(merge_records(records))
     shuffled = list(records)
     random.shuffle(shuffled)
     cut = random.randint(0, len(shuffled))
-    halves = [jobs_sum(part) for part in (shuffled[:cut], shuffled[cut:]) if part]
+    halves = [merge_records(part) for part in (shuffled[:cut], shuffled[cut:]) if part]
     total = halves[0]
     for half in halves[1:]:
         total = half + total
-    assert told(merge(total)) == told(first)
+    assert told(merge_job(total)) == told(first)
 
 
 @settings(deadline=None, max_examples=60)
 @given(jobs())
 def test_ranks_and_what_is_nobodys_add_up_to_the_meters_and_each_meter_is_counted_once(records):
-    report = merge(jobs_sum(records))
+    report = merge_job(merge_records(records))
     nobody_j = fsum(e.energy_self_j for x in report.ledgers for e in x.entries if e.fqn == NO_RANK)
     ranks_j = fsum(part.energy_j or 0.0 for part in report.ranks)
     assert ranks_j + nobody_j == pytest.approx(report.energy_j, rel=1e-9, abs=1e-9)
@@ -80,13 +80,13 @@ def test_ranks_and_what_is_nobodys_add_up_to_the_meters_and_each_meter_is_counte
 @given(records=jobs())
 def test_a_merged_bundle_holds_before_verify(records, tmp_path_factory):
     folder = tmp_path_factory.mktemp("merged") / "audit"
-    write_bundle(merge(jobs_sum(records)), folder, samples="csv.gz")
+    write_bundle(merge_job(merge_records(records)), folder, samples="csv.gz")
     found = verify(folder)
     assert found.ok, str(found)
 
 
 def test_a_package_is_given_to_ranks_by_their_cpu_time_and_to_layers_by_where_that_went():
-    report = merge(jobs_sum([record(0, 2, cpu_s=2.0, busy_s=10.0, cpu_j=60.0), record(1, 2, cpu_s=6.0)]))
+    report = merge_job(merge_records([record(0, 2, cpu_s=2.0, busy_s=10.0, cpu_j=60.0), record(1, 2, cpu_s=6.0)]))
     package = next(x for x in report.ledgers if x.domain.kind == "cpu")
     assert package.energy_j == 60.0  # busy 10 s: 2 s of rank 0, 6 s of rank 1, 2 s of others
     by_rank = [
@@ -100,21 +100,21 @@ def test_a_package_is_given_to_ranks_by_their_cpu_time_and_to_layers_by_where_th
 
 
 def test_ranks_that_used_more_than_the_machine_says_leave_nothing_to_nobody():
-    report = merge(jobs_sum([record(0, 2, cpu_s=6.0, busy_s=7.0), record(1, 2, cpu_s=2.0)]))
+    report = merge_job(merge_records([record(0, 2, cpu_s=6.0, busy_s=7.0), record(1, 2, cpu_s=2.0)]))
     package = next(x for x in report.ledgers if x.domain.kind == "cpu")
     assert {e.fqn for e in package.entries} == {"fc"}
     assert sum(e.energy_self_j for e in report.ranks[0].entries if e.domain.kind == "cpu") == pytest.approx(45.0)
 
 
 def test_a_model_of_the_processs_own_share_is_added_over_ranks():
-    report = merge(jobs_sum([record(rank, 4, ram_j=3.0 + rank) for rank in range(4)]))
+    report = merge_job(merge_records([record(rank, 4, ram_j=3.0 + rank) for rank in range(4)]))
     assert next(x.energy_j for x in report.ledgers if x.domain.kind == "ram") == pytest.approx(3 + 4 + 5 + 6)
     assert sum(str(x.domain) == "ram" for x in report.ledgers) == 1
 
 
 def test_two_ranks_on_one_gpu_share_it_and_count_it_once():
-    report = merge(
-        jobs_sum([record(0, 2, gpu=0, gpu_j=100.0, seconds=4.0), record(1, 2, gpu=0, gpu_j=90.0, seconds=3.0)])
+    report = merge_job(
+        merge_records([record(0, 2, gpu=0, gpu_j=100.0, seconds=4.0), record(1, 2, gpu=0, gpu_j=90.0, seconds=3.0)])
     )
     gpus = [x for x in report.ledgers if x.domain.kind == "gpu"]
     assert [(str(x.domain), x.energy_j) for x in gpus] == [("gpu:0", 100.0)]
@@ -125,12 +125,12 @@ def test_two_ranks_on_one_gpu_share_it_and_count_it_once():
 def test_two_launchers_on_one_machine_do_not_count_its_package_twice():
     records = [record(rank, 2, per_node=1) for rank in range(2)]
     same = [replace(r, facts=replace(r.facts, host="one machine")) for r in records]
-    report = merge(jobs_sum(same))
+    report = merge_job(merge_records(same))
     assert [str(x.domain) for x in report.ledgers if x.domain.kind == "cpu"] == ["cpu:0"]
 
 
 def test_machines_have_names_of_their_own_and_each_its_package():
-    report = merge(jobs_sum([record(rank, 4, per_node=2, offset_ns=7 * S * (rank // 2)) for rank in range(4)]))
+    report = merge_job(merge_records([record(rank, 4, per_node=2, offset_ns=7 * S * (rank // 2)) for rank in range(4)]))
     names = [str(x.domain) for x in report.ledgers]
     assert names == [
         "node0/cpu:0", "node0/gpu:0", "node0/gpu:1", "node0/ram",
@@ -142,14 +142,14 @@ def test_machines_have_names_of_their_own_and_each_its_package():
 
 def test_a_clock_that_nobody_measured_is_placed_by_wall_time_and_said():
     far = record(1, 2, per_node=1, offset_ns=7 * S)
-    report = merge(jobs_sum([record(0, 2, per_node=1), replace(far, facts=replace(far.facts, clock=()))]))
+    report = merge_job(merge_records([record(0, 2, per_node=1), replace(far, facts=replace(far.facts, clock=()))]))
     assert (report.ranks[1].clock_method, report.ranks[1].clock_bound_ns) == ("wall_clock", None)
     assert report.ranks[1].start_ns == 5 * S
     assert "CLOCK_UNMEASURED" in {event.code for event in report.events}
 
 
 def test_a_lost_rank_makes_the_job_partial_and_is_named_everywhere():
-    report = merge(jobs_sum([record(0, 3), lost(1, 3, "left no bundle: it was killed")]))
+    report = merge_job(merge_records([record(0, 3), lost(1, 3, "left no bundle: it was killed")]))
     assert report.status == "partial"
     assert "rank 1 missing (left no bundle: it was killed)" in report.exit_reason
     assert "rank 2 missing (left nothing)" in report.exit_reason
@@ -159,35 +159,35 @@ def test_a_lost_rank_makes_the_job_partial_and_is_named_everywhere():
 
 
 def test_a_machine_whose_first_rank_is_lost_has_no_package_and_says_why():
-    report = merge(jobs_sum([lost(0, 2), record(1, 2)]))
+    report = merge_job(merge_records([lost(0, 2), record(1, 2)]))
     assert [str(x.domain) for x in report.ledgers] == ["gpu:1", "ram"]
     assert {gone.domain: gone.reason for gone in report.unavailable}["cpu:0"].startswith("the machine's first rank")
 
 
 def test_a_late_rank_is_said():
-    report = merge(jobs_sum([record(0, 2), record(1, 2, start_s=10.0)]))
+    report = merge_job(merge_records([record(0, 2), record(1, 2, start_s=10.0)]))
     late = [event for event in report.events if event.code == "RANK_LATE"]
     assert [(event.subject, event.t_ns) for event in late] == [("rank:1", 10 * S)]
     assert report.duration_s == 9.0
 
 
 def test_what_all_ranks_say_alike_is_said_once():
-    report = merge(jobs_sum([record(rank, 3) for rank in range(3)]))
+    report = merge_job(merge_records([record(rank, 3) for rank in range(3)]))
     assert [e.message for e in report.events if e.code == "SAID"] == ["the same on every rank (all ranks)"]
 
 
 def test_units_are_added_and_what_one_rank_left_to_another_is_not_missing():
-    report = merge(jobs_sum([record(rank, 2) for rank in range(2)]))
+    report = merge_job(merge_records([record(rank, 2) for rank in range(2)]))
     assert report.units == {"image": 16.0}
     assert report.unavailable == ()
 
 
 def test_the_same_rank_twice_and_ranks_of_two_jobs_are_refused():
     with pytest.raises(BundleError, match="rank 1 is there twice"):
-        jobs_sum([record(0, 2), record(1, 2), record(1, 2)])
+        merge_records([record(0, 2), record(1, 2), record(1, 2)])
     with pytest.raises(BundleError, match="ranks of two jobs"):
-        job_of(record(0, 2)) + job_of(record(1, 2, job="other"))
+        build_job(record(0, 2)) + build_job(record(1, 2, job="other"))
     with pytest.raises(BundleError, match="ranks of two jobs"):
-        job_of(record(0, 2)) + job_of(record(1, 3))
+        build_job(record(0, 2)) + build_job(record(1, 3))
     with pytest.raises(BundleError, match="no rank wrote a report"):
-        merge(Job("made", 2, {}, {0: "left nothing"}))
+        merge_job(Job("made", 2, {}, {0: "left nothing"}))

@@ -6,13 +6,13 @@ from math import fsum
 import pytest
 
 from tests.support.ranks import curve, ledger, meter, record
-from torchwatt.attribution.jobs.merge import merge
-from torchwatt.attribution.jobs.record import Job
-from torchwatt.attribution.scopes import CONTAINS
+from torchwatt.attribution.counter_scope import MODULE_GPUS_FACT
 from torchwatt.core.meter import Recording
 from torchwatt.core.terms import Domain
 from torchwatt.core.trace import EMPTY_TRACE
-from torchwatt.session.jobs.last import last_facts
+from torchwatt.distributed.job_folder import final_facts
+from torchwatt.distributed.job_merge import merge_job
+from torchwatt.distributed.rank_records import Job
 
 MODULE = Domain("module", 0)
 
@@ -26,7 +26,7 @@ def on_a_superchip(rank, module_j, beside):
         for one in report.ledgers
         if one.domain.kind != "cpu"
     )
-    facts = (("cpu_affinity", beside), (CONTAINS, own))
+    facts = (("cpu_affinity", beside), (MODULE_GPUS_FACT, own))
     whole = ledger(MODULE, {("fc", "forward"): 0.6 * module_j, ("(idle)", "other"): 0.4 * module_j}, 4.0)
     report = replace(
         report,
@@ -34,12 +34,12 @@ def on_a_superchip(rank, module_j, beside):
         curves=(*report.curves, curve(MODULE, module_j, report.start_ns, report.end_ns)),
         meters=(*report.meters, replace(meter(MODULE), facts=facts)),
     )
-    told = last_facts(made.facts, report, Recording((), ()), EMPTY_TRACE)
+    told = final_facts(made.facts, report, Recording((), ()), EMPTY_TRACE)
     return replace(made, facts=replace(told, cpu=made.facts.cpu, host_shares=made.facts.host_shares), report=report)
 
 
 def merged(*records):
-    return merge(Job("made", len(records), dict(enumerate(records)), {}))
+    return merge_job(Job("made", len(records), dict(enumerate(records)), {}))
 
 
 def test_two_modules_of_one_machine_are_two_and_each_gpu_says_on_which_it_is():

@@ -6,15 +6,15 @@ import pytest
 
 from tests.support.bundles import cell, drop, row_where, tables_of
 from tests.support.ranks import lost, record
-from torchwatt.attribution.jobs.merge import merge
-from torchwatt.attribution.jobs.record import jobs_sum
 from torchwatt.audit import verify, write_bundle, write_files
+from torchwatt.distributed.job_merge import merge_job
+from torchwatt.distributed.rank_records import merge_records
 from torchwatt.views import to_html_page, to_payload, to_text
 
 
 @pytest.fixture(scope="module")
 def report():
-    return merge(jobs_sum([record(0, 3), record(1, 3, gpu_j=300.0), lost(2, 3)]))
+    return merge_job(merge_records([record(0, 3), record(1, 3, gpu_j=300.0), lost(2, 3)]))
 
 
 def sealed(report, tables, folder):
@@ -95,7 +95,7 @@ def test_a_report_of_no_job_shows_no_ranks():
 
 
 def test_many_ranks_are_shown_by_their_extremes():
-    many = merge(jobs_sum([record(rank, 64, per_node=8, gpu_j=100.0 + rank) for rank in range(64)]))
+    many = merge_job(merge_records([record(rank, 64, per_node=8, gpu_j=100.0 + rank) for rank in range(64)]))
     lines = to_text(many).splitlines()
     assert "... 32 more ranks, in rank.csv" in lines
     assert max(len(line) for line in lines if line.startswith(" ")) <= 140

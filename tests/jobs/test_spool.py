@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 
 import torchwatt as tw
 from tests.support.ranks import lost, record
-from torchwatt.attribution.jobs.merge import merge
-from torchwatt.attribution.jobs.record import jobs_sum
 from torchwatt.core.errors import BundleError, ConfigError
-from torchwatt.session.jobs import parcel, spool
-from torchwatt.session.jobs.facts_file import facts_bytes, facts_of
+from torchwatt.distributed import bundle_transfer, job_folder
+from torchwatt.distributed.job_merge import merge_job
+from torchwatt.distributed.rank_facts_file import decode_facts, encode_facts
+from torchwatt.distributed.rank_records import merge_records
 
 
 def left(folder, records):
     for one in records:
-        spool.begin(folder, replace(one.facts, ended=False))
+        job_folder.begin_rank(folder, replace(one.facts, ended=False))
         if one.report is not None:
-            spool.end(folder, one.facts, one.report)
+            job_folder.end_rank(folder, one.facts, one.report)
     return folder
 
 
@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_gives_what_the_records_gave(folder):
-    direct = merge(jobs_sum([record(rank, 3) for rank in range(3)]))
+    direct = merge_job(merge_records([record(rank, 3) for rank in range(3)]))
     read = tw.merge(folder).report
     assert (read.run_id, read.energy_j, read.status) == (direct.run_id, direct.energy_j, "complete")
     assert [p.energy_j for p in read.ranks] == pytest.approx([p.energy_j for p in direct.ranks], rel=1e-12)
@@ -40,7 +40,7 @@ def test_a_folder_gives_what_the_records_gave(folder):
 
 def test_facts_are_read_back_as_they_were():
     for facts in (record(4, 8, offset_ns=12345).facts, lost(1, 3).facts):
-        assert facts_of(facts_bytes(facts), "x") == facts
+        assert decode_facts(encode_facts(facts), "x") == facts
 
 
 def test_a_rank_that_left_no_bundle_is_missing(tmp_path):
@@ -73,20 +73,20 @@ def test_the_same_rank_under_two_names_is_refused(folder):
 
 def test_ranks_of_two_jobs_in_one_folder_are_refused(folder):
     other = record(2, 3, job="other")
-    (folder / "rank-00002.json").write_bytes(facts_bytes(other.facts))
+    (folder / "rank-00002.json").write_bytes(encode_facts(other.facts))
     with pytest.raises(BundleError, match="ranks of two jobs"):
         tw.merge(folder)
 
 
 def test_the_bundle_of_another_run_is_not_the_ranks(folder):
     facts = record(1, 3).facts
-    (folder / "rank-00001.json").write_bytes(facts_bytes(replace(facts, run_id="another")))
+    (folder / "rank-00001.json").write_bytes(encode_facts(replace(facts, run_id="another")))
     assert "left the bundle of another run" in tw.merge(folder).report.exit_reason
 
 
 def test_a_job_is_kept_once(folder):
     with pytest.raises(ConfigError, match="already has a rank 0"):
-        spool.begin(folder, record(0, 3).facts)
+        job_folder.begin_rank(folder, record(0, 3).facts)
 
 
 @pytest.mark.parametrize("kind", ["none", "empty", "two"])
@@ -102,7 +102,7 @@ def test_no_job_and_two_jobs_are_said(tmp_path, kind):
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "x" * 10 + "\x00"])
 def test_a_jobs_name_never_leaves_its_folder(tmp_path, name):
-    assert spool.folder_of(tmp_path, name).parent == tmp_path
+    assert job_folder.job_folder_path(tmp_path, name).parent == tmp_path
 
 
 @given(st.binary(max_size=300) | st.recursive(
@@ -111,17 +111,17 @@ def test_a_jobs_name_never_leaves_its_folder(tmp_path, name):
 ).map(lambda x: json.dumps(x).encode()))  # fmt: skip
 def test_any_bytes_for_facts_are_a_clear_error(content):
     with pytest.raises(BundleError):
-        facts_of(content, "rank-00000.json")
+        decode_facts(content, "rank-00000.json")
 
 
 @given(st.data())
 def test_any_value_in_a_fact_is_taken_or_refused_clearly(data):
-    found = json.loads(facts_bytes(record(1, 3).facts))
+    found = json.loads(encode_facts(record(1, 3).facts))
     key = data.draw(st.sampled_from(sorted(found)))
     found[key] = data.draw(st.none() | st.integers() | st.floats() | st.text(max_size=5) | st.just([]) | st.just({}))
     said = ""
     try:
-        facts_of(json.dumps(found).encode(), "x")
+        decode_facts(json.dumps(found).encode(), "x")
     except BundleError as error:
         said = str(error)
     assert not said or said.startswith("x: ")
@@ -143,20 +143,20 @@ class Box(dict):
 
 def test_a_parcel_arrives_whole_and_writes_only_its_ranks_files(folder, tmp_path):
     box = Box()
-    parcel.send(box, "k", parcel.packed(folder, ["rank-00001.json", "rank-00001"]))
-    content = parcel.receive(box, "k", 0.0)
+    bundle_transfer.send_bundle(box, "k", bundle_transfer.pack_bundle(folder, ["rank-00001.json", "rank-00001"]))
+    content = bundle_transfer.receive_bundle(box, "k", 0.0)
     (tmp_path / "to").mkdir()
-    parcel.unpacked(content, tmp_path / "to", "rank-00001")
-    assert spool.read_rank(tmp_path / "to" / "rank-00001.json").report is not None
+    bundle_transfer.unpack_bundle(content, tmp_path / "to", "rank-00001")
+    assert job_folder.read_rank(tmp_path / "to" / "rank-00001.json").report is not None
     with pytest.raises(BundleError, match="contains"):
-        parcel.unpacked(content, tmp_path / "to", "rank-00002")
+        bundle_transfer.unpack_bundle(content, tmp_path / "to", "rank-00002")
     assert not (tmp_path / "to" / "rank-00002").exists()
 
 
 def test_a_parcel_that_was_changed_on_the_way_is_refused(folder):
     box = Box()
-    parcel.send(box, "k", parcel.packed(folder, ["rank-00001.json"]))
+    bundle_transfer.send_bundle(box, "k", bundle_transfer.pack_bundle(folder, ["rank-00001.json"]))
     box["k/0"] = box["k/0"][:-1] + b"x"
     with pytest.raises(BundleError, match="checksum is wrong"):
-        parcel.receive(box, "k", 0.0)
-    assert parcel.receive(box, "nothing", 0.0) is None
+        bundle_transfer.receive_bundle(box, "k", 0.0)
+    assert bundle_transfer.receive_bundle(box, "nothing", 0.0) is None

@@ -129,7 +129,7 @@ def test_a_killed_rank_leaves_a_partial_and_honest_report(killed, tmp_path):
     for ledger in gpus(report):
         assert ledger.energy_j == pytest.approx(killed.gpu_j(report, curve_of(report, ledger)), rel=0.01)
     tw_csv = tmp_path / "audit"
-    from torchwatt.session.files import write_csv
+    from torchwatt.reports.output_files import write_csv
 
     write_csv(report, tw_csv)
     found = verify(tw_csv)

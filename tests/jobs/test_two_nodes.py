@@ -79,7 +79,7 @@ def test_each_machines_package_is_counted_once_and_is_true(jobs):
 def test_the_offset_of_the_second_machines_clock_is_measured_and_bounded(jobs):
     """Both namespaces share one kernel, so that the true offset is 0: the measured one is off by its bound at most."""
     folder, _ = jobs
-    from torchwatt.session.jobs.facts_file import read_facts
+    from torchwatt.distributed.rank_facts_file import read_facts
 
     for block in ("lamp", "lamp.2"):
         looks = read_facts(folder / "disk-0" / block / "rank-00002.json").clock

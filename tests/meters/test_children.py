@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.support.ready import run_script
-from torchwatt.attribution.gaps import IDLE_MIN_NS
+from torchwatt.attribution.owned_intervals import IDLE_MIN_NS
 from torchwatt.core.terms import IDLE, UNATTRIBUTED
 
 WAITING = """

@@ -7,7 +7,7 @@ from tests.meters.machines import CardMachine
 WATCHED = """
 import json, time
 import torchwatt as tw
-from torchwatt.metrics.books import Books
+from torchwatt.metrics.energy_counters import Books
 books = Books()
 books.open()
 with tw.profile(layers="off", region="FRA") as run:

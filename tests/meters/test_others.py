@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.meters.machines import CardMachine, program
-from torchwatt.attribution.device_users import uses
-from torchwatt.attribution.known import CudaUse
+from torchwatt.attribution.counted_domains import classify_device_use
+from torchwatt.attribution.device_priors import CudaUse
 from torchwatt.core.meter import Channel, Meter, Recording, Series
-from torchwatt.core.terms import CUDA_LIBRARY, USERS, Domain
+from torchwatt.core.terms import CUDA_LIBRARY, USERS, DeviceUsers, Domain
 from torchwatt.core.trace import EMPTY_TRACE
-from torchwatt.core.users import DeviceUsers
-from torchwatt.sensors.readers.users import users_of
+from torchwatt.sensors.readers.gpu_users import classify_users
 
 NOT_HERE = 4_194_303  # no such process: pid_max is the first number that is never given
 HEAD = "carbon "  # the first line after the head's notes
@@ -93,10 +92,10 @@ def test_listed_processes_are_ours_where_their_ancestors_reach_this_process(pare
             yield pid
             pid = tree[pid]
 
-    found = users_of(pids, 1, parent=tree.get, whole=whole)
+    found = classify_users(pids, 1, parent=tree.get, whole=whole)
     ours = any(1 in ancestors(pid) for pid in pids)
     if not pids:
-        assert found == (DeviceUsers.NOBODY if whole else DeviceUsers.EMPTY)
+        assert found == (DeviceUsers.UNUSED if whole else DeviceUsers.EMPTY)
     elif ours:
         assert found == DeviceUsers.OURS
     else:
@@ -121,7 +120,7 @@ def recorded(seen, library):
 
 
 def whose(seen, library, cuda=None):
-    found = uses(recorded(seen, library), EMPTY_TRACE, cuda, 0, 5_000_000_000)
+    found = classify_device_use(recorded(seen, library), EMPTY_TRACE, cuda, 0, 5_000_000_000)
     return [found[f"gpu:{index}"].user for index in range(len(seen))]
 
 
@@ -153,11 +152,13 @@ ON_GPU_1 = CudaUse(initialised=True, library=True, domains=frozenset({"gpu:1"}))
 )
 def test_what_proves_that_a_card_is_others(seen, library, cuda, expected):
     if expected is None:
-        assert not uses(recorded(seen, library), EMPTY_TRACE, cuda, 0, 5_000_000_000)
+        assert not classify_device_use(recorded(seen, library), EMPTY_TRACE, cuda, 0, 5_000_000_000)
     else:
         assert whose(seen, library, cuda) == expected
 
 
 def test_a_card_that_the_user_named_counts_whoever_used_it():
-    found = uses(recorded([[OTHERS], [OTHERS]], NO_CUDA), EMPTY_TRACE, None, 0, 5_000_000_000, frozenset({"gpu:1"}))
+    found = classify_device_use(
+        recorded([[OTHERS], [OTHERS]], NO_CUDA), EMPTY_TRACE, None, 0, 5_000_000_000, frozenset({"gpu:1"})
+    )
     assert {name: use.user for name, use in found.items()} == {"gpu:0": "others", "gpu:1": "ours"}

@@ -2,7 +2,7 @@
 
 import time
 
-from torchwatt.core.meter import Channel, Meter, Recording, series
+from torchwatt.core.meter import Channel, Meter, Recording, series_from_readings
 from torchwatt.core.terms import Domain
 
 STEP_NS = 20_000_000
@@ -30,7 +30,7 @@ class LiveFeed:
     def read_now(self):
         pass
 
-    linger = read_now
+    wait_for_update = read_now
 
     def peek(self, since_ns):
         self.peeks += 1
@@ -40,7 +40,7 @@ class LiveFeed:
         first = max(self.begun_ns - 10 * STEP_NS, since_ns)
         ticks = range(first // STEP_NS + 1, time.monotonic_ns() // STEP_NS + 1)
         found = (
-            series(m.channels[0], [(tick * STEP_NS, self.watts[str(m.domain)]) for tick in ticks])
+            series_from_readings(m.channels[0], [(tick * STEP_NS, self.watts[str(m.domain)]) for tick in ticks])
             for m in self.meters
             if str(m.domain) in self.watts
         )

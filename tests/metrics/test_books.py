@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 
 import torchwatt as tw
 from tests.metrics.feeds import LiveFeed
-from torchwatt.metrics.account import Account
-from torchwatt.metrics.books import MORE, MOST_RUNS, Books
-from torchwatt.session import listeners
+from torchwatt.metrics.energy_counters import MAX_RUNS, OTHER_RUNS, EnergyCounters, MonotonicCounter
+from torchwatt.session import session_registry
 
 
 @pytest.fixture
 def books():
-    made = Books()
+    made = EnergyCounters()
     made.open()
     yield made
     made.close()
@@ -37,7 +36,7 @@ def wait(seconds=0.15):
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=30))
 def test_an_account_never_goes_back_and_ends_where_its_corrections_are_paid(amounts):
-    account, shown = Account(), []
+    account, shown = MonotonicCounter(), []
     for amount in amounts:
         account.add("x", amount)
         shown.append(account.sums()["x"])
@@ -113,7 +112,7 @@ def test_runs_beside_each_other_book_a_device_once(books):
 def test_a_session_that_runs_already_counts_from_then_on():
     with profile(LiveFeed({"gpu:0": 100.0})):
         wait(0.4)
-        late, begun_s = Books(), time.monotonic()
+        late, begun_s = EnergyCounters(), time.monotonic()
         late.open()
         wait(0.1)
     asked_s = time.monotonic() - begun_s
@@ -159,13 +158,13 @@ def test_names_of_runs_are_bounded(books):
         feed = LiveFeed({})
 
         def __init__(self, name):
-            self.asked = type("Asked", (), {"name": name, "project": "p"})
+            self.options = type("Asked", (), {"name": name, "project": "p"})
 
-    for number in range(MOST_RUNS + 50):
+    for number in range(MAX_RUNS + 50):
         books.began(Session(f"run at {number}"))
     names = {one.key.run for one in books._watched}
-    assert len(names) == MOST_RUNS + 1
-    assert MORE in names
+    assert len(names) == MAX_RUNS + 1
+    assert OTHER_RUNS in names
 
 
 def test_a_listener_that_fails_costs_no_run():
@@ -177,12 +176,12 @@ def test_a_listener_that_fails_costs_no_run():
             raise ValueError("mine")
 
     broken = Broken()
-    listeners.attach(broken)
+    session_registry.add_listener(broken)
     try:
         with pytest.warns(RuntimeWarning, match="live metrics"), profile(LiveFeed({"gpu:0": 100.0})) as run:
             wait(0.05)
     finally:
-        listeners.detach(broken)
+        session_registry.remove_listener(broken)
     assert run.energy_j > 0
     assert "METRICS_LOST" in {event.code for event in run.report.events}
 

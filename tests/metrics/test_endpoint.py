@@ -13,8 +13,8 @@ import pytest
 
 import torchwatt as tw
 from torchwatt.core.errors import ConfigError
-from torchwatt.metrics import endpoint as endpoint_module
-from torchwatt.metrics.endpoint import MOST_CONNECTIONS, host_of
+from torchwatt.metrics import prometheus_endpoint as endpoint_module
+from torchwatt.metrics.prometheus_endpoint import MAX_CONNECTIONS, parse_host
 
 SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -104,7 +104,7 @@ def test_idle_connections_are_closed_and_a_scrape_goes_through(endpoint, monkeyp
             link.sendall(b"GET /metrics HTTP/1.1\r\nHost: loc")  # slow, not silent
         assert status(endpoint, "Host: localhost\r\n") == 200
         ours = len(list(Path("/proc/self/fd").iterdir())) - before - len(links)
-        assert ours <= 2 * MOST_CONNECTIONS
+        assert ours <= 2 * MAX_CONNECTIONS
     finally:
         for link in links:
             link.close()
@@ -112,7 +112,7 @@ def test_idle_connections_are_closed_and_a_scrape_goes_through(endpoint, monkeyp
 
 
 def test_a_client_that_sends_a_byte_now_and_then_is_closed_in_time(endpoint, monkeypatch):
-    monkeypatch.setattr(endpoint_module, "LONGEST_S", 0.3)
+    monkeypatch.setattr(endpoint_module, "MAX_CONNECTION_S", 0.3)
     with socket.create_connection(("127.0.0.1", endpoint.port)) as link:
         link.settimeout(0.1)
         end_s, closed = time.monotonic() + 20, False
@@ -188,7 +188,7 @@ def test_idle_strangers_do_not_cost_a_training_its_trace(tmp_path):
     ],
 )  # fmt: skip
 def test_a_host_is_read_from_its_header(header, host):
-    assert host_of(header) == host
+    assert parse_host(header) == host
 
 
 def test_names_of_hosts_come_from_the_command_line(tmp_path):

@@ -19,8 +19,8 @@ from tests.metrics.scraped import of, parsed, scrape
 from tests.support.reports import HOSTILE, sample_report
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.terms import RESERVED
-from torchwatt.metrics.families import families
-from torchwatt.metrics.layers import OTHERS, LayerBooks
+from torchwatt.metrics.energy_counters import OTHER_LAYERS, LayerCounters
+from torchwatt.metrics.prometheus_endpoint import metric_families
 
 ENERGY, POWER = "torchwatt_device_energy_joules_total", "torchwatt_device_power_watts"
 
@@ -237,13 +237,13 @@ def test_a_file_that_cannot_be_one_is_refused_and_a_full_disk_ends_no_run(tmp_pa
 
 def test_layers_have_a_bounded_number_of_names_and_all_of_the_joules():
     ledgers = sample_report().ledgers
-    books = LayerBooks(3)
+    books = LayerCounters(3)
     for _ in range(2):
         books.add("r", "p", ledgers)
     found = books.known()
     layers = {key.layer for key in found}
-    assert len({name for name in layers if name not in RESERVED} - {OTHERS}) == 3
-    assert OTHERS in layers
+    assert len({name for name in layers if name not in RESERVED} - {OTHER_LAYERS}) == 3
+    assert OTHER_LAYERS in layers
     for ledger in ledgers:
         joules = sum(value for key, value in found.items() if key.device == str(ledger.domain))
         assert joules == pytest.approx(2 * ledger.energy_j, rel=1e-9)
@@ -253,7 +253,9 @@ def test_without_layers_asked_for_there_are_none(endpoint):
     with profile(LiveFeed({"cpu:0": 100.0})):
         wait(0.05)
     assert of(scrape(endpoint), "torchwatt_layer_energy_joules_total") == []
-    assert "torchwatt_layer_energy_joules" not in {family.name for family in families(endpoint.books.current_values())}
+    assert "torchwatt_layer_energy_joules" not in {
+        family.name for family in metric_families(endpoint.books.current_values())
+    }
 
 
 def test_torchwatt_run_exports_where_it_is_told_and_refuses_what_it_does_not_know(tmp_path, powercap):

@@ -105,10 +105,10 @@ class Lab:
         self._base = base
         self._context = browser.new_context(viewport={"width": 1280, "height": height})
         self._context.set_default_timeout(PATIENCE_S * 1000)
-        self.asked: list[str] = []
+        self.options: list[str] = []
         self.page: Page = self._context.new_page()
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("websocket", lambda socket: self.asked.append(socket.url))
+        self.page.on("request", lambda request: self.options.append(request.url))
+        self.page.on("websocket", lambda socket: self.options.append(socket.url))
         # A workspace of its own: no tabs of an earlier test come back.
         self.page.goto(f"{base}/lab/workspaces/{uuid4().hex}")
         self.page.wait_for_function("() => window.jupyterapp?.started")
@@ -168,4 +168,4 @@ class Lab:
     def elsewhere(self) -> list[str]:
         """Return what was asked of other machines."""
         local = ("data", "blob", "about")
-        return [u for u in self.asked if urlsplit(u).scheme not in local and urlsplit(u).hostname != "127.0.0.1"]
+        return [u for u in self.options if urlsplit(u).scheme not in local and urlsplit(u).hostname != "127.0.0.1"]

@@ -93,7 +93,7 @@ def ran(window, folder):
     window.theme("JupyterLab Light")
     window.command("docmanager:save")
     window.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-    return {"cells": cells, "text": text, "asked": list(window.asked), "elsewhere": window.elsewhere()}
+    return {"cells": cells, "text": text, "asked": list(window.options), "elsewhere": window.elsewhere()}
 
 
 def _picture(name: str) -> Path:

@@ -10,7 +10,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import torchwatt as tw
-from torchwatt.notebook.flags import FLAGS, Asked, parse
+from torchwatt.notebook.magic_options import MAGIC_OPTIONS, MagicArguments, parse_magic
 
 ONLY_IN_PYTHON = (
     "model", "overhead_budget", "baseline_s", "powercap_root", "feed", "dither_s", "replays", "work",
@@ -30,17 +30,17 @@ def shell():
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda s: s == s.lstrip() and s[0] != "-"))
 def test_a_statement_after_the_options_stays_as_it_was_typed(statement):
-    asked, rest = parse(f"-q --region=FRA -o run {statement}")
+    asked, rest = parse_magic(f"-q --region=FRA -o run {statement}")
     assert rest == statement
-    assert asked == Asked("run", quiet=True, profile={"region": "FRA"})
-    assert parse(f"-- -{statement}")[1] == f"-{statement}"
+    assert asked == MagicArguments("run", quiet=True, profile={"region": "FRA"})
+    assert parse_magic(f"-- -{statement}")[1] == f"-{statement}"
 
 
 @given(st.text())
 def test_any_line_is_parsed_or_refused_with_one_line(line):
     refusal = ""
     try:
-        parse(line)
+        parse_magic(line)
     except UsageError as error:
         refusal = str(error)
     assert "\n" not in refusal
@@ -49,20 +49,23 @@ def test_any_line_is_parsed_or_refused_with_one_line(line):
 @pytest.mark.parametrize(
     ("line", "asked"),
     [
-        ("", Asked()),
-        ("-o run", Asked("run")),
-        ("-orun --quiet", Asked("run", quiet=True)),
-        ('--csv "my run"', Asked(profile={"csv": "my run"})),
-        (r"--csv C:\runs\1 --pue=1.2", Asked(profile={"csv": r"C:\runs\1", "pue": 1.2})),
-        ("--intensity 56 --layers off", Asked(profile={"intensity_g_per_kwh": 56.0, "layers": "off"})),
-        ("--name 'a b'", Asked(profile={"name": "a b"})),
-        ("--keep --project toy", Asked(profile={"keep": True, "project": "toy"})),
-        ("--market 12 --facility scaleway/fr-par-2", Asked(profile={"market": 12.0, "facility": "scaleway/fr-par-2"})),
-        ("--factors=mine.csv", Asked(profile={"factors": "mine.csv"})),
+        ("", MagicArguments()),
+        ("-o run", MagicArguments("run")),
+        ("-orun --quiet", MagicArguments("run", quiet=True)),
+        ('--csv "my run"', MagicArguments(profile={"csv": "my run"})),
+        (r"--csv C:\runs\1 --pue=1.2", MagicArguments(profile={"csv": r"C:\runs\1", "pue": 1.2})),
+        ("--intensity 56 --layers off", MagicArguments(profile={"intensity_g_per_kwh": 56.0, "layers": "off"})),
+        ("--name 'a b'", MagicArguments(profile={"name": "a b"})),
+        ("--keep --project toy", MagicArguments(profile={"keep": True, "project": "toy"})),
+        (
+            "--market 12 --facility scaleway/fr-par-2",
+            MagicArguments(profile={"market": 12.0, "facility": "scaleway/fr-par-2"}),
+        ),
+        ("--factors=mine.csv", MagicArguments(profile={"factors": "mine.csv"})),
     ],
 )
 def test_options(line, asked):
-    assert parse(line) == (asked, "")
+    assert parse_magic(line) == (asked, "")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def test_options(line, asked):
 )
 def test_what_is_wrong_is_named(line, said):
     with pytest.raises(UsageError, match=said):
-        parse(line)
+        parse_magic(line)
 
 
 def test_the_last_expression_is_the_cells_value_and_the_run_is_stored(shell):
@@ -101,7 +104,7 @@ def test_a_fault_in_showing_the_report_does_not_take_the_place_of_the_users_erro
     def fail(_run):
         raise RuntimeError("no screen")
 
-    monkeypatch.setattr("torchwatt.notebook.live.display", fail)
+    monkeypatch.setattr("torchwatt.notebook.notebook_view.display", fail)
     with pytest.warns(RuntimeWarning, match="no screen"):
         result = shell.run_cell("%%energy -o broken\n1 / 0")
     assert isinstance(result.error_in_exec, ZeroDivisionError)
@@ -111,9 +114,9 @@ def test_a_fault_in_showing_the_report_does_not_take_the_place_of_the_users_erro
 def test_every_choice_of_a_run_has_a_flag_and_every_flag_its_line_of_help(shell):
     """What is left to `profile()` needs an object of Python, or is for experiments with the profiler itself."""
     of_profile = set(inspect.signature(tw.profile.__init__).parameters) - {"self", "live", *ONLY_IN_PYTHON}
-    assert {flag.argument for flag in FLAGS.values()} - {""} == of_profile
+    assert {flag.argument for flag in MAGIC_OPTIONS.values()} - {""} == of_profile
     told = shell.find_cell_magic("energy").__doc__
-    assert [name for name in FLAGS if not re.search(rf"^ +(-\w, )?{name}\b", told, re.MULTILINE)] == []
+    assert [name for name in MAGIC_OPTIONS if not re.search(rf"^ +(-\w, )?{name}\b", told, re.MULTILINE)] == []
 
 
 def test_a_run_is_kept_in_the_store_under_its_project(shell, tmp_path, monkeypatch):

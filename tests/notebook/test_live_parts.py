@@ -7,18 +7,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.notebook.history import MAX_RUNS, MIME, History, Record
-from torchwatt.notebook.pace import CREDIT_S, LATEST_S, MOST_SHARE, SHARE, SHORTEST_S, Pace
-from torchwatt.views import Point, beat_payload
+from torchwatt.notebook.live_updater import (
+    CPU_SHARE,
+    CREDIT_S,
+    MAX_CPU_SHARE,
+    MAX_INTERVAL_S,
+    MIN_INTERVAL_S,
+    CostLimiter,
+)
+from torchwatt.notebook.run_history import HISTORY_MIME, MAX_RUNS, RunHistory, RunRecord
+from torchwatt.views import LivePoint, update_payload
 
 
 def record(number, **more):
-    return Record(f"id{number}", f"run <{number}>", more.pop("cell_id", "abc"), "complete", 1.5, 2.5, None, **more)
+    return RunRecord(f"id{number}", f"run <{number}>", more.pop("cell_id", "abc"), "complete", 1.5, 2.5, None, **more)
 
 
 @given(st.lists(st.floats(0.0001, 1.0), min_size=1, max_size=60))
 def test_work_is_never_more_than_its_share_and_never_late_where_it_costs_little(costs):
-    pace, spent, last_s = Pace(), 0.0, 0.0
+    pace, spent, last_s = CostLimiter(), 0.0, 0.0
     tick = 0
     for before, cost in zip([0.0, *costs], costs, strict=False):
         while not pace.due(tick / 4):
@@ -26,25 +33,25 @@ def test_work_is_never_more_than_its_share_and_never_late_where_it_costs_little(
         t_s = tick / 4
         pace.paid(t_s, cost)
         # The next cost is not known beforehand: shares hold for what was spent before.
-        within = spent + before <= CREDIT_S + SHARE * t_s + 1e-9
-        assert within or before <= MOST_SHARE * (t_s - last_s) + 1e-9
-        assert t_s - last_s <= max(LATEST_S, before / MOST_SHARE) + 0.25
-        assert t_s - last_s >= SHORTEST_S
+        within = spent + before <= CREDIT_S + CPU_SHARE * t_s + 1e-9
+        assert within or before <= MAX_CPU_SHARE * (t_s - last_s) + 1e-9
+        assert t_s - last_s <= max(MAX_INTERVAL_S, before / MAX_CPU_SHARE) + 0.25
+        assert t_s - last_s >= MIN_INTERVAL_S
         spent, last_s = spent + cost, t_s
 
 
 def test_nothing_is_done_twice_within_a_second_and_what_is_dear_is_done_again_later():
-    pace = Pace()
+    pace = CostLimiter()
     pace.paid(1.0, 0.001)
-    assert not pace.due(1.0 + SHORTEST_S / 2)
-    assert pace.due(1.0 + SHORTEST_S)
+    assert not pace.due(1.0 + MIN_INTERVAL_S / 2)
+    assert pace.due(1.0 + MIN_INTERVAL_S)
     pace.paid(10.0, 0.5)
-    assert not pace.due(10.0 + 0.9 * 0.5 / MOST_SHARE)
-    assert pace.due(10.0 + 0.5 / MOST_SHARE)
+    assert not pace.due(10.0 + 0.9 * 0.5 / MAX_CPU_SHARE)
+    assert pace.due(10.0 + 0.5 / MAX_CPU_SHARE)
 
 
 def test_the_history_keeps_the_latest_runs_and_says_a_run_once():
-    history = History()
+    history = RunHistory()
     for number in range(MAX_RUNS + 7):
         history.put(record(number))
         history.put(record(number))
@@ -53,28 +60,28 @@ def test_the_history_keeps_the_latest_runs_and_says_a_run_once():
 
 
 def test_the_history_is_text_html_and_a_payload_and_unknown_grams_are_a_dash():
-    history = History()
+    history = RunHistory()
     history.put(record(1))
     bundle = history._repr_mimebundle_()
     assert "run <1>  2.50 J  —" in bundle["text/plain"]
     assert 'href="#cell-id=abc"' in bundle["text/html"]
     assert "<1>" not in bundle["text/html"]
-    assert json.loads(json.dumps(bundle[MIME]))["runs"][0]["carbon_g"] is None
+    assert json.loads(json.dumps(bundle[HISTORY_MIME]))["runs"][0]["carbon_g"] is None
 
 
 def test_an_empty_history_says_so():
-    assert repr(History()) == "nothing was measured yet"
+    assert repr(RunHistory()) == "nothing was measured yet"
 
 
 def test_a_beat_adds_domains_up_and_keeps_the_unknown_unknown():
-    points = [Point(0.25, {"cpu": 1.0, "gpu": None}), Point(0.5, {"cpu": 2.0, "gpu": 3.0})]
-    beat = beat_payload(points, {"cpu": 1.0, "gpu": 2.0}, {"cpu": 2.0, "gpu": None}, None, 0.4)
+    points = [LivePoint(0.25, {"cpu": 1.0, "gpu": None}), LivePoint(0.5, {"cpu": 2.0, "gpu": 3.0})]
+    beat = update_payload(points, {"cpu": 1.0, "gpu": 2.0}, {"cpu": 2.0, "gpu": None}, None, 0.4)
     assert beat["as_of_s"] == 0.4
     assert beat["energy_j"] == pytest.approx(fsum([1.0, 2.0]))
     assert beat["power_w"] == {"cpu": 2.0, "gpu": None}
     assert beat["points"] == {"t_s": [0.25, 0.5], "power_w": {"cpu": [1.0, 2.0], "gpu": [None, 3.0]}}
     assert beat["carbon_g"] is None
-    assert beat_payload([], {}, {}, None, -0.1)["energy_j"] is None
+    assert update_payload([], {}, {}, None, -0.1)["energy_j"] is None
 
 
 @pytest.mark.alone  # joules within ten percent
@@ -97,11 +104,11 @@ def test_joules_of_a_pulse_are_those_of_the_counter(powercap):
 
 
 def test_what_a_runner_keeps_of_a_closed_widget_is_small():
-    from torchwatt.notebook import widget
+    from torchwatt.notebook import live_widget
 
-    if not (widget._STATIC / "widget.js").is_file():
+    if not (live_widget._STATIC / "widget.js").is_file():
         pytest.fail("the front end is not built: make front")
-    live = widget.LiveWidget({"schema": "torchwatt.live"})
+    live = live_widget.LiveWidget({"schema": "torchwatt.live"})
     assert len(live._esm) > 50_000
     live.end()
     assert len(live._esm) + len(live._css) < 100

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import torchwatt as tw
-from torchwatt.notebook.beats import Beats
-from torchwatt.views import live_layers
-from torchwatt.views.live import MAX_LAYERS
+from torchwatt.notebook.live_updater import LiveUpdater
+from torchwatt.views import live_layers_payload
+from torchwatt.views.live_payload import MAX_LIVE_LAYERS
 
 
 def network(blocks, width=8):
@@ -33,7 +33,7 @@ class Shown:
 
     def __init__(self, monkeypatch):
         self.messages = []
-        monkeypatch.setattr("torchwatt.notebook.widget.LiveWidget", lambda _begin: self)
+        monkeypatch.setattr("torchwatt.notebook.live_widget.LiveWidget", lambda _begin: self)
 
     def update(self, widget):
         assert widget is self
@@ -58,7 +58,7 @@ def test_each_message_has_steps_and_layers_come_with_joules_that_add_up(monkeypa
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     shown = Shown(monkeypatch)
     with tw.profile(model, live="off") as run:
-        beats = Beats(run, shown, None)
+        beats = LiveUpdater(run, shown, None)
         for _ in range(6):
             train(model, optimizer, 15)
             beats._beat()
@@ -96,12 +96,12 @@ def test_what_is_booked_to_a_module_never_becomes_less_and_adds_up_to_the_joules
             t_ns = report.end_ns
             metered_j = fsum(pulse.energy_at(domain, t_ns) for domain in pulse.metered())
             assert report.energy_j == pytest.approx(metered_j, rel=1e-6)
-            assert table_j(live_layers(report)["layers"]) == pytest.approx(metered_j, rel=1e-3)
+            assert table_j(live_layers_payload(report)["layers"]) == pytest.approx(metered_j, rel=1e-3)
         layers.close()
 
 
 def test_a_program_that_rests_is_shown_as_idle_and_its_layers_do_not_stay_behind(monkeypatch):
-    monkeypatch.setattr("torchwatt.session.live_layers.LATE_NS", 600_000_000)
+    monkeypatch.setattr("torchwatt.session.live_layers.OPEN_CALL_NS", 600_000_000)
     model = network(2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with tw.profile(model, live="off") as run:
@@ -125,7 +125,7 @@ def test_the_cost_of_the_view_comes_out_of_the_budget_of_tracing(monkeypatch):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with tw.profile(model, live="off") as run:
         train(model, optimizer, 5)
-        beats = Beats(run, Shown(monkeypatch), None)
+        beats = LiveUpdater(run, Shown(monkeypatch), None)
         spent_ns = run._session.tracer._conductor.budget.total_ns
         beats._beat()
         assert run._session.tracer._conductor.budget.total_ns > spent_ns
@@ -136,7 +136,7 @@ def test_a_message_after_a_million_beats_is_as_small_as_one_after_a_thousand(mon
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     shown = Shown(monkeypatch)
     with tw.profile(model, live="off") as run:
-        beats = Beats(run, shown, None)
+        beats = LiveUpdater(run, shown, None)
         train(model, optimizer, 5)
         beats._beat()
         point = beats._pulse.points[-1]
@@ -160,7 +160,7 @@ def test_layers_are_shown_from_torchs_import_on(monkeypatch):
     with tw.profile(model, live="off") as run:
         tracing = run._session._tracing
         tracer, tracing.tracer = tracing.tracer, None
-        beats = Beats(run, shown, None)
+        beats = LiveUpdater(run, shown, None)
         beats._beat()
         tracing.tracer = tracer
         train(model, optimizer, 5)
@@ -177,9 +177,9 @@ def test_layers_are_shown_from_torchs_import_on(monkeypatch):
 def test_the_browser_is_told_that_the_report_is_being_made(monkeypatch):
     shown = Shown(monkeypatch)
     with tw.profile(live="off") as run:
-        Beats(run, shown, None).pause()  # nothing is shown yet
+        LiveUpdater(run, shown, None).pause()  # nothing is shown yet
         assert shown.messages == []
-        beats = Beats(run, shown, None)
+        beats = LiveUpdater(run, shown, None)
         beats._beat()
         beats.pause()
         beats.close()
@@ -204,7 +204,7 @@ def test_work_is_bounded_for_a_thousand_modules_and_for_ten_thousand_steps(block
             touched.append(layers.touched)
         assert layers.steps == steps
         assert (
-            len(live_layers(layers.report())["layers"]["layers"]) <= 2 * MAX_LAYERS
+            len(live_layers_payload(layers.report())["layers"]["layers"]) <= 2 * MAX_LIVE_LAYERS
         )  # and what stands for the rest in each
         layers.close()
     assert max(touched[10:]) <= 2 * max(touched[2:10]) + 1_000

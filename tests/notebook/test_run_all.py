@@ -193,7 +193,7 @@ def test_a_syntax_error_shows_the_users_line_only_and_nothing_is_measured(kernel
 STATE = """
 import gc, os, psutil
 from torchwatt.disk.helper_thread import helper_threads
-from torchwatt.sensors.spawn import sampler_name
+from torchwatt.sensors.sampler_process import sampler_name
 def state():
     ip = get_ipython()
     hooks = [t for t in ip.input_transformers_post if "torchwatt" in type(t).__module__]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.nvml_simulator import Scenario
 from torchwatt.core.errors import SensorError
-from torchwatt.sensors.readers.nvml import OldBinding, load_nvml
+from torchwatt.sensors.readers.nvml_reader import TextBinding, load_nvml
 
 # pynvml up to 11.4 and nvidia-ml-py up to 11.450: bytes wherever newer ones have text, and fewer functions.
 OF_BYTES = f"""
@@ -91,7 +91,7 @@ def test_text_goes_in_and_out_of_a_binding_of_bytes():
     module = SimpleNamespace(
         NVML_ERROR_UNKNOWN=999, nvmlDeviceGetHandleByUUID=lambda uuid: [uuid], nvmlDeviceGetName=lambda _: b"A100"
     )
-    nvml = OldBinding(module)
+    nvml = TextBinding(module)
     assert nvml.nvmlDeviceGetHandleByUUID("GPU-1") == [b"GPU-1"]
     assert nvml.nvmlDeviceGetName(3) == "A100"
     assert nvml.NVML_ERROR_UNKNOWN == 999

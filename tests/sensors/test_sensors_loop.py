@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from torchwatt.core.errors import SensorError
-from torchwatt.core.meter import Channel, series
+from torchwatt.core.meter import Channel, series_from_readings
 from torchwatt.core.terms import Domain
-from torchwatt.sensors import gather
-from torchwatt.sensors.board import ROUNDS, Board
-from torchwatt.sensors.loop import SourceLoop, Tap
-from torchwatt.sensors.ring import FAILING_NS, MISSED, PERIOD_NS, READS
+from torchwatt.sensors import recording_builder
+from torchwatt.sensors.sample_buffer import FAILING_NS, MISSED, PERIOD_NS, READS, ROUNDS, SampleBuffer
+from torchwatt.sensors.source_loop import PolledChannel, SourceLoop
 
 MS = 1_000_000
 END_NS = 10_000 * MS
@@ -27,12 +26,12 @@ class World:
         self.read_fn = read
         self.closed = 0
         self.opened = 0
-        size = Board.size(1, [capacity] * len(keys))
-        self.board = Board(mmap.mmap(-1, size), 1, [capacity] * len(keys))
+        size = SampleBuffer.size(1, [capacity] * len(keys))
+        self.board = SampleBuffer(mmap.mmap(-1, size), 1, [capacity] * len(keys))
         for ring in self.board.rings:
             ring.put(PERIOD_NS, period_ns)
-        taps = [Tap(key, ring) for key, ring in zip(keys, self.board.rings, strict=True)]
-        monkeypatch.setattr("torchwatt.sensors.loop.open_reader", self.open)
+        taps = [PolledChannel(key, ring) for key, ring in zip(keys, self.board.rings, strict=True)]
+        monkeypatch.setattr("torchwatt.sensors.source_loop.open_reader", self.open)
         self.loop = SourceLoop(
             self.board, 0, {"kind": "fake"}, taps, stop=self, random=Random(3), clock_ns=lambda: self.now_ns
         )
@@ -68,7 +67,7 @@ def test_a_quiet_run_reads_every_period_and_misses_nothing(monkeypatch):
     assert ring.word(MISSED) == 0
     assert world.board.word(ROUNDS) == 1
     assert (world.opened, world.closed) == (1, 1)
-    t_ns = gather.make_series(Channel(Domain("cpu", 0), "energy", "counter", "J", 1.0, 1, "rapl"), ring).t_ns
+    t_ns = recording_builder.make_series(Channel(Domain("cpu", 0), "energy", "counter", "J", 1.0, 1, "rapl"), ring).t_ns
     gaps = t_ns[1:] - t_ns[:-1]
     assert gaps.min() >= 0.2 * 10 * MS - MS
     assert gaps.max() <= 1.8 * 10 * MS + MS
@@ -138,8 +137,8 @@ def test_a_meter_that_never_answers_stays_failing(monkeypatch):
     assert world.run() == ["SENSOR_LOST"]
     ring = world.board.rings[0]
     assert ring.word(FAILING_NS) > 0
-    found = gather.make_series(Channel(Domain("cpu", 0), "energy", "counter", "J", 1.0, 1, "rapl"), ring)
-    (lost,) = gather.silent([found], {"cpu:0/energy": ring}, world.board.notes())
+    found = recording_builder.make_series(Channel(Domain("cpu", 0), "energy", "counter", "J", 1.0, 1, "rapl"), ring)
+    (lost,) = recording_builder.lost_domains([found], {"cpu:0/energy": ring}, world.board.notes())
     assert lost.domain == "cpu:0"
     assert "gone" in lost.reason
 
@@ -171,43 +170,43 @@ def test_a_full_ring_slows_its_channel_and_says_so(monkeypatch):
 
 
 def test_notes_of_one_domain_become_one_event_with_its_channels():
-    board = Board(mmap.mmap(-1, Board.size(0, [])), 0, [])
+    board = SampleBuffer(mmap.mmap(-1, SampleBuffer.size(0, [])), 0, [])
     board.note(5 * MS, "warning", "SENSOR_LOST", "gpu:0/energy", "GPU is lost")
     board.note(6 * MS, "warning", "SENSOR_LOST", "gpu:0/power", "GPU is lost")
     board.note(1005 * MS, "warning", "SENSOR_LOST", "gpu:0/energy", "GPU is lost")
-    (event,) = gather.events(board.notes())
+    (event,) = recording_builder.note_events(board.notes())
     assert (event.t_ns, event.severity, event.code, event.subject) == (5 * MS, "warning", "SENSOR_LOST", "gpu:0")
     assert event.message == "gpu:0/energy: GPU is lost (2 times, the last 1 s after the first; channels energy, power)"
 
 
 def test_a_step_of_the_wall_clock_is_seen_and_its_drift_is_not():
     pairs = [(0, 10), (1000 * MS, 1000 * MS + 10), (2000 * MS, 1940 * MS), (3000 * MS, 2941 * MS)]
-    (event,) = gather.clock_steps(pairs)
+    (event,) = recording_builder.clock_step_events(pairs)
     assert (event.code, event.t_ns) == ("CLOCK_STEP", 2000 * MS)
     assert "-0.060 s" in event.message
 
 
 def test_throttling_is_told_once_and_idle_is_no_throttling():
     channel = Channel(Domain("gpu", 0), "throttle", "gauge", "1", 1.0, 1, "nvml_throttle")
-    (event,) = gather.throttling([series(channel, [(1, 1.0), (2, 4.0), (3, 64.0)])])
+    (event,) = recording_builder.throttling_events([series_from_readings(channel, [(1, 1.0), (2, 4.0), (3, 64.0)])])
     assert (event.code, event.subject, event.t_ns) == ("THROTTLED", "gpu:0", 2)
     assert "2 of 3" in event.message
     assert "power cap, thermal" in event.message
-    assert gather.throttling([series(channel, [(1, 1.0), (2, 2.0)])]) == ()
+    assert recording_builder.throttling_events([series_from_readings(channel, [(1, 1.0), (2, 2.0)])]) == ()
 
 
 def test_the_update_period_is_seen_from_changes():
     channel = Channel(Domain("gpu", 0), "energy", "counter", "J", 1.0, 1, "nvml_energy_counter")
-    steps = series(channel, [(i * 20 * MS, float(i // 5)) for i in range(100)])
-    assert gather.update_period_ns(steps) == 100 * MS
-    assert gather.update_period_ns(series(channel, [(0, 1.0), (1, 1.0)])) is None
-    assert gather.update_period_ns(series(channel, [])) is None
+    steps = series_from_readings(channel, [(i * 20 * MS, float(i // 5)) for i in range(100)])
+    assert recording_builder.update_period_ns(steps) == 100 * MS
+    assert recording_builder.update_period_ns(series_from_readings(channel, [(0, 1.0), (1, 1.0)])) is None
+    assert recording_builder.update_period_ns(series_from_readings(channel, [])) is None
 
 
 def test_stop_ends_the_wait(monkeypatch):
     stop = threading.Event()
-    size = Board.size(1, [8])
-    board = Board(mmap.mmap(-1, size), 1, [8])
+    size = SampleBuffer.size(1, [8])
+    board = SampleBuffer(mmap.mmap(-1, size), 1, [8])
     board.rings[0].put(PERIOD_NS, 3_600_000 * MS)
 
     class Still:
@@ -217,8 +216,8 @@ def test_stop_ends_the_wait(monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr("torchwatt.sensors.loop.open_reader", lambda spec: Still())
-    thread = threading.Thread(target=SourceLoop(board, 0, {}, [Tap("a/b", board.rings[0])], stop=stop).run)
+    monkeypatch.setattr("torchwatt.sensors.source_loop.open_reader", lambda spec: Still())
+    thread = threading.Thread(target=SourceLoop(board, 0, {}, [PolledChannel("a/b", board.rings[0])], stop=stop).run)
     thread.start()
     stop.set()
     thread.join(5)
@@ -260,7 +259,7 @@ def test_a_drivers_ring_is_read_once_a_second_and_once_more_at_the_end(monkeypat
     take = world.take
     world.take = lambda key: looks.append(world.now_ns) or take(key)
     assert world.run() == []
-    t_ns, raw, late_ns = gather._columns(ring, 0)
+    t_ns, raw, late_ns = recording_builder._columns(ring, 0)
     assert list(t_ns) == list(raw) == list(range(world.start_ns + 20 * MS, world.now_ns + 1, 20 * MS))
     assert world.now_ns - t_ns[-1] < 20 * MS  # the last second is there
     assert not late_ns.any()
@@ -273,7 +272,7 @@ def test_a_full_ring_of_a_drivers_samples_is_thinned_and_stays_even(monkeypatch)
     world = World(monkeypatch, lambda w, key: 1.0, period_ns=20 * MS, capacity=200)
     ring = follow(world)
     assert "SAMPLER_THINNED" in world.run()
-    t_ns = gather._columns(ring, 0)[0]
+    t_ns = recording_builder._columns(ring, 0)[0]
     period_ns = ring.word(PERIOD_NS)
     assert period_ns == 80 * MS
     assert (t_ns[1:] - t_ns[:-1] == period_ns).sum() >= len(t_ns) - 3  # all but where it became thinner

@@ -9,12 +9,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from torchwatt.core.errors import SensorError
-from torchwatt.sensors.modelled import modelled_source, process_source
-from torchwatt.sensors.nameplate import CpuInfo, cpu_info, nameplate, normal, table_w
+from torchwatt.sensors.load_model import (
+    CpuInfo,
+    modelled_source,
+    nameplate_power,
+    normalise_cpu_name,
+    process_source,
+    read_cpu_info,
+    table_power_w,
+)
 from torchwatt.sensors.readers import open_reader
-from torchwatt.sensors.readers.cputime import Births, Family, Machine, children_of, process_cpu_s
-from torchwatt.sensors.readers.host import HostReader
-from torchwatt.sensors.readers.modelled import ModelledReader, machine_power_w, share_w
+from torchwatt.sensors.readers.host_reader import HostReader, ModelledReader, machine_power_w, process_power_w
+from torchwatt.sensors.readers.process_tree import ForkDetector, MachineCpu, ProcessTree, descendant_pids, process_cpu_s
 from torchwatt.sensors.sampler import sampler_config
 
 
@@ -28,16 +34,17 @@ def test_the_shares_of_all_processes_add_up_to_the_machine(process_s, cpus, inte
     busy_s = math.fsum(process_s)
     assume(busy_s > 1e-9)
     shares = [
-        share_w(process_s=s, busy_s=busy_s, interval_s=interval_s, cpus=cpus, nameplate_w=100.0) for s in process_s
+        process_power_w(process_s=s, busy_s=busy_s, interval_s=interval_s, cpus=cpus, nameplate_w=100.0)
+        for s in process_s
     ]
     load = min(busy_s / (cpus * interval_s), 1.0)
     assert math.fsum(w for w, _ in shares) == pytest.approx(machine_power_w(load, 100.0))
 
 
 def test_an_idle_process_gets_nothing_and_a_lagging_proc_stat_never_gives_more_than_the_machine():
-    assert share_w(process_s=0, busy_s=0.1, interval_s=0.1, cpus=2, nameplate_w=100)[0] == 0
-    assert share_w(process_s=0, busy_s=0, interval_s=0.1, cpus=2, nameplate_w=100) == (0.0, 0.0)
-    watts, load = share_w(process_s=0.1, busy_s=0.0, interval_s=0.1, cpus=2, nameplate_w=100)
+    assert process_power_w(process_s=0, busy_s=0.1, interval_s=0.1, cpus=2, nameplate_w=100)[0] == 0
+    assert process_power_w(process_s=0, busy_s=0, interval_s=0.1, cpus=2, nameplate_w=100) == (0.0, 0.0)
+    watts, load = process_power_w(process_s=0.1, busy_s=0.0, interval_s=0.1, cpus=2, nameplate_w=100)
     assert load == 0.5
     assert watts == pytest.approx(75.0)
 
@@ -53,22 +60,22 @@ def test_an_idle_process_gets_nothing_and_a_lagging_proc_stat_never_gives_more_t
     ],
 )
 def test_names_meet_once_trademarks_and_clocks_are_gone(told, table):
-    assert normal(told) == normal(table)
+    assert normalise_cpu_name(told) == normalise_cpu_name(table)
 
 
 def test_the_table_knows_models_by_their_very_name_only():
-    assert table_w("AMD EPYC 7742 64-Core Processor") == 225.0
-    assert table_w("Intel(R) Core(TM) i7-8700K CPU @ 3.70GHz") == 95.0
-    assert table_w("AMD EPYC") is None
-    assert table_w("AMD EPYC 774") is None
+    assert table_power_w("AMD EPYC 7742 64-Core Processor") == 225.0
+    assert table_power_w("Intel(R) Core(TM) i7-8700K CPU @ 3.70GHz") == 95.0
+    assert table_power_w("AMD EPYC") is None
+    assert table_power_w("AMD EPYC 774") is None
 
 
 def test_nameplates():
     bare = CpuInfo("AMD EPYC 7742 64-Core Processor", 2, 256, virtual=False)
-    assert nameplate(bare, 225.0).watts == 450.0
+    assert nameplate_power(bare, 225.0).watts == 450.0
     slice_ = CpuInfo(bare.model, 1, 4, virtual=True)
-    assert nameplate(slice_, 225.0).watts == 16.0
-    unknown = nameplate(CpuInfo("Strange", 1, 4, virtual=False), None)
+    assert nameplate_power(slice_, 225.0).watts == 16.0
+    unknown = nameplate_power(CpuInfo("Strange", 1, 4, virtual=False), None)
     assert unknown.watts == 16.0
     assert "nameplate assumed" in unknown.notes[0]
 
@@ -77,8 +84,8 @@ def test_cpuinfo_is_read_and_its_absence_is_no_error(tmp_path):
     file = tmp_path / "cpuinfo"
     block = "processor\t: {}\nmodel name\t: X 1\nphysical id\t: {}\nflags\t\t: fpu hypervisor\n\n"
     file.write_text("".join(block.format(i, i // 2) for i in range(4)))
-    assert cpu_info(str(file)) == CpuInfo("X 1", 2, 4, virtual=True)
-    assert cpu_info(str(tmp_path / "absent")).threads == 1
+    assert read_cpu_info(str(file)) == CpuInfo("X 1", 2, 4, virtual=True)
+    assert read_cpu_info(str(tmp_path / "absent")).threads == 1
 
 
 def test_the_clock_of_a_process_agrees_with_its_own():
@@ -90,30 +97,30 @@ def test_the_clock_of_a_process_agrees_with_its_own():
 
 def test_children_count_while_they_live_and_after_and_samplers_do_not(monkeypatch):
     now = [0]
-    family = Family(os.getpid(), clock_ns=lambda: now[0])
+    family = ProcessTree(os.getpid(), clock_ns=lambda: now[0])
     busy = [sys.executable, "-c", "import sys; sum(range(6_000_000)); print(flush=True); sys.stdin.read()"]
     child = subprocess.Popen(busy, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None
     child.stdout.readline()
-    assert child.pid in children_of(os.getpid())
+    assert child.pid in descendant_pids(os.getpid())
     own_s, with_child_s = process_cpu_s(os.getpid()), family.cpu_s()
     child_s = process_cpu_s(child.pid)
     assert with_child_s >= own_s + child_s - 0.05
-    monkeypatch.setattr("torchwatt.sensors.readers.cputime.is_sampler", lambda pid: pid == child.pid)
-    without = Family(os.getpid(), clock_ns=lambda: now[0])
-    others_s = sum(process_cpu_s(pid) for pid in children_of(os.getpid()) if pid != child.pid)  # of earlier tests
+    monkeypatch.setattr("torchwatt.sensors.readers.process_tree.is_sampler", lambda pid: pid == child.pid)
+    without = ProcessTree(os.getpid(), clock_ns=lambda: now[0])
+    others_s = sum(process_cpu_s(pid) for pid in descendant_pids(os.getpid()) if pid != child.pid)  # of earlier tests
     assert without.cpu_s() < process_cpu_s(os.getpid()) + others_s + 0.05
     assert family.rss_bytes() > without.rss_bytes() > 1e6
     child.communicate()
     now[0] += 2_000_000_000
     assert family.cpu_s() >= with_child_s
-    gone = Family(child.pid)
+    gone = ProcessTree(child.pid)
     with pytest.raises(SensorError, match="has ended"):
         gone.cpu_s()
 
 
 def test_busy_time_grows():
-    machine = Machine()
+    machine = MachineCpu()
     first = machine.busy_s()
     assert 0 < first <= machine.busy_s()
     machine.close()
@@ -154,10 +161,12 @@ def test_the_process_source_reads_in_this_process():
 
 def test_children_are_looked_for_only_where_something_was_born(tmp_path, monkeypatch):
     scans, now = [], [0]
-    monkeypatch.setattr("torchwatt.sensors.readers.cputime.children_of", lambda pid: scans.append(now[0]) or [])
-    family = Family(os.getpid(), clock_ns=lambda: now[0])
+    monkeypatch.setattr(
+        "torchwatt.sensors.readers.process_tree.descendant_pids", lambda pid: scans.append(now[0]) or []
+    )
+    family = ProcessTree(os.getpid(), clock_ns=lambda: now[0])
     (tmp_path / "loadavg").write_text("0.1 0.2 0.3 1/200 4711\n")
-    family._forks = Births(str(tmp_path / "loadavg"))
+    family._forks = ForkDetector(str(tmp_path / "loadavg"))
     for now[0] in range(0, 12_000_000_000, 100_000_000):
         if now[0] == 3_500_000_000:
             (tmp_path / "loadavg").write_text("0.1 0.2 0.3 1/200 4712\n")
@@ -177,8 +186,8 @@ def test_a_search_through_hundreds_of_threads_is_made_less_often(monkeypatch):
         now[0] += 3_000_000
         return []
 
-    monkeypatch.setattr("torchwatt.sensors.readers.cputime.children_of", slow)
-    family = Family(os.getpid(), clock_ns=lambda: now[0])
+    monkeypatch.setattr("torchwatt.sensors.readers.process_tree.descendant_pids", slow)
+    family = ProcessTree(os.getpid(), clock_ns=lambda: now[0])
     monkeypatch.setattr(family._forks, "any", lambda: True)
     while now[0] < 30_000_000_000:
         now[0] += 100_000_000
@@ -189,7 +198,7 @@ def test_a_search_through_hundreds_of_threads_is_made_less_often(monkeypatch):
 
 def test_the_clock_and_the_model_share_one_look_at_proc(monkeypatch):
     reads = []
-    monkeypatch.setattr(Machine, "busy_s", lambda self: reads.append(1) or 5.0 + len(reads))
+    monkeypatch.setattr(MachineCpu, "busy_s", lambda self: reads.append(1) or 5.0 + len(reads))
     process, model = process_source(), modelled_source(info=CpuInfo("Strange", 1, 4, virtual=False))
     assert model is not None
     config = sampler_config((process, model), 16)

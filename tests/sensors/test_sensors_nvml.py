@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.nvml_simulator import Scenario, gpu_uuid, slice_uuid
 from torchwatt.core.errors import SensorError
-from torchwatt.sensors.nvml import BASE_PERIOD_NS, BESIDE_RING_NS, discover_nvml, period_ns
+from torchwatt.sensors.nvml import BASE_PERIOD_NS, BESIDE_RING_NS, discover_nvml, poll_period_ns
 
 FOUND = """
 import json
@@ -208,7 +208,7 @@ print(json.dumps([first > 0, code, source.read(channel) >= first]))
 
 @pytest.mark.parametrize(("cost_s", "expected"), [(0, BASE_PERIOD_NS), (2e-4, BASE_PERIOD_NS), (2.4e-3, 240_000_000)])
 def test_the_period_keeps_reads_under_one_percent(cost_s, expected):
-    assert period_ns(cost_s) == expected
+    assert poll_period_ns(cost_s) == expected
 
 
 def test_without_a_driver_the_reason_and_the_fix_are_given(monkeypatch):

@@ -1,8 +1,8 @@
 import pytest
 
 from torchwatt.core.errors import SensorError
-from torchwatt.sensors.perf import DEFAULT_ROOT, discover_perf, parse_config, parse_cpus, power_events
-from torchwatt.sensors.readers import perf
+from torchwatt.sensors.rapl import PERF_ROOT, discover_perf, parse_config, parse_cpus, power_events
+from torchwatt.sensors.readers import rapl_reader
 
 SCALE = "2.3283064365386962890625e-10"
 
@@ -39,7 +39,7 @@ def test_event_numbers():
 
 
 def test_meters_from_perf_have_no_edges_because_each_opening_counts_from_zero(tmp_path, monkeypatch):
-    monkeypatch.setattr(perf.PerfReader, "read", lambda self, key: 0.0)
+    monkeypatch.setattr(rapl_reader.PerfReader, "read", lambda self, key: 0.0)
     (source,) = discover_perf(sysfs(tmp_path, ram=False)).sources
     assert [m.channels[0].key for m in source.meters] == ["cpu:0/energy", "cpu:1/energy"]
     assert source.meters[0].channels[0].modulus is None
@@ -50,7 +50,7 @@ def test_refused_events_name_the_setting(tmp_path, monkeypatch):
     def refuse(*_):
         raise SensorError("perf power event on cpu 0: Permission denied", code="NO_PERMISSION")
 
-    monkeypatch.setattr(perf, "perf_event_open", refuse)
+    monkeypatch.setattr(rapl_reader, "perf_event_open", refuse)
     (missing,) = discover_perf(sysfs(tmp_path)).unavailable
     assert "perf_event_paranoid" in missing.fix
 
@@ -63,14 +63,14 @@ def test_a_strange_folder_is_not_understood_rather_than_guessed(tmp_path):
 
 def test_a_number_that_is_no_power_event_is_refused_by_the_kernel_with_a_reason():
     with pytest.raises(SensorError, match="perf power event"):
-        perf.perf_event_open(0x7FFFFFF0, 2, 0)
+        rapl_reader.perf_event_open(0x7FFFFFF0, 2, 0)
 
 
 @pytest.mark.hardware
 def test_the_package_counter_grows():
     found = discover_perf()
     if not found.sources:
-        pytest.skip(found.unavailable[0].reason if found.unavailable else f"no events in {DEFAULT_ROOT}")
+        pytest.skip(found.unavailable[0].reason if found.unavailable else f"no events in {PERF_ROOT}")
     source = found.sources[0]
     channel = source.meters[0].channels[0]
     first = source.read(channel)

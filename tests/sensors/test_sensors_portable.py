@@ -6,8 +6,7 @@ import time
 import pytest
 
 from torchwatt.core.errors import SensorError
-from torchwatt.sensors.readers.cputime import Family, Machine
-from torchwatt.sensors.readers.portable import PortableFamily, PortableMachine
+from torchwatt.sensors.readers.process_tree import MachineCpu, PortableMachineCpu, PortableProcessTree, ProcessTree
 
 
 def burn(seconds):
@@ -17,7 +16,7 @@ def burn(seconds):
 
 
 def test_both_ways_to_count_cpu_time_and_memory_agree():
-    pair = Family(os.getpid()), PortableFamily(os.getpid())
+    pair = ProcessTree(os.getpid()), PortableProcessTree(os.getpid())
     before = [one.cpu_s() for one in pair]
     burn(0.3)
     used = [one.cpu_s() - was for one, was in zip(pair, before, strict=True)]
@@ -26,14 +25,14 @@ def test_both_ways_to_count_cpu_time_and_memory_agree():
 
 
 def test_both_ways_to_count_the_machine_agree():
-    machine, portable = Machine(), PortableMachine()
+    machine, portable = MachineCpu(), PortableMachineCpu()
     before_s, seen_s, after_s = machine.busy_s(), portable.busy_s(), machine.busy_s()
     assert before_s - 0.1 <= seen_s <= after_s + 0.1  # ticks of 10 ms of each processor
     machine.close()
 
 
 def test_children_count_and_keep_counting_when_they_have_ended():
-    family = PortableFamily(os.getpid())
+    family = PortableProcessTree(os.getpid())
     code = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
@@ -46,7 +45,7 @@ def test_children_count_and_keep_counting_when_they_have_ended():
 
 def test_a_process_that_has_ended_is_lost():
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    family = PortableFamily(child.pid)
+    family = PortableProcessTree(child.pid)
     child.communicate(b"\n")
     with pytest.raises(SensorError, match="ended"):
         family.cpu_s()

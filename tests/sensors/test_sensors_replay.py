@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchwatt.core.errors import BundleError
-from torchwatt.core.meter import Channel, Event, Meter, Recording, SamplerStats, Series, Unavailable, series
+from torchwatt.core.meter import (
+    Channel,
+    Event,
+    Meter,
+    Recording,
+    SamplerStats,
+    Series,
+    Unavailable,
+    series_from_readings,
+)
 from torchwatt.core.terms import Domain
 from torchwatt.sensors import Replay, load_recording, save_recording
 
@@ -31,7 +40,7 @@ METER = Meter(
 def recording(readings, gauges=()):
     return Recording(
         (METER,),
-        (series(ENERGY, readings), series(UTIL, list(gauges))),
+        (series_from_readings(ENERGY, readings), series_from_readings(UTIL, list(gauges))),
         (Unavailable("dram", "none", "fix"),),
         (Event(5, "warning", "SENSOR_LOST", "gpu:0", "gone – weg"),),
         ((1, 1_700_000_000_000_000_001), (2**40, 1_700_000_000_000_000_003)),

@@ -8,17 +8,25 @@ from hypothesis import strategies as st
 
 from torchwatt.core.meter import Channel
 from torchwatt.core.terms import Domain
-from torchwatt.sensors.board import EVENTS, MAX_EVENTS, Board, anonymous_file
-from torchwatt.sensors.gather import make_series
-from torchwatt.sensors.loop import JITTER, Schedule
-from torchwatt.sensors.ring import GENERATION, PERIOD_NS, READS, THINNED
+from torchwatt.sensors.recording_builder import make_series
+from torchwatt.sensors.sample_buffer import (
+    GENERATION,
+    MAX_NOTES,
+    NOTE_COUNT,
+    PERIOD_NS,
+    READS,
+    THINNED,
+    SampleBuffer,
+    create_memory_file,
+)
+from torchwatt.sensors.source_loop import JITTER, ReadSchedule
 
 CHANNEL = Channel(Domain("cpu", 0), "energy", "counter", "J", 1e-6, 10, "rapl")
 
 
 def board(capacity, n_rings=1):
-    size = Board.size(2, [capacity] * n_rings)
-    return Board(mmap.mmap(-1, size), 2, [capacity] * n_rings)
+    size = SampleBuffer.size(2, [capacity] * n_rings)
+    return SampleBuffer(mmap.mmap(-1, size), 2, [capacity] * n_rings)
 
 
 @given(st.integers(8, 40), st.integers(0, 150))
@@ -59,7 +67,7 @@ def test_since_is_found_by_bisection(times, since):
     ring = board(64).rings[0]
     for t in sorted(times):
         ring.append(t, 0.0, 0)
-    assert ring.first_since(since) == sum(t < since for t in times)
+    assert ring.index_since(since) == sum(t < since for t in times)
 
 
 @given(st.sets(st.integers(1, 40)), st.sets(st.integers(1, 40)))
@@ -73,8 +81,8 @@ def test_edges_are_merged_by_time_and_an_instant_counts_once(sampled, edges):
 
 
 def test_two_mappings_of_one_memory_see_the_same():
-    fd = anonymous_file("test")
-    writer, reader = Board.map(fd, 1, [8, 8]), Board.map(fd, 1, [8, 8])
+    fd = create_memory_file("test")
+    writer, reader = SampleBuffer.map(fd, 1, [8, 8]), SampleBuffer.map(fd, 1, [8, 8])
     writer.rings[1].append(5, 2.5, 1)
     writer.note(7, "warning", "SENSOR_LOST", "gpu:0/power", "gone – weg")
     writer.note(9, "warning", "SENSOR_LOST", "gpu:0/power", "gone again")
@@ -84,22 +92,22 @@ def test_two_mappings_of_one_memory_see_the_same():
     assert (note.first_ns, note.last_ns, note.count, note.message) == (7, 9, 2, "gone – weg")
     assert reader.busy_since(0) == 11
     reader.note(12, "info", "SENSOR_LOST", "gpu:0/power", "counted by the mapping that takes over")
-    assert len(writer.notes()) == 1 or writer.word(EVENTS) == 2
+    assert len(writer.notes()) == 1 or writer.word(NOTE_COUNT) == 2
     writer.close()
     reader.close()
 
 
 def test_notes_are_bounded_and_long_texts_are_cut():
     one = board(4)
-    for i in range(MAX_EVENTS + 10):
+    for i in range(MAX_NOTES + 10):
         one.note(i, "info", "CODE", f"subject {i}", "ü" * 1000)
-    assert len(one.notes()) == MAX_EVENTS
+    assert len(one.notes()) == MAX_NOTES
     assert set(one.notes()[0].message) == {"ü"}
 
 
 @given(st.integers(10, 1000), st.lists(st.integers(0, 5000), min_size=1, max_size=50), st.integers(0, 9))
 def test_deadlines_stay_on_their_grid_and_missed_ticks_are_counted(period_ns, delays, seed):
-    schedule = Schedule(period_ns, 0, Random(seed).random)
+    schedule = ReadSchedule(period_ns, 0, Random(seed).random)
     ticks, missed, now = 1, 0, 0
     for delay in delays:
         now = max(now, schedule.due_ns) + delay

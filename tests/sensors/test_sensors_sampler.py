@@ -16,11 +16,11 @@ from tests.support.powercap import FakePowercap
 from torchwatt.core.errors import SensorError
 from torchwatt.disk.helper_thread import helper_threads
 from torchwatt.sensors import Sampler, discover
-from torchwatt.sensors.edges import EdgeReader, look_at_all
-from torchwatt.sensors.modelled import modelled_source, process_source
-from torchwatt.sensors.protocol import Discovery, MeteredSource, merge
+from torchwatt.sensors.boundary_reader import BoundaryReader, read_boundaries
+from torchwatt.sensors.load_model import modelled_source, process_source
+from torchwatt.sensors.protocol import Discovery, MeteredSource, merge_discoveries
 from torchwatt.sensors.rapl import discover_rapl
-from torchwatt.sensors.readers.cputime import children_of, process_cpu_s
+from torchwatt.sensors.readers.process_tree import descendant_pids, process_cpu_s
 
 ENERGY = "cpu:0/energy"
 
@@ -47,7 +47,7 @@ def our_threads():
 
 @pytest.fixture
 def found(powercap):
-    return merge([discover_rapl(powercap.root), Discovery((process_source(),))])
+    return merge_discoveries([discover_rapl(powercap.root), Discovery((process_source(),))])
 
 
 @pytest.mark.alone  # readings and joules of a tree that this process writes in real time
@@ -87,7 +87,7 @@ def test_a_run_meters_what_was_used_and_leaves_nothing_behind(powercap, found):
 
 def test_gauges_of_the_process_grow_and_do_not_count_the_sampler(found):
     feed, other = Sampler(found), Sampler(found)
-    children = children_of(os.getpid())  # of earlier tests
+    children = descendant_pids(os.getpid())  # of earlier tests
     feed.start()
     other.start()
     sum(i * i for i in range(1_500_000))
@@ -293,7 +293,7 @@ def test_the_sampler_process_stays_light(powercap, found):
     """Neither numpy nor pandas nor torch: by what is mapped in the process, and by what its modules import."""
     model = modelled_source()
     assert model is not None
-    feed = Sampler(merge([found, Discovery((model,))]))
+    feed = Sampler(merge_discoveries([found, Discovery((model,))]))
     feed.start()
     maps = Path(f"/proc/{feed.sampler_pid}/maps").read_text()
     feed.stop()
@@ -328,13 +328,13 @@ class Stuck:
 def test_an_edge_that_hangs_costs_its_deadline_once_and_is_told(found, monkeypatch):
     release = threading.Event()
     stuck = Stuck(found, monkeypatch, lambda: float(release.wait(100)))
-    reader = EdgeReader(stuck.source)
+    reader = BoundaryReader(stuck.source)
     start_s = time.monotonic()
-    assert [(s, c) for s, c, _ in look_at_all([reader], 1.0)] == [("cpu:0, dram:0", "EDGE_READ_TIMEOUT")]
+    assert [(s, c) for s, c, _ in read_boundaries([reader], 1.0)] == [("cpu:0, dram:0", "EDGE_READ_TIMEOUT")]
     assert 0.9 < time.monotonic() - start_s < 20
     reader.ask().requested_s -= 60
     start_s = time.monotonic()
-    assert look_at_all([reader], 60.0)[0][1] == "EDGE_READ_TIMEOUT"
+    assert read_boundaries([reader], 60.0)[0][1] == "EDGE_READ_TIMEOUT"
     assert time.monotonic() - start_s < 20  # it is known to hang: nobody waits another minute
     release.set()
     reader.close()
@@ -346,8 +346,8 @@ def test_an_edge_that_fails_is_told_with_its_code(found, monkeypatch, error):
     def fail():
         raise error
 
-    reader = EdgeReader(Stuck(found, monkeypatch, fail).source)
-    codes = {code for _, code, _ in look_at_all([reader], 5)}
+    reader = BoundaryReader(Stuck(found, monkeypatch, fail).source)
+    codes = {code for _, code, _ in read_boundaries([reader], 5)}
     assert codes == {getattr(error, "code", "SENSOR_ERROR")}
     reader.close()
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchwatt.core.errors import SensorError
-from torchwatt.sensors.nvml_ring import Ring, read_period_ns, ring_of
-from torchwatt.sensors.readers.samples import Follower, clock_of
+from torchwatt.sensors.gpu_facts import DriverRing, measure_ring, ring_period_ns
+from torchwatt.sensors.readers.sample_follower import SampleFollower, matching_clock
 
 MS = 1_000_000
 S = 1000 * MS
@@ -26,9 +26,9 @@ class Driver:
         self.taken = []  # (stamp in us, number), the true monotonic instant of each
         self.true_ns = {}
         self.next_ns = self.now_ns
-        self.asked = []
+        self.options = []
         self.answer = lambda samples: samples
-        self.follower = Follower({name: lambda: self.now_ns + self.ahead_ns}, lambda: self.now_ns)
+        self.follower = SampleFollower({name: lambda: self.now_ns + self.ahead_ns}, lambda: self.now_ns)
 
     def wait(self, ms):
         until_ns = self.now_ns + round(ms * MS)
@@ -40,7 +40,7 @@ class Driver:
         self.now_ns = until_ns
 
     def ask(self, since_us):
-        self.asked.append(since_us)
+        self.options.append(since_us)
         return self.answer([sample for sample in self.taken[-self.depth :] if sample[0] > since_us])
 
     def take(self):
@@ -89,8 +89,8 @@ def test_only_what_is_newer_is_asked_for():
     driver.take()
     driver.wait(1000)
     driver.take()
-    assert driver.asked[0] == 0
-    assert driver.asked[2] == driver.taken[-51][0]
+    assert driver.options[0] == 0
+    assert driver.options[2] == driver.taken[-51][0]
 
 
 def test_a_sampler_that_slept_longer_than_the_ring_reaches_misses_readings_and_no_more():
@@ -176,9 +176,9 @@ def test_a_ring_on_no_known_clock_is_refused(off_ns):
 
 def test_the_clock_is_seen_from_the_newest_sample():
     clocks = {"CLOCK_REALTIME": lambda: UNIX_NS, "CLOCK_BOOTTIME": lambda: 900 * S}
-    assert clock_of((UNIX_NS - 16 * MS) // 1000, clocks) == "CLOCK_REALTIME"
-    assert clock_of((900 * S - 16 * MS) // 1000, clocks) == "CLOCK_BOOTTIME"
-    assert clock_of(5 * S // 1000, clocks) is None
+    assert matching_clock((UNIX_NS - 16 * MS) // 1000, clocks) == "CLOCK_REALTIME"
+    assert matching_clock((900 * S - 16 * MS) // 1000, clocks) == "CLOCK_BOOTTIME"
+    assert matching_clock(5 * S // 1000, clocks) is None
 
 
 def ring(newest_ns, gap_ms=20, count=120):
@@ -187,8 +187,8 @@ def ring(newest_ns, gap_ms=20, count=120):
 
 def test_a_ring_is_used_if_it_lives_is_fine_and_holds_enough():
     now_ns = time.time_ns() - 16 * MS
-    assert ring_of(ring(now_ns)) == Ring(20 * MS, 2380 * MS)
-    assert ring_of(ring(now_ns) * 2) == Ring(20 * MS, 2380 * MS)
+    assert measure_ring(ring(now_ns)) == DriverRing(20 * MS, 2380 * MS)
+    assert measure_ring(ring(now_ns) * 2) == DriverRing(20 * MS, 2380 * MS)
     for samples, why in (
         (ring(now_ns, count=4), "holds 4 samples"),
         ([], "holds 0 samples"),
@@ -196,18 +196,18 @@ def test_a_ring_is_used_if_it_lives_is_fine_and_holds_enough():
         (ring(now_ns, gap_ms=100), "100 ms apart"),
     ):
         with pytest.raises(SensorError, match=why):
-            ring_of(samples)
+            measure_ring(samples)
 
 
 @pytest.mark.parametrize(
     ("depth_s", "call_ms", "devices", "expected_ms"), [(2.4, 0.4, 1, 1000), (1.0, 0.4, 1, 500), (2.4, 1.4, 8, 1120)]
 )
 def test_a_ring_is_read_once_a_second_or_before_half_of_it_is_new(depth_s, call_ms, devices, expected_ms):
-    assert read_period_ns(Ring(20 * MS, round(depth_s * S)), call_ms / 1e3, devices) == pytest.approx(
+    assert ring_period_ns(DriverRing(20 * MS, round(depth_s * S)), call_ms / 1e3, devices) == pytest.approx(
         expected_ms * MS, abs=MS
     )
 
 
 def test_a_ring_whose_reads_would_cost_more_than_one_percent_is_left_alone():
     with pytest.raises(SensorError, match="a read takes 20 ms"):
-        read_period_ns(Ring(20 * MS, round(2.4 * S)), 0.020, 1)
+        ring_period_ns(DriverRing(20 * MS, round(2.4 * S)), 0.020, 1)

@@ -2,15 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.sensors.gpu_facts import other_processes
-from torchwatt.sensors.visible import Pick, select
+from torchwatt.sensors.cuda_visible_devices import VisibleDevice, select_devices
+from torchwatt.sensors.gpu_facts import count_other_processes
 
 UUIDS = ("GPU-aaaa1111", "GPU-aaaa2222", "GPU-bbbb3333")
 MIGS = {"MIG-77770001": 1, "MIG-77770002": 1}
 
 
 def shown(value):
-    return [pick.index for pick in select(value, UUIDS, MIGS).picks]
+    return [pick.index for pick in select_devices(value, UUIDS, MIGS).picks]
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def shown(value):
     ],
 )
 def test_valid_lists_show_what_cuda_shows(value, expected):
-    selection = select(value, UUIDS, MIGS)
+    selection = select_devices(value, UUIDS, MIGS)
     assert [pick.index for pick in selection.picks] == expected
     assert selection.stopped == ""
 
@@ -53,11 +53,11 @@ def test_valid_lists_show_what_cuda_shows(value, expected):
 )
 def test_the_first_invalid_entry_hides_itself_and_all_after_it(value, expected):
     assert shown(value) == expected
-    assert select(value, UUIDS, MIGS).stopped
+    assert select_devices(value, UUIDS, MIGS).stopped
 
 
 def test_a_slice_remembers_that_it_is_one():
-    assert select("MIG-77770001", UUIDS, MIGS).picks == (Pick(1, "MIG-77770001"),)
+    assert select_devices("MIG-77770001", UUIDS, MIGS).picks == (VisibleDevice(1, "MIG-77770001"),)
 
 
 @given(st.text(alphabet="0123456789,-GPUMIabc ", max_size=30))
@@ -80,4 +80,4 @@ def test_no_value_raises_or_shows_a_device_twice_or_one_that_is_not_there(value)
     ],
 )
 def test_other_processes_are_counted_as_far_as_they_can_be_told_apart(pids, visible, pid_ns, expected):
-    assert other_processes(pids, 10, visible.__contains__, pid_ns) == expected
+    assert count_other_processes(pids, 10, visible.__contains__, pid_ns) == expected

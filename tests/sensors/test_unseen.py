@@ -8,9 +8,9 @@ import pytest
 
 from torchwatt.disk.helper_thread import HelperThread, helper_threads
 from torchwatt.sensors import Sampler
-from torchwatt.sensors.modelled import process_source
+from torchwatt.sensors.load_model import process_source
 from torchwatt.sensors.protocol import Discovery
-from torchwatt.sensors.spawn import CAN_DETACH, Child
+from torchwatt.sensors.sampler_process import CAN_DETACH, SamplerProcess
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_helper_thread_ends_and_may_be_joined():
 def test_a_sampler_that_python_cannot_start_has_ended(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.executable", "/bin/false")
     with (tmp_path / "memory").open("w+b") as file:
-        child = Child({}, file.fileno())
+        child = SamplerProcess({}, file.fileno())
         assert not child.alive()
         assert child.wait(1.0)
         child.stop()

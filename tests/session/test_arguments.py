@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 import torchwatt as tw
 from torchwatt.core.errors import TorchwattError
 from torchwatt.disk.helper_thread import helper_threads
-from torchwatt.session.models import models_of
+from torchwatt.reports.run_options import named_models
 
 OURS = str(Path(tw.__file__).parent)
 
@@ -150,7 +150,7 @@ def test_one_model_in_a_list_is_named_as_alone():
 def test_wrapped_models_are_models():
     scripted, compiled = torch.jit.script(net()), torch.compile(net())
     for model in (scripted, compiled, nn.DataParallel(net()), nn.ModuleList([net()])):
-        assert models_of(model) == (("", model),)
+        assert named_models(model) == (("", model),)
 
 
 def test_numbers_of_other_libraries_are_numbers():

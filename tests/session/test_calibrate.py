@@ -11,14 +11,14 @@ from tests.support.nvml_simulator import PowerFile, Scenario
 from tests.support.ready import run_script
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.meter import Unavailable
+from torchwatt.offline.sensor_calibration import calibrate
 from torchwatt.sensors.protocol import Discovery
-from torchwatt.session.calibrate import calibrate
 
 SECONDS = 12
 CALIBRATE = """
 import json, time
 from tests.support.nvml_simulator import PowerFile
-from torchwatt.session.calibrate import calibrate
+from torchwatt.offline.sensor_calibration import calibrate
 power = PowerFile({log!r})
 
 def burn(duration_ns):

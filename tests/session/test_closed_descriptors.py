@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from torchwatt.disk.held import HeldDescriptor
-from torchwatt.sensors.journal.append import AppendFile
-from torchwatt.sensors.readers.files import KeptFile
+from torchwatt.disk.descriptors import HeldDescriptor
+from torchwatt.sensors.readers.kernel_files import KernelFile
+from torchwatt.sensors.ring_journal import JournalFile
 
 DAEMON = """
 import os, time
@@ -58,7 +58,7 @@ def test_a_number_that_became_another_file_is_neither_used_nor_closed(tmp_path, 
 
 def test_a_journal_is_not_appended_to_the_programs_file(tmp_path, users):
     fd = os.open(tmp_path / "ours", os.O_RDWR | os.O_CREAT | os.O_APPEND)
-    journal = AppendFile(fd)
+    journal = JournalFile(fd)
     replaced(fd, users)
     assert not journal.add(1, b"frame")
     assert journal.fault
@@ -70,7 +70,7 @@ def test_a_journal_is_not_appended_to_the_programs_file(tmp_path, users):
 def test_the_programs_file_is_not_read_as_a_counter(tmp_path, users):
     ours = tmp_path / "energy_uj"
     ours.write_bytes(b"777")
-    counter = KeptFile(str(ours))
+    counter = KernelFile(str(ours))
     assert counter.read() == b"777"
     replaced(counter._file.number(), users)
     with pytest.raises(Exception, match="energy_uj"):

@@ -4,7 +4,7 @@ from torch import nn
 
 import torchwatt as tw
 from torchwatt.core.errors import ConfigError
-from torchwatt.tracing.dither import Dither
+from torchwatt.tracing.user_process import StepJitter
 
 
 def train(steps):
@@ -27,7 +27,7 @@ def test_steps_are_shaken_when_asked_and_the_report_says_so():
 
 
 def test_nothing_shakes_after_the_end():
-    dither = Dither(0.001, seed=1)
+    dither = StepJitter(0.001, seed=1)
     dither.start()
     train(3)
     dither.stop()

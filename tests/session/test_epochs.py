@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.reports import bare_report, sample_report
-from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.report import Window
 from torchwatt.core.terms import Domain
-from torchwatt.session.epochs import OUTSIDE, epoch_rows
+from torchwatt.reports.dataframes import OUTSIDE_EPOCHS, epoch_rows
 from torchwatt.views import to_text
 
 BASE = sample_report(windows=())
@@ -37,7 +37,7 @@ def test_an_epoch_is_its_steps_its_evaluations_and_its_checkpoints():
     assert (first["train_j"], first["evaluation_j"], first["checkpoint_j"]) == (850.0, 100.0, 50.0)
     assert (second["train_j"], second["evaluation_j"]) == (2000.0, 0.0)
     assert first["step_j"] == 850.0 / first["steps"]
-    assert outside["epoch"] == OUTSIDE
+    assert outside["epoch"] == OUTSIDE_EPOCHS
     assert isclose(outside["energy_j"], report.energy_j - 3000.0)
     assert isclose(outside["train_j"] + 30.0, outside["energy_j"])
     # A validation batch is no training step: an epoch's joules a step are of those that trained.
@@ -86,5 +86,5 @@ def test_many_windows_at_once_are_each_as_alone(windows, silent):
     for (lo, hi), joules in zip(bounds.tolist(), curve.parts_j(*bounds.T).tolist(), strict=True):
         seen = lo < 100 and hi > 0  # else all of it lies in the half interval that is forgiven
         inside = seen and lo >= -5 and hi <= 105 and not any(a < hi and a + n > lo for a, n in silent)
-        assert curve.knows(lo, hi) == inside == (not isnan(joules))
+        assert curve.is_metered(lo, hi) == inside == (not isnan(joules))
         assert not inside or joules == curve.between(lo, hi)

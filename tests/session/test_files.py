@@ -11,8 +11,8 @@ import torchwatt as tw
 from tests.support.reports import sample_report
 from torchwatt.audit import verify
 from torchwatt.core.errors import BundleError
-from torchwatt.disk.private import missing_folders, private_folder
-from torchwatt.session.files import write_csv, write_html
+from torchwatt.disk.private_files import make_private_folder, missing_folders
+from torchwatt.reports.output_files import write_csv, write_html
 
 
 def profiled(**asked):
@@ -62,7 +62,7 @@ def test_folders_that_are_made_are_named(tmp_path):
 
 def test_no_folder_is_made_directly_under_the_root():
     absent = Path("/torchwatt-no-such-folder")
-    for make in (missing_folders, private_folder):
+    for make in (missing_folders, make_private_folder):
         with pytest.raises(PermissionError, match="no folder is made directly under /"):
             make(absent / "inside")
     for write in (write_csv, write_html):
@@ -109,9 +109,9 @@ import torchwatt as tw
 from tests.support.reports import sample_report
 from tests.support.bundles import rich_report
 from torchwatt.audit import verify
-from torchwatt.notebook.history import History, record_of
-from torchwatt.session.files import write_csv
-from torchwatt.session.jobs.job_run import JobRun
+from torchwatt.notebook.run_history import History, record_of
+from torchwatt.reports.output_files import write_csv
+from torchwatt.reports.report_result import JobRun
 with tw.profile(baseline_s=0, layers="off", name="Größe — µ") as run: pass
 history = History()
 history.put(record_of(run.report, None))

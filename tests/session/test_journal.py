@@ -15,14 +15,14 @@ from torch import nn
 import torchwatt as tw
 from tests.support.ready import run_script
 from torchwatt.audit import verify
-from torchwatt.cli.parser import run as torchwatt
+from torchwatt.cli.command_parser import run_command as torchwatt
 from torchwatt.core.errors import BundleError, ConfigError
-from torchwatt.core.frame import HEAD_BYTES, Frame, Kind, decode, encode
-from torchwatt.sensors.journal.rings import READINGS
-from torchwatt.session.files import write_csv
-from torchwatt.session.journal.place import IN_STORE, WORK
-from torchwatt.session.journal.read import read_journal
-from torchwatt.session.recover import report_from
+from torchwatt.core.journal_format import HEAD_BYTES, Frame, FrameKind, decode_frames, encode_frame
+from torchwatt.journal.journal_directory import JOURNALS_FOLDER, WORK_FILE
+from torchwatt.journal.journal_reader import read_journal
+from torchwatt.journal.recovery import recover_report
+from torchwatt.reports.output_files import write_csv
+from torchwatt.sensors.ring_journal import READINGS_FILE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KILLS = 6  # each of five ways once, and one for the tests of its journal; benchmarks/kills.py kills hundreds
@@ -117,10 +117,10 @@ def test_what_is_lost_is_said_and_nothing_is_carried_over(journal):
     assert 0 < named_s <= (until_ns - report.start_ns) / 1e9
 
 
-@pytest.mark.parametrize("name", [READINGS, WORK])
+@pytest.mark.parametrize("name", [READINGS_FILE, WORK_FILE])
 def test_a_file_cut_anywhere_in_its_last_frames_gives_all_that_was_before(copy, name):
     data, before = (copy / name).read_bytes(), 0
-    first = [part for part in decode(data) if isinstance(part, Frame)][-3].at
+    first = [part for part in decode_frames(data) if isinstance(part, Frame)][-3].at
     cuts = {*range(len(data) - 40, len(data)), *np.random.default_rng(2).integers(first, len(data), 20).tolist()}
     for number, cut in enumerate(sorted(cuts)):
         (copy / name).write_bytes(data[:cut])
@@ -129,17 +129,17 @@ def test_a_file_cut_anywhere_in_its_last_frames_gives_all_that_was_before(copy, 
         assert read >= before
         before = read
         if number % 12 == 0:
-            report = report_from(found)
+            report = recover_report(found)
             assert balanced(report)
             assert report.status == "partial"
             assert report.energy_j > 0
 
 
-@pytest.mark.parametrize("name", [READINGS, WORK])
+@pytest.mark.parametrize("name", [READINGS_FILE, WORK_FILE])
 def test_flipped_bits_and_garbage_cost_their_frames_only(copy, tmp_path, name):
     data = bytearray((copy / name).read_bytes())
     rng = np.random.default_rng(3)
-    first = HEAD_BYTES + len(next(decode(bytes(data))).payload)
+    first = HEAD_BYTES + len(next(decode_frames(bytes(data))).payload)
     for at in rng.integers(first, len(data), 3).tolist():
         data[at] ^= 1 << int(rng.integers(8))
     (copy / name).write_bytes(bytes(data) + rng.bytes(1000))
@@ -150,14 +150,14 @@ def test_flipped_bits_and_garbage_cost_their_frames_only(copy, tmp_path, name):
     assert found.ok, found
 
 
-@pytest.mark.parametrize("name", [READINGS, WORK])
+@pytest.mark.parametrize("name", [READINGS_FILE, WORK_FILE])
 def test_one_file_of_the_two_is_enough_for_an_honest_report(copy, tmp_path, name):
     whole = tw.recover(copy)
     (copy / name).unlink()
     report = tw.recover(copy)
     assert "JOURNAL_MISSING" in codes(report)
     assert (report.status, report.run_id) == ("partial", whole.run_id)
-    if name == READINGS:
+    if name == READINGS_FILE:
         assert report.energy_j is None or report.energy_j < whole.energy_j  # what the owner read itself
     else:
         assert report.energy_j >= whole.energy_j  # where the run began within the readings is not known
@@ -176,8 +176,8 @@ def test_what_is_no_journal_is_named(tmp_path, copy):
         tw.recover(tmp_path / "nowhere")
     with pytest.raises(BundleError, match="neither"):
         tw.recover(tmp_path)
-    (copy / READINGS).write_bytes(b"\0" * 500)
-    (copy / WORK).write_bytes(encode(Kind.HEAD, 0, b'{"run_id": 3}'))
+    (copy / READINGS_FILE).write_bytes(b"\0" * 500)
+    (copy / WORK_FILE).write_bytes(encode_frame(FrameKind.HEAD, 0, b'{"run_id": 3}'))
     with pytest.raises(BundleError, match="is no Head"):
         tw.recover(copy)
 
@@ -208,7 +208,7 @@ def test_a_run_that_ends_by_itself_has_a_complete_journal_that_says_the_same(net
 def test_in_the_store_it_is_gone_when_the_run_has_ended(net, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHWATT_STORE", str(tmp_path))
     with tw.profile(net, journal=True) as run:
-        there = (tmp_path / IN_STORE / run.run_id / WORK).exists()
+        there = (tmp_path / JOURNALS_FOLDER / run.run_id / WORK_FILE).exists()
         train(net, 0.1)
     assert there
     assert not tmp_path.exists()  # a store that was made for the journal alone goes with it
@@ -268,7 +268,7 @@ def test_a_full_disk_ends_the_journal_and_not_the_run_and_is_said_once(powercap,
 
 
 def test_recover_and_runs_on_the_command_line(journal, tmp_path, capsys):
-    stored = tmp_path / IN_STORE / tw.recover(journal).run_id
+    stored = tmp_path / JOURNALS_FOLDER / tw.recover(journal).run_id
     shutil.copytree(journal, stored)
     assert torchwatt(["runs", "--store", str(tmp_path)]) == 0
     assert f"torchwatt recover {stored.name}" in capsys.readouterr().out
@@ -286,10 +286,10 @@ def test_recover_and_runs_on_the_command_line(journal, tmp_path, capsys):
 
 
 def test_torchwatt_run_writes_a_journal_unless_told_not_to(tmp_path, monkeypatch):
-    from torchwatt.cli import commands
+    from torchwatt.cli import command_table
 
     asked = []
-    monkeypatch.setattr(commands, "run_script", lambda *_, options, **__: asked.append(options["journal"]) or 0)
+    monkeypatch.setattr(command_table, "run_script", lambda *_, options, **__: asked.append(options["journal"]) or 0)
     for flags in ([], ["--no-journal"], ["--journal", "there"]):
         assert torchwatt(["run", *flags, "script.py", "--journal", "its own"]) == 0
     assert asked == [True, False, "there"]

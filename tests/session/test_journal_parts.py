@@ -13,20 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchwatt.core.activity import Activity
 from torchwatt.core.errors import BundleError, ConfigError
-from torchwatt.core.frame import Frame, Kind, decode
+from torchwatt.core.journal_format import Frame, FrameKind, decode_frames
 from torchwatt.core.meter import Event
 from torchwatt.core.terms import Slot
-from torchwatt.core.trace import ModuleInfo, Trace
-from torchwatt.sensors.board import Board, anonymous_file
-from torchwatt.sensors.journal.append import AppendFile, create
-from torchwatt.sensors.journal.rings import READINGS, RingJournal
-from torchwatt.session.journal.owner import Owner, this_process
-from torchwatt.session.journal.place import WORK, Place, in_store, remove
-from torchwatt.session.journal.read import columns
-from torchwatt.session.journal.spans import pack_trace, unpack_trace
-from torchwatt.session.journal.stored import prune, stored_journals
+from torchwatt.core.trace import Activity, ModuleInfo, Trace
+from torchwatt.journal.journal_directory import WORK_FILE, JournalDirectory, journal_path, remove_journal
+from torchwatt.journal.journal_reader import list_journals, prune_journals, reading_columns
+from torchwatt.journal.trace_codec import pack_trace, unpack_trace
+from torchwatt.reports.process_identity import ProcessIdentity, current_process
+from torchwatt.sensors.ring_journal import READINGS_FILE, JournalFile, RingJournal, create_journal_file
+from torchwatt.sensors.sample_buffer import SampleBuffer, create_memory_file
 
 SLOTS = (Slot("a.b", "forward"), Slot("(optimizer)", "optimizer"), Slot("ä", "backward"))
 
@@ -97,14 +94,14 @@ def test_a_disk_that_takes_no_more_ends_the_file_behind_its_last_whole_frame(tmp
     def full():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
         folder = os.open(tmp_path, os.O_RDONLY)
-        file = AppendFile(create("f", folder))
-        added = [file.add(Kind.READINGS, bytes(300)) for _ in range(6)]
+        file = JournalFile(create_journal_file("f", folder))
+        added = [file.add(FrameKind.READINGS, bytes(300)) for _ in range(6)]
         told = (added, file.size, bool(file.fault), file.sync()) == ([True] * 3 + [False] * 3, 960, True, False)
         return 0 if told else 2
 
     assert in_child(full) == 0
     data = (tmp_path / "f").read_bytes()
-    assert [part.payload for part in decode(data) if isinstance(part, Frame)] == [bytes(300)] * 3
+    assert [part.payload for part in decode_frames(data) if isinstance(part, Frame)] == [bytes(300)] * 3
     assert len(data) == 960
 
 
@@ -112,53 +109,53 @@ def test_folder_and_files_are_private_and_nothing_that_is_there_is_touched(tmp_p
     os.umask(old := os.umask(0))
     try:
         os.umask(0)
-        place = Place(tmp_path / "new" / "journal")
+        place = JournalDirectory(tmp_path / "new" / "journal")
     finally:
         os.umask(old)
     assert place.path.stat().st_mode & 0o777 == 0o700
-    assert {(place.path / name).stat().st_mode & 0o777 for name in (WORK, READINGS)} == {0o600}
+    assert {(place.path / name).stat().st_mode & 0o777 for name in (WORK_FILE, READINGS_FILE)} == {0o600}
     with pytest.raises(ConfigError, match="not empty"):
-        Place(place.path)
+        JournalDirectory(place.path)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for name in ("file", "link"):
         with pytest.raises(ConfigError, match="cannot be made"):
-            Place(tmp_path / name)
+            JournalDirectory(tmp_path / name)
     assert (tmp_path / "file").read_text() == "mine"
     place.remove()
     assert not place.path.exists()
 
 
 def test_removing_a_journal_leaves_what_is_not_of_it(tmp_path):
-    place = Place(tmp_path / "journal")
+    place = JournalDirectory(tmp_path / "journal")
     (place.path / "notes.txt").write_text("mine")
     place.remove()
     assert [path.name for path in place.path.iterdir()] == ["notes.txt"]
     (tmp_path / "link").symlink_to(place.path)
-    remove(tmp_path / "link")
+    remove_journal(tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
 
 
 def written(folder):
     """Return the readings of a sampler's file by key."""
-    from torchwatt.core.blocks import unpack
+    from torchwatt.core.journal_format import unpack_blocks
 
     blocks = {}
-    for part in decode((folder / READINGS).read_bytes()):
-        if isinstance(part, Frame) and part.kind == Kind.READINGS:
-            for block in unpack(part.payload):
+    for part in decode_frames((folder / READINGS_FILE).read_bytes()):
+        if isinstance(part, Frame) and part.kind == FrameKind.READINGS:
+            for block in unpack_blocks(part.payload):
                 blocks.setdefault(block.key, []).append(block)
-    return {key: columns(some) for key, some in blocks.items()}
+    return {key: reading_columns(some) for key, some in blocks.items()}
 
 
 def test_a_sampler_s_file_stays_short_and_covers_the_whole_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("torchwatt.sensors.journal.rings.WRITE_S", 0.01)
+    monkeypatch.setattr("torchwatt.sensors.ring_journal.WRITE_S", 0.01)
     folder = os.open(tmp_path, os.O_RDONLY)
-    file = AppendFile(create(READINGS, folder))
-    file.add(Kind.HEAD, b"{}")
-    fd = anonymous_file("test")
-    board = Board.map(fd, 1, [1 << 16, 1 << 10])
+    file = JournalFile(create_journal_file(READINGS_FILE, folder))
+    file.add(FrameKind.HEAD, b"{}")
+    fd = create_memory_file("test")
+    board = SampleBuffer.map(fd, 1, [1 << 16, 1 << 10])
     os.close(fd)
     journal = RingJournal(board, ["gpu:0/energy"], file, folder, most_bytes=40_000)
     rng, biggest = np.random.default_rng(1), 0
@@ -166,7 +163,7 @@ def test_a_sampler_s_file_stays_short_and_covers_the_whole_run(tmp_path, monkeyp
         board.rings[0].append(i * 20_000_000 + int(rng.integers(1, 10**7)), float(i * 7), int(rng.integers(1, 10**5)))
         if i % 50 == 0:
             time.sleep(0.002)
-            biggest = max(biggest, (tmp_path / READINGS).stat().st_size)
+            biggest = max(biggest, (tmp_path / READINGS_FILE).stat().st_size)
     journal.finish(gone=True)
     t_ns, raw, _ = written(tmp_path)["gpu:0/energy"]
     assert biggest < 120_000
@@ -178,30 +175,30 @@ def test_a_sampler_s_file_stays_short_and_covers_the_whole_run(tmp_path, monkeyp
 
 
 def test_an_owner_is_known_by_more_than_its_number():
-    me = this_process()
+    me = current_process()
     assert me.alive() is True
-    assert Owner(me.pid, (me.started_ticks or 0) + 1, me.boot_id, me.host).alive() is False
-    assert Owner(me.pid, me.started_ticks, "another boot", me.host).alive() is False
-    assert Owner(me.pid, me.started_ticks, me.boot_id, "another host").alive() is None
+    assert ProcessIdentity(me.pid, (me.started_ticks or 0) + 1, me.boot_id, me.host).alive() is False
+    assert ProcessIdentity(me.pid, me.started_ticks, "another boot", me.host).alive() is False
+    assert ProcessIdentity(me.pid, me.started_ticks, me.boot_id, "another host").alive() is None
     pid = os.fork()
     if pid == 0:
         time.sleep(20)
         os._exit(0)
     os.kill(pid, signal.SIGKILL)
     time.sleep(0.05)
-    assert Owner(pid, 1, me.boot_id, me.host).alive() is False  # dead and not yet waited for
+    assert ProcessIdentity(pid, 1, me.boot_id, me.host).alive() is False  # dead and not yet waited for
     os.waitpid(pid, 0)
 
 
 def test_a_store_keeps_the_newest_journals_only_and_says_what_it_removed(tmp_path):
     for number in range(5):
-        place = Place(in_store(tmp_path, f"run{number}"))
+        place = JournalDirectory(journal_path(tmp_path, f"run{number}"))
         place.close()
-        os.utime(place.path / WORK, (number, number))
-        os.utime(place.path / READINGS, (number, number))
+        os.utime(place.path / WORK_FILE, (number, number))
+        os.utime(place.path / READINGS_FILE, (number, number))
     with pytest.warns(RuntimeWarning, match="run0: .*never recovered"):
-        prune(tmp_path, max_journals=4)
+        prune_journals(tmp_path, max_journals=4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        prune(tmp_path, max_journals=4)
-    assert [one.run_id for one in stored_journals(tmp_path)] == ["run1", "run2", "run3", "run4"]
+        prune_journals(tmp_path, max_journals=4)
+    assert [one.run_id for one in list_journals(tmp_path)] == ["run1", "run2", "run3", "run4"]

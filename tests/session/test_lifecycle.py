@@ -17,7 +17,7 @@ import torchwatt as tw
 from tests.conftest import run_script
 from torchwatt.core.errors import ConfigError, FactorError
 from torchwatt.disk.helper_thread import helper_threads
-from torchwatt.sensors.spawn import sampler_name
+from torchwatt.sensors.sampler_process import sampler_name
 
 
 def model():
@@ -108,16 +108,16 @@ def test_a_nested_session_is_a_window_of_the_outer_one():
 
 
 def test_a_nested_session_is_read_from_the_outer_ones_curves():
-    from torchwatt.core.curve import EnergyCurve
+    from torchwatt.core.energy_curve import EnergyCurve
     from torchwatt.core.report import Window
     from torchwatt.core.terms import Domain
-    from torchwatt.session.settle import _seen_whole
+    from torchwatt.reports.report_builder import _window_energies
 
     t_ns = np.arange(101) * 10_000_000
     curve = EnergyCurve(Domain("gpu", 0), t_ns, t_ns * 100e-9, "counter", "measured")
     early = Window("inner", 200_000_000, 500_000_000, 45.0)  # what it knew when it ended
-    assert [w.energy_j for w in _seen_whole([early], [curve])] == pytest.approx([30.0])
-    assert [w.energy_j for w in _seen_whole([early], [])] == [45.0]
+    assert [w.energy_j for w in _window_energies([early], [curve])] == pytest.approx([30.0])
+    assert [w.energy_j for w in _window_energies([early], [])] == [45.0]
 
 
 def test_two_threads_may_each_have_a_session_and_are_told_not_to_add():
@@ -315,9 +315,11 @@ def test_a_recording_can_be_played_through_the_same_path():
 
 def attributed(recording):
     """Return the curves of everything that was recorded."""
-    from torchwatt.attribution.curves import metered
+    from torchwatt.attribution.metered_curve import build_metered_curve
 
-    return [found.curve for m in recording.meters if m.channel("power") and (found := metered(m, recording))]
+    return [
+        found.curve for m in recording.meters if m.channel("power") and (found := build_metered_curve(m, recording))
+    ]
 
 
 class Interrupting:
@@ -326,8 +328,8 @@ class Interrupting:
     def __init__(self, monkeypatch, at):
         from torchwatt.sensors import sampler
 
-        self.looks, self.at, self.look = 0, at, sampler.look_at_all
-        monkeypatch.setattr(sampler, "look_at_all", self)
+        self.looks, self.at, self.look = 0, at, sampler.read_boundaries
+        monkeypatch.setattr(sampler, "read_boundaries", self)
 
     def __call__(self, *args, **kwargs):
         self.looks += 1
@@ -357,7 +359,7 @@ def test_an_interrupt_while_a_session_ends_keeps_the_run(monkeypatch):
 def test_even_if_nothing_can_be_settled_the_users_exception_passes(monkeypatch):
     from torchwatt.session import session
 
-    settled, calls = session.settle, []
+    settled, calls = session.build_report, []
 
     def failing(*args):
         calls.append(args)
@@ -365,7 +367,7 @@ def test_even_if_nothing_can_be_settled_the_users_exception_passes(monkeypatch):
             raise ValueError("ours")
         return settled(*args)
 
-    monkeypatch.setattr(session, "settle", failing)
+    monkeypatch.setattr(session, "build_report", failing)
     with pytest.warns(RuntimeWarning, match="joules were lost"), pytest.raises(KeyError), tw.profile() as run:
         raise KeyError("mine")
     assert (run.status, run.energy_j) == ("partial", None)
@@ -442,14 +444,14 @@ def test_files_that_could_not_be_written_are_refused_before_the_run(tmp_path):
 def test_a_step_that_a_meter_did_not_see_to_its_end_has_no_joules():
     from dataclasses import replace
 
-    from torchwatt.core.curve import EnergyCurve
+    from torchwatt.core.energy_curve import EnergyCurve
     from torchwatt.core.terms import Domain
     from torchwatt.core.trace import EMPTY_TRACE
-    from torchwatt.session.settle import _steps
+    from torchwatt.reports.report_builder import _step_energies
 
     t_ns = np.arange(301) * 10_000_000
     curve = EnergyCurve(Domain("gpu", 0), t_ns, t_ns * 100e-9, "counter", "measured")
-    steps = list(_steps(replace(EMPTY_TRACE, steps=((0, 2 * 10**9), (2 * 10**9, 6 * 10**9))), [curve]))
+    steps = list(_step_energies(replace(EMPTY_TRACE, steps=((0, 2 * 10**9), (2 * 10**9, 6 * 10**9))), [curve]))
     assert steps[0].energy_j == {"gpu:0": pytest.approx(200.0)}
     assert steps[1].energy_j == {}
 

@@ -143,8 +143,8 @@ import json, time
 from pathlib import Path
 import torchwatt as tw
 time.sleep(0.5)  # the sampler ends by itself
-from torchwatt.session.journal.read import read_journal
-from torchwatt.session.journal.recorded import recorded
+from torchwatt.journal.journal_reader import read_journal
+from torchwatt.journal.journal_reader import recorded
 journal = Path({journal!r})
 recording = recorded(read_journal(journal))
 report = tw.recover(journal)

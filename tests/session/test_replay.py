@@ -9,10 +9,10 @@ from tests.session.test_truth import STATIC_W, STRONG_W, WEAK_W, Layer
 from tests.support.powercap import FakePowercap
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.terms import Slot
-from torchwatt.session.replay import Timing, replay
-from torchwatt.tracing.capture import capture
+from torchwatt.offline.layer_power import ReplayTiming, replay
+from torchwatt.tracing.layer_replay import capture_workloads
 
-QUICK = Timing(settle_s=0.1, measure_s=0.3, cool_s=0.05, rounds=2)
+QUICK = ReplayTiming(settle_s=0.1, measure_s=0.3, cool_s=0.05, rounds=2)
 
 
 @pytest.mark.alone  # joules within ten percent
@@ -32,20 +32,20 @@ def test_a_looped_layer_shows_its_own_power_forward_and_backward(tmp_path):
 
 def test_layers_of_the_same_work_are_looped_once_for_all():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    works = capture(model, lambda: model(torch.ones(3, 4)))
+    works = capture_workloads(model, lambda: model(torch.ones(3, 4)))
     assert [work.fqns for work in works] == [["0", "2"], ["1", "3"], ["4"]]
 
 
 def test_layers_of_other_settings_are_other_work():
     model = nn.Sequential(nn.MaxPool1d(2, stride=1, padding=1), nn.MaxPool1d(2, stride=1, padding=1, dilation=2))
     x = torch.ones(1, 1, 8)
-    assert len(capture(model, lambda: [layer(x) for layer in model])) == 2
+    assert len(capture_workloads(model, lambda: [layer(x) for layer in model])) == 2
 
 
 def test_the_model_and_the_random_numbers_stay_as_they_were():
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Dropout())
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    works = capture(model.eval(), lambda: model(torch.ones(3, 4)))
+    works = capture_workloads(model.eval(), lambda: model(torch.ones(3, 4)))
     state = torch.random.get_rng_state()
     for work in works:
         for phase in ("forward", "backward"):
@@ -66,7 +66,7 @@ def test_a_layer_that_ran_in_mixed_precision_is_looped_in_it():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             model(torch.randn(2, 8))
 
-    works = capture(model, call)
+    works = capture_workloads(model, call)
     for work in works:
         for phase in ("forward", "backward"):
             work.loop(phase)()
@@ -77,14 +77,14 @@ def test_a_layer_that_ran_in_mixed_precision_is_looped_in_it():
 def test_a_layer_without_gradients_has_no_backward():
     model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten())
     model[0].weight.requires_grad = False
-    works = {work.fqns[0]: work for work in capture(model, lambda: model(torch.tensor([[1, 2]])))}
+    works = {work.fqns[0]: work for work in capture_workloads(model, lambda: model(torch.tensor([[1, 2]])))}
     assert works["0"].loop("backward") is None
     assert works["1"].loop("backward") is not None
 
 
 def test_a_call_that_runs_nothing_is_named():
     with pytest.raises(ConfigError, match="ran no layer"):
-        capture(nn.Linear(2, 2), time.monotonic)
+        capture_workloads(nn.Linear(2, 2), time.monotonic)
 
 
 def test_without_a_measuring_meter_there_is_no_truth_to_get(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 
 from torchwatt.core.meter import Channel, Meter, Recording, Series
 from torchwatt.core.terms import Domain
-from torchwatt.metrics import books
-from torchwatt.session import pulse
+from torchwatt.metrics import energy_counters
+from torchwatt.session import live_meter
 
 WATTS, PUBLISHED_NS = 450.0, 100_000_000  # as NVML's energy counter does
 START_NS, QUIET_NS = 1_000_000_000_000, 300_000_000
@@ -42,18 +42,18 @@ def a_session(monkeypatch):
     def make(seed):
         feed = CounterFeed(seed)
         clock = SimpleNamespace(monotonic_ns=lambda: feed.now_ns, time_ns=lambda: feed.now_ns)
-        monkeypatch.setattr(pulse, "time", clock)
-        monkeypatch.setattr(books, "time", clock)
+        monkeypatch.setattr(live_meter, "time", clock)
+        monkeypatch.setattr(energy_counters, "time", clock)
         asked = SimpleNamespace(name="run", project="", carbon=SimpleNamespace(location=None))
         return SimpleNamespace(
-            feed=feed, start_ns=START_NS, asked=asked, running=True, nested=False, ended_ns=None, report=None
+            feed=feed, start_ns=START_NS, options=asked, running=True, nested=False, ended_ns=None, report=None
         )
 
     return make
 
 
 def by_pulse(session):
-    made = pulse.Pulse(session)
+    made = live_meter.LiveMeter(session)
 
     def read_j():
         made.update()
@@ -63,7 +63,7 @@ def by_pulse(session):
 
 
 def by_books(session):
-    made = books.Books()
+    made = energy_counters.EnergyCounters()
     made.began(session)
     return lambda: sum(made.current_values().energy_j.values())
 

@@ -13,22 +13,21 @@ from hypothesis import strategies as st
 
 import torchwatt
 from tests.support.worlds import MS, counter_channel, power_channel, readings
-from torchwatt.attribution.jobs.clocks import Clock
 from torchwatt.audit import verify, write_bundle
-from torchwatt.audit.writer import table_files
-from torchwatt.core.activity import Activity
-from torchwatt.core.instants import equally_apart, interpolate
-from torchwatt.core.job import Look
+from torchwatt.audit.bundle_writer import table_files
+from torchwatt.core.energy_curve import interpolate, spaced_instants
+from torchwatt.core.job import ClockOffset
 from torchwatt.core.meter import Channel, Event, Meter, Recording
 from torchwatt.core.report import Window
 from torchwatt.core.terms import Domain, Slot
-from torchwatt.core.trace import Span, trace_from_spans
-from torchwatt.session import frames
-from torchwatt.session.options import Options
-from torchwatt.session.settle import Bounds, Outcome, settle
-from torchwatt.tracing.overhead import net_clock
+from torchwatt.core.trace import Activity, Span, trace_from_spans
+from torchwatt.distributed.rank_records import MachineClock
+from torchwatt.reports import dataframes
+from torchwatt.reports.report_builder import RunInterval, RunOutcome, build_report
+from torchwatt.reports.run_options import RunOptions
+from torchwatt.tracing.call_template import net_clock
 from torchwatt.views import to_html_page, to_text
-from torchwatt.views.payload import to_payload
+from torchwatt.views.report_payload import to_payload
 
 YEARS_NS = 10 * 366 * 86_400 * 10**9
 GPU, CPU, RAM = Domain("gpu", 0), Domain("cpu", 0), Domain("ram")
@@ -90,17 +89,19 @@ def settled(offset_ns: int, *, device: bool = False):
         steps=tuple(steps),
     )
     trace = replace(trace, activities=(work,) if device else ())
-    bounds = Bounds(begin, begin + 5_000 * MS + 1, UNIX_NS)
+    bounds = RunInterval(begin, begin + 5_000 * MS + 1, UNIX_NS)
     events = (Event(begin + 77, "warning", "TEST", "run", "now"),)
-    outcome = Outcome("complete", windows=(Window("w", begin + 5, begin + 900 * MS, None),), events=events, software={})
-    return settle("0193f2c1-7a55-7c11-9d2e-3f1a5b6c7d8e", Options(), bounds, found, trace, outcome)
+    outcome = RunOutcome(
+        "complete", windows=(Window("w", begin + 5, begin + 900 * MS, None),), events=events, software={}
+    )
+    return build_report("0193f2c1-7a55-7c11-9d2e-3f1a5b6c7d8e", RunOptions(), bounds, found, trace, outcome)
 
 
 def told(report) -> dict[str, object]:
     shown: dict[str, object] = dict(table_files(report, "csv.gz"))
     shown |= {"text": to_text(report), "page": to_html_page(report), "payload": to_payload(report)}
     for name in ("layers", "samples", "steps", "events"):
-        shown[name] = getattr(frames, name)(report).to_csv()
+        shown[name] = getattr(dataframes, name)(report).to_csv()
     return shown
 
 
@@ -161,15 +162,15 @@ def test_interpolation_counts_from_its_first_instant(offset_ns, apart, at):
 
 @given(offsets, st.integers(1, 10**12), st.integers(2, 30))
 def test_equal_parts_are_the_same_wherever_the_clock_began(offset_ns, length_ns, count):
-    there = equally_apart(offset_ns, offset_ns + length_ns, count) - offset_ns
-    assert there.tolist() == equally_apart(0, length_ns, count).tolist()
+    there = spaced_instants(offset_ns, offset_ns + length_ns, count) - offset_ns
+    assert there.tolist() == spaced_instants(0, length_ns, count).tolist()
     assert (there[0], there[-1]) == (0, length_ns)
 
 
 @given(offsets)
 def test_clocks_of_a_job_and_of_tracing_count_in_integers(offset_ns):
-    looks = (Look(offset_ns, -offset_ns, 5), Look(offset_ns + 10**9, -offset_ns + 1000, 5))
-    shifted = Clock(looks, "store").shift(np.array([offset_ns, offset_ns + 10**9 // 2, offset_ns + 10**9]))
+    looks = (ClockOffset(offset_ns, -offset_ns, 5), ClockOffset(offset_ns + 10**9, -offset_ns + 1000, 5))
+    shifted = MachineClock(looks, "store").shift(np.array([offset_ns, offset_ns + 10**9 // 2, offset_ns + 10**9]))
     assert shifted.tolist() == [0, 500_000_500, 1_000_001_000]
     frame = (offset_ns, offset_ns + 1_000_003)
     net = net_clock(frame, np.array([offset_ns + 101, offset_ns + 5_007]), np.array([offset_ns + 907, frame[1]]), 11.0)
@@ -179,8 +180,8 @@ def test_clocks_of_a_job_and_of_tracing_count_in_integers(offset_ns):
 
 
 SOURCES = Path(torchwatt.__file__).parent
-RELATIVE = {"core/instants.py", "attribution/nuisance.py", "tracing/asleep.py", "tracing/traces/clock.py",
-            "tracing/devices/spread.py", "tracing/devices/stamps.py"}  # fmt: skip
+RELATIVE = {"core/energy_curve.py", "attribution/estimator.py", "tracing/step_templates.py", "kineto/trace_offset.py",
+            "tracing/device_windows.py", "tracing/step_events.py"}  # fmt: skip
 
 
 def test_nothing_else_interpolates_over_instants():

@@ -12,9 +12,9 @@ import numpy as np
 
 from tests.support.reports import GPU, START_NS, sample_report
 from torchwatt.audit import write_files
-from torchwatt.audit.writer import table_files
-from torchwatt.core.curve import EnergyCurve
-from torchwatt.core.factor import Factor, identified
+from torchwatt.audit.bundle_writer import table_files
+from torchwatt.core.energy_curve import EnergyCurve
+from torchwatt.core.factor import Factor, with_factor_id
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Channel, Event, Meter
 from torchwatt.core.report import Report
@@ -31,7 +31,7 @@ def rich_report() -> Report:
     gpu = report.ledgers[0]
     end_raw = 1_000_000 + round(gpu.energy_j * 1e3)
     counted = replace(gpu, counter_start_raw=1_000_000, counter_end_raw=end_raw, counter_unit_j=1e-3, counter_wraps=0)
-    contract = identified(
+    contract = with_factor_id(
         Factor(
             "", "grid_gwp", 8.0, "g{CO2e}/kW.h", "declared", "contract", "FRA", 2025, "lifecycle", "CO2e", "contract",
             "market",

@@ -10,24 +10,24 @@ import numpy as np
 
 from tests.support.reports import START_NS, bare_report
 from torchwatt.audit import write_bundle
-from torchwatt.core.curve import EnergyCurve
-from torchwatt.core.factor import Factor, Impact, identified
+from torchwatt.core.energy_curve import EnergyCurve
+from torchwatt.core.factor import Factor, Impact, with_factor_id
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Channel, Event, Meter, SamplerStats
 from torchwatt.core.report import Report
-from torchwatt.core.terms import Domain, weakest
+from torchwatt.core.terms import Domain, weakest_provenance
 from torchwatt.core.trace import ModuleInfo
 
 PROJECTS = ("llm", "vision", "speech", "search")
 FIRST_UNIX_NS = 1_783_000_000_123_456_789  # 2026-07-02
 DAY_NS = 86_400_000_000_000
-LOCATION = identified(
+LOCATION = with_factor_id(
     Factor(
         "", "grid_gwp", 56.0, "g{CO2e}/kW.h", "sourced", "A yearly table", "FRA", 2025, "lifecycle", "CO2e",
         "production", "location", "https://example.org/grids",
     )
 )  # fmt: skip
-MARKET = identified(
+MARKET = with_factor_id(
     Factor(
         "", "contract_gwp", 8.0, "g{CO2e}/kW.h", "declared", "a contract", "FRA", 2025, "lifecycle", "CO2e", "contract",
         "market",
@@ -119,7 +119,7 @@ def _priced(report: Report, *, market: bool) -> Report:
     subjects += [(f"device:{ledger.domain}", ledger.energy_j, ledger.provenance) for ledger in report.ledgers]
     impacts = tuple(
         Impact(subject, "gwp", "usage", joules / 3.6e6 * f.value, "g{CO2e}", f"energy_j/3.6e6*{f.kind}", (f.factor_id,),
-               "derived", weakest(known, f.provenance), accounting_method=f.accounting_method)
+               "derived", weakest_provenance(known, f.provenance), accounting_method=f.accounting_method)
         for f in factors
         for subject, joules, known in subjects
     )  # fmt: skip

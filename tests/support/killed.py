@@ -14,12 +14,11 @@ from torch import nn
 
 import torchwatt as tw
 from torchwatt.audit import verify
-from torchwatt.core.frame import Frame, Kind, decode
-from torchwatt.session.files import write_csv
-from torchwatt.session.journal.place import WORK
-from torchwatt.session.journal.read import read_journal
-from torchwatt.session.journal.recorded import recorded
-from torchwatt.session.recover import report_from
+from torchwatt.core.journal_format import Frame, FrameKind, decode_frames
+from torchwatt.journal.journal_directory import WORK_FILE
+from torchwatt.journal.journal_reader import read_journal, rebuild_recording
+from torchwatt.journal.recovery import recover_report
+from torchwatt.reports.output_files import write_csv
 
 WAYS = ("owner", "group", "both", "sampler first", "sampler alone")
 
@@ -118,7 +117,7 @@ def killed(tree, journal: Path, way: str, after_s: float, seconds: float = 60.0,
     """
     pid = start(journal, tree.root, seconds)
     samplers = set()
-    while not (journal / WORK).exists() or (spans and not has_spans(journal)):
+    while not (journal / WORK_FILE).exists() or (spans and not has_spans(journal)):
         time.sleep(0.002)
     made_s = time.monotonic()
     while time.monotonic() < made_s + after_s:
@@ -133,7 +132,10 @@ def killed(tree, journal: Path, way: str, after_s: float, seconds: float = 60.0,
 
 def has_spans(journal):
     """Return whether a journal says who ran."""
-    return any(isinstance(part, Frame) and part.kind == Kind.TRACE for part in decode((journal / WORK).read_bytes()))
+    return any(
+        isinstance(part, Frame) and part.kind == FrameKind.TRACE
+        for part in decode_frames((journal / WORK_FILE).read_bytes())
+    )
 
 
 def ended(pids, timeout_s=30.0):
@@ -150,13 +152,13 @@ def looked_at(tree, journal, *, way, after_s, at_ns, left_over):
     """Recover a journal and check everything that can be."""
     try:
         found = read_journal(journal)
-        report = report_from(found)
+        report = recover_report(found)
         bundle = write_csv(report, journal.with_suffix(".bundle"))
         checked = verify(bundle)
     except Exception as error:
         nothing = {"status": "", "balanced": False, "verified": False, "error_rel": None, "layers_s": 0.0, "run_s": 0.0}
         return Result(way, after_s, float("inf"), left_over=left_over, problem=repr(error), **nothing)
-    recording = recorded(found)
+    recording = rebuild_recording(found)
     last_ns = max((int(s.t_ns[-1]) for s in recording.series if s.channel.name == "energy" and len(s)), default=0)
     end_ns = min(at_ns, report.end_ns) if found.stop is not None else at_ns
     balanced = all(

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from torchwatt.attribution.jobs.record import RankRecord
-from torchwatt.core.curve import EnergyCurve
-from torchwatt.core.job import HostShare, Look, Place, RankFacts
+from torchwatt.core.energy_curve import EnergyCurve
+from torchwatt.core.job import ClockOffset, HostShare, RankFacts, RankPlace
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Channel, Event, Meter, Unavailable
 from torchwatt.core.report import Report, Step
 from torchwatt.core.terms import Domain
 from torchwatt.core.trace import ModuleInfo
+from torchwatt.distributed.rank_records import RankRecord
 
 S = 1_000_000_000
 UNIX_NS = 1_795_500_000 * S
@@ -96,7 +96,7 @@ def record(
         units={"image": 8.0},
     )
     facts = RankFacts(
-        place=Place(rank, size, local, per_node, node, job, "torchrun"),
+        place=RankPlace(rank, size, local, per_node, node, job, "torchrun"),
         host=f"host-{node}",
         run_id=report.run_id,
         start_ns=start_ns,
@@ -110,7 +110,7 @@ def record(
             HostShare("fc", "forward", 0.75 * cpu_s, 1.0, 3),
             HostShare("fc", "backward", 0.25 * cpu_s, 1.0, 3),
         ),
-        clock=(Look(start_ns, offset_ns, 150_000),) if leads and node else (),
+        clock=(ClockOffset(start_ns, offset_ns, 150_000),) if leads and node else (),
         ended=True,
     )
     return RankRecord(facts, report)

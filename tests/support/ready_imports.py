@@ -9,8 +9,8 @@ for name in (
     "pyarrow.parquet",
     "torch._dynamo",  # as the first optimizer does
     "torchwatt.audit",
-    "torchwatt.carbon.tables",
-    "torchwatt.cli.commands",
+    "torchwatt.carbon.grid_tables",
+    "torchwatt.cli.command_table",
     "torchwatt.sensors",
     "torchwatt.session.profile",
     "torchwatt.tracing.tracer",

@@ -7,9 +7,9 @@ from math import fsum, sin
 
 import numpy as np
 
-from torchwatt.attribution.bands import add_bands
-from torchwatt.core.curve import EnergyCurve
-from torchwatt.core.factor import Factor, Impact, identified
+from torchwatt.attribution.accuracy_bands import add_bands
+from torchwatt.core.energy_curve import EnergyCurve
+from torchwatt.core.factor import Factor, Impact, with_factor_id
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Channel, Event, Meter, SamplerStats, Unavailable
 from torchwatt.core.report import Report, Step, Window
@@ -307,8 +307,8 @@ def _with_carbon(report: Report) -> Report:
         "lifecycle", "CO2e", "production", "location", "https://ourworldindata.org", "codecarbon 3.3.2", "CC BY 4.0",
         coverage_note="yearly mean of the country's own generation, imports left out",
     )  # fmt: skip
-    pue = identified(Factor("", "pue", 1.2, "1", "declared", "declared by the user"))
-    grid = identified(grid)
+    pue = with_factor_id(Factor("", "pue", 1.2, "1", "declared", "declared by the user"))
+    grid = with_factor_id(grid)
     subjects = [("run", report.energy_j)] + [(f"device:{x.domain}", x.energy_j) for x in report.ledgers]
     impacts = tuple(
         Impact(subject, "gwp", "usage", energy_j / 3.6e6 * pue.value * grid.value, "g{CO2e}",

@@ -21,7 +21,7 @@ import numpy as np
 
 from tests.support.fleet import DAY_NS, FIRST_UNIX_NS, LOCATION, PROJECTS
 from torchwatt.audit import write_bundle
-from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.factor import Impact
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Channel, Meter, SamplerStats

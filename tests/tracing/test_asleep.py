@@ -17,18 +17,27 @@ from torch import nn
 from torch.optim import optimizer as optim
 
 from tests.tracing.nets import Net, batch, calls, counts, spans, traced, train
-from torchwatt.tracing.asleep import Modules, StepBook
-from torchwatt.tracing.budget import DECISION_SHARE, MOST_STEPS, Budget
-from torchwatt.tracing.compose import Tree
-from torchwatt.tracing.conductor import Stride
-from torchwatt.tracing.fold import Kinds, Records
-from torchwatt.tracing.light import Paths
-from torchwatt.tracing.outermost import passing_calls
-from torchwatt.tracing.rows import ASLEEP, END, FIRST_SCOPE_KEY, FULL, KEY, LIGHT_TASK, OPTIMIZER_KEY, STEP_KEY
+from torchwatt.tracing.aggregated_spans import AggregatedSpans, SpanKinds
+from torchwatt.tracing.forward_templates import CallPaths
+from torchwatt.tracing.log_rows import (
+    ALL_CALLS,
+    END,
+    FIRST_SCOPE_KEY,
+    KEY,
+    OPTIMIZER_KEY,
+    OUTERMOST_TASK,
+    STEP_ENDS,
+    STEP_KEY,
+    CallSignature,
+)
+from torchwatt.tracing.module_wrappers import MOST_CALLS_PER_STEP
+from torchwatt.tracing.overhead_budget import DECISION_SHARE, MOST_STEPS, OverheadBudget
 from torchwatt.tracing.scope import scope
-from torchwatt.tracing.signatures import Signature
+from torchwatt.tracing.step_controller import passing_calls
+from torchwatt.tracing.step_templates import StepTemplates
+from torchwatt.tracing.template_composer import ModuleCalls, ModuleTree
 from torchwatt.tracing.tracer import Tracer
-from torchwatt.tracing.wrappers import MOST_CALLS_ASLEEP
+from torchwatt.tracing.tracing_policy import StepBatch
 
 THRIFTY = 1e-9
 
@@ -88,7 +97,7 @@ def test_a_thread_that_starts_while_the_first_one_sleeps_is_heard():
     net = Net()
     with traced(net, overhead_budget=THRIFTY) as run:
         train(net, 200)
-        assert run.tracer._hub.logs[0].mode == ASLEEP
+        assert run.tracer._hub.logs[0].mode == STEP_ENDS
         thread = threading.Thread(target=learn)
         thread.start()
         thread.join()
@@ -117,7 +126,7 @@ def test_a_worker_whose_every_call_falls_into_another_threads_is_heard():
         train(net, 200)
         early.join()
         hub = run.tracer._hub
-        assert hub.logs[0].mode == ASLEEP
+        assert hub.logs[0].mode == STEP_ENDS
         thread = threading.Thread(target=work)
         thread.start()
         train(net, 100)
@@ -138,7 +147,7 @@ def test_a_second_thread_is_heard_although_the_first_one_sleeps_within_a_call():
     with traced(net, overhead_budget=THRIFTY) as run:
         train(net, 200)
         hub = run.tracer._hub
-        assert hub.logs[0].mode == ASLEEP
+        assert hub.logs[0].mode == STEP_ENDS
         thread = threading.Thread(target=evaluate)
         thread.start()
 
@@ -167,7 +176,7 @@ def test_a_call_that_raises_leaves_nothing_quiet():
     with traced(net, overhead_budget=THRIFTY) as run:
         train(net, 200)
         hub = run.tracer._hub
-        assert hub.logs[0].mode == ASLEEP
+        assert hub.logs[0].mode == STEP_ENDS
         with pytest.raises(KeyError, match="mine"):
             net(None)
         assert not hub.quiet.inside
@@ -214,7 +223,7 @@ def test_calls_that_pass_the_wrapper_of_their_class_are_told():
 
 
 def test_a_decision_is_put_off_until_it_is_worth_its_cost():
-    budget = Budget(0.01, 0)
+    budget = OverheadBudget(0.01, 0)
     step_ns, cost_ns, now_ns = 10_000_000, 1_000, 10**10
     at_once = budget.steps_until_news(cost_ns, step_ns, now_ns, traced=False)
     later = budget.steps_until_news(cost_ns, step_ns, now_ns, traced=False, decision_ns=50_000)
@@ -229,7 +238,7 @@ def asleep(net, opt=None, **options):
     opt = opt or torch.optim.SGD(net.parameters(), 0.01)
     with traced(net, overhead_budget=THRIFTY, **options) as run:
         train(net, 200, opt)
-        assert run.tracer._hub.logs[0].mode == ASLEEP
+        assert run.tracer._hub.logs[0].mode == STEP_ENDS
         yield run, opt
 
 
@@ -307,7 +316,7 @@ def test_a_step_of_many_calls_is_slept_through():
     net = Net()
     with asleep(net) as (run, opt), patch.object(run.tracer._hub.stepping, "outermost_begins") as woken:
         for _ in range(MOST_STEPS + 50):
-            for _ in range(MOST_CALLS_ASLEEP):
+            for _ in range(MOST_CALLS_PER_STEP):
                 net(batch(1)).sum().backward()
             opt.step()
         assert not woken.called
@@ -354,7 +363,7 @@ def test_many_calls_without_a_step_are_looked_at_again():
     with asleep(net) as (run, _):
         stride = run.tracer._hub.logs[0].stride
         decided_ns = stride.start_ns
-        for _ in range(MOST_CALLS_ASLEEP):
+        for _ in range(MOST_CALLS_PER_STEP):
             net(batch()).sum().backward()
         assert stride.start_ns == decided_ns
         net(batch())
@@ -370,7 +379,7 @@ def test_steps_within_a_call_decide_nothing_until_it_returns():
             return super().forward(x)
 
     inner_steps, decided_ns, net = 0, [], Searches()
-    opt, stride = torch.optim.SGD(net.parameters(), 0.01), Stride(0)
+    opt, stride = torch.optim.SGD(net.parameters(), 0.01), StepBatch(0)
     with asleep(net, opt) as (run, _):
         hub = run.tracer._hub
         stride = hub.logs[0].stride
@@ -421,7 +430,7 @@ def asleep_by_hand(net):
     """Trace a loop without an optimizer until the thread notes the ends of steps only."""
     with traced(net, overhead_budget=THRIFTY) as run:
         update(net, 200)
-        assert run.tracer._hub.logs[0].mode == ASLEEP
+        assert run.tracer._hub.logs[0].mode == STEP_ENDS
         yield run
 
 
@@ -437,7 +446,7 @@ def test_steps_without_an_optimizer_are_slept_through():
     with asleep_by_hand(net) as run:
         update(net, 300)
         log = run.tracer._hub.logs[0]
-        assert log.mode == ASLEEP
+        assert log.mode == STEP_ENDS
         assert not log.rows or log.rows[-1][KEY] <= 0
     assert stages(run.trace) == {"train": 500}
     assert calls(run.trace, "(root)", "forward") == calls(run.trace, "head", "backward") == 500
@@ -456,7 +465,7 @@ def test_the_first_backward_call_after_a_forward_pass_ends_a_step_whatever_follo
 
     with traced(net, overhead_budget=THRIFTY) as run:
         attack(200)
-        assert run.tracer._hub.logs[0].mode == ASLEEP
+        assert run.tracer._hub.logs[0].mode == STEP_ENDS
         attack(100)
     assert stages(run.trace) == {"train": 300}
     assert calls(run.trace, "(root)", "forward") == 300
@@ -470,7 +479,7 @@ def test_gradients_of_functions_end_steps():
         for _ in range(300):
             gradients = gradient(weights, batch())
             weights = {name: w - 0.01 * gradients[name] for name, w in weights.items()}
-        assert run.tracer._hub.logs[0].mode == ASLEEP
+        assert run.tracer._hub.logs[0].mode == STEP_ENDS
     assert stages(run.trace) == {"train": 300}
 
 
@@ -493,14 +502,14 @@ def test_evaluations_between_steps_wake_nobody_and_are_counted(by_hand):
     with traced(net, overhead_budget=THRIFTY) as run:
         learn(200)
         hub = run.tracer._hub
-        assert hub.logs[0].mode == ASLEEP
+        assert hub.logs[0].mode == STEP_ENDS
         with patch.object(hub.stepping, "outermost_begins", wraps=hub.stepping.outermost_begins) as looked_at:
             for _ in range(20):
                 learn(3)
                 with torch.no_grad():
                     for _ in range(5):
                         net(batch())
-            assert hub.logs[0].mode == ASLEEP
+            assert hub.logs[0].mode == STEP_ENDS
         assert looked_at.call_count <= 20
     assert stages(run.trace) == {"train": 260, "validation": 100}
     assert calls(run.trace, "(root)", "forward") == calls(run.trace, "head", "forward") == 360
@@ -561,7 +570,7 @@ def test_a_loop_that_answers_begins_to_train():
             for _ in range(200):
                 net(batch())
         update(net, 200)
-        assert run.tracer._hub.logs[0].mode == ASLEEP
+        assert run.tracer._hub.logs[0].mode == STEP_ENDS
     assert stages(run.trace) == {"train": 200, "validation": 200}
 
 
@@ -570,11 +579,11 @@ def test_without_an_optimizer_a_second_thread_stays_awake_and_keeps_its_calls():
     models = nn.ModuleDict({"first": net, "second": other})
     with traced(models, overhead_budget=THRIFTY) as run:
         update(net, 200)
-        assert run.tracer._hub.logs[0].mode == ASLEEP
+        assert run.tracer._hub.logs[0].mode == STEP_ENDS
         thread = threading.Thread(target=lambda: update(other, 100))
         thread.start()
         thread.join()
-        assert run.tracer._hub.logs[1].mode != ASLEEP
+        assert run.tracer._hub.logs[1].mode != STEP_ENDS
         update(net, 100)
     assert calls(run.trace, "second", "forward") in {99, 100}  # the first one may go by
     assert calls(run.trace, "first", "forward") == 300
@@ -589,7 +598,7 @@ def test_a_decision_at_the_begin_of_a_call_logs_that_call_in_full():
         hub.look_closer()
         net(batch())
         log = hub.logs[0]
-        rows = {int(row[KEY]) for row in log.rows[-8:]} if log.mode == FULL else set()
+        rows = {int(row[KEY]) for row in log.rows[-8:]} if log.mode == ALL_CALLS else set()
     assert calls(run.trace, "(root)", "forward") == 201
     assert not rows or len(rows) > 1
 
@@ -617,21 +626,21 @@ def filled_shares(parts_ns, sizes, *, waits_ns=(0, 0)):
         bounds += [begin, at]
         nodes[at] = size
         at, ran = at + 1, ran + 1
-    kinds, number = Kinds(), len(set(sizes))
-    signatures = [Signature(), Signature(), *(Signature(nodes=size) for size in dict.fromkeys(sizes))]
-    kind = np.array([kinds.number(("row", STEP_KEY, 0, LIGHT_TASK - 2 - i)) for i in range(number)])
+    kinds, number = SpanKinds(), len(set(sizes))
+    signatures = [CallSignature(), CallSignature(), *(CallSignature(nodes=size) for size in dict.fromkeys(sizes))]
+    kind = np.array([kinds.number(("row", STEP_KEY, 0, OUTERMOST_TASK - 2 - i)) for i in range(number)])
     start = at + 1_000 * np.arange(number)
     zero, one = np.zeros(number, dtype=np.int64), np.ones(number, dtype=np.int64)
-    records = Records(kind, start, start + 1_000, one, zero, np.arange(number))
-    book = StepBook(
+    records = AggregatedSpans(kind, start, start + 1_000, one, zero, np.arange(number))
+    book = StepTemplates(
         np.array(spans, dtype=np.int64),
         bounds,
         (),
-        Modules(nodes=nodes),
+        ModuleCalls(nodes=nodes),
         excluded=(),
         cpu=np.array(cpu, dtype=np.int64),
     )
-    paths = Paths((), {}, Tree({}, {}), signatures)
+    paths = CallPaths((), {}, ModuleTree({}, {}), signatures)
     return [template.shares()[SLOT_FORWARD] for _, template in book.nearest(records, kinds, paths)]
 
 

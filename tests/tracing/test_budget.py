@@ -6,17 +6,18 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from torchwatt.tracing.budget import (
+from torchwatt.tracing.log_rows import ALL_CALLS, OUTERMOST, STEP_ENDS
+from torchwatt.tracing.overhead_budget import (
     EARLY_STEPS,
+    ENOUGH_DURATIONS,
     HEAD_START_NS,
     MOST_BETWEEN_NS,
     MOST_STEPS,
     WINDOW_OVERDRAFT,
-    Budget,
+    OverheadBudget,
+    OverheadEstimator,
 )
-from torchwatt.tracing.conductor import MOST_AFTERMATH, WARM_STEP, Conductor, Costs, Stride
-from torchwatt.tracing.observed import ENOUGH, Observed
-from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT
+from torchwatt.tracing.tracing_policy import MOST_AFTERMATH, WARM_STEP, StepBatch, TracingCosts, TracingPolicy
 
 MS = 1_000_000
 
@@ -26,9 +27,9 @@ class Loop:
 
     def __init__(self, share, step_ns, calls, *, windows=True, real=2_000, window_ns=3 * MS, max_spans=10**9):
         self.now, self.rows, self.step_ns, self.calls, self.real, self.window_ns = 0, 0, step_ns, calls, real, window_ns
-        costs = Costs(call_ns=2_000, passing_ns=500)
-        self.conductor = Conductor(share, windows=windows, max_spans=max_spans, start_ns=0, costs=costs)
-        self.stride = Stride(0)
+        costs = TracingCosts(call_ns=2_000, passing_ns=500)
+        self.conductor = TracingPolicy(share, windows=windows, max_spans=max_spans, start_ns=0, costs=costs)
+        self.stride = StepBatch(0)
         self.spent = 0.0  # what tracing really cost, but for the decisions
         self.modes = []
         self.windows = 0
@@ -37,8 +38,8 @@ class Loop:
         stride, mode = self.stride, self.stride.mode
         self.modes.append(mode)
         self.now += self.step_ns
-        stride.backwards += mode != ASLEEP
-        if mode == FULL:
+        stride.backwards += mode != STEP_ENDS
+        if mode == ALL_CALLS:
             self.now += round(self.calls * self.real)
             self.rows += self.calls
             self.spent += self.calls * self.real
@@ -47,7 +48,7 @@ class Loop:
                 self.now += self.window_ns
                 self.spent += self.window_ns
                 self.windows += 1
-        elif mode == LIGHT:
+        elif mode == OUTERMOST:
             self.rows += 2
         stride.steps += 1
         if stride.steps >= stride.planned:
@@ -60,7 +61,7 @@ class Loop:
 
     @property
     def traced_share(self):
-        return sum(mode == FULL for mode in self.modes) / len(self.modes)
+        return sum(mode == ALL_CALLS for mode in self.modes) / len(self.modes)
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,12 +87,12 @@ def test_what_is_spent_never_passes_the_allowance_but_for_the_first_steps(share,
 def test_long_slow_layers_are_always_traced_in_full(share, call_ms, calls):
     assume(share * call_ms * calls > 0.12)  # the hooks of a step alone cost about 30 us, and decisions are paid for
     loop = Loop(share, call_ms * calls * MS, calls, windows=False).run(200)
-    assert set(loop.modes) == {FULL}
+    assert set(loop.modes) == {ALL_CALLS}
 
 
 def test_a_short_run_is_traced_and_windowed_within_the_head_start():
     loop = Loop(0.01, 5 * MS, 100).run(30)
-    assert sum(mode == FULL for mode in loop.modes) >= EARLY_STEPS
+    assert sum(mode == ALL_CALLS for mode in loop.modes) >= EARLY_STEPS
     assert loop.windows >= 1
     assert loop.spent <= 0.01 * HEAD_START_NS
 
@@ -104,7 +105,7 @@ def test_a_run_of_twenty_steps_shows_what_a_warm_step_is_like(step_ms, calls, wi
     for _ in range(20):
         loop.step()
         windows.append(loop.windows)
-    assert FULL in loop.modes[WARM_STEP - 1 :]
+    assert ALL_CALLS in loop.modes[WARM_STEP - 1 :]
     assert windows[-1] > windows[WARM_STEP - 2]
 
 
@@ -121,26 +122,26 @@ def test_the_head_start_is_paid_back_and_then_the_budget_holds(share, paid_back_
 def test_many_small_calls_are_traced_in_a_part_of_the_steps():
     loop = Loop(0.01, 5 * MS, 200).run(4_000)
     assert 0.01 < loop.traced_share < 0.9
-    assert {LIGHT, ASLEEP} & set(loop.modes)
+    assert {OUTERMOST, STEP_ENDS} & set(loop.modes)
     assert loop.conductor.budget.total_ns <= 0.01 * (loop.now + HEAD_START_NS) * 1.05
 
 
 def test_where_even_the_bounds_of_steps_are_too_dear_the_thread_sleeps_between_traced_steps():
     loop = Loop(0.001, 20 * MS, 100).run(5_000)
-    assert ASLEEP in loop.modes
+    assert STEP_ENDS in loop.modes
     late = loop.modes[1_000:]
-    assert late.count(FULL) >= 20  # it wakes up now and then
+    assert late.count(ALL_CALLS) >= 20  # it wakes up now and then
     assert loop.spent <= 0.001 * (loop.now + HEAD_START_NS) + 3 * MS + 4 * 100 * 2_000
 
 
 def test_no_budget_traces_nothing_after_the_first_decision():
     loop = Loop(0.0, 5 * MS, 100).run(50)
-    assert set(loop.modes[1:]) == {LIGHT}
+    assert set(loop.modes[1:]) == {OUTERMOST}
     assert loop.windows == 0
 
 
 def test_something_new_goes_before_what_is_known():
-    budget = Budget(0.01, 0)
+    budget = OverheadBudget(0.01, 0)
     budget.has_windows, budget.traced_steps = True, EARLY_STEPS
     budget.pay("calls", 0.4 * budget.allowance_ns(0))
     assert not budget.grants_step(MS, 0)
@@ -151,7 +152,7 @@ def test_something_new_goes_before_what_is_known():
 
 @given(cost_ms=st.integers(1, 20), now_s=st.integers(0, 60))
 def test_windows_of_what_none_has_shown_are_lent_so_much_and_no_more(cost_ms, now_s):
-    budget, now = Budget(0.01, 0), now_s * 1000 * MS
+    budget, now = OverheadBudget(0.01, 0), now_s * 1000 * MS
     budget.has_windows = True
     while cost_ms * MS <= budget.lent_ns(now):
         budget.pay("windows", cost_ms * MS)
@@ -160,8 +161,10 @@ def test_windows_of_what_none_has_shown_are_lent_so_much_and_no_more(cost_ms, no
 
 
 def test_a_backward_call_through_other_modules_is_recorded_where_those_known_must_wait():
-    conductor = Conductor(0.01, windows=True, max_spans=10**9, start_ns=0, costs=Costs(call_ns=2_000, passing_ns=500))
-    stride = Stride(0)
+    conductor = TracingPolicy(
+        0.01, windows=True, max_spans=10**9, start_ns=0, costs=TracingCosts(call_ns=2_000, passing_ns=500)
+    )
+    stride = StepBatch(0)
     assert not conductor.wants_window(stride, "a", MS)  # the first call pays torch's lazy initialisation
     assert conductor.wants_window(stride, "a", 2 * MS)
     conductor.window_taken(stride, "a", 5 * MS, 3 * MS)
@@ -190,11 +193,11 @@ def test_a_call_that_was_calibrated_to_cost_nothing_ends_nobodys_training():
 
 def test_calls_calibrated_in_a_loop_are_dearer_the_longer_a_step_works_between_them():
     """Measured in place: 2.6 times as dear with 0.24 ms between two calls, 4.0 to 4.3 times with 1.7 ms."""
-    costs = Costs(call_ns=2_000, passing_ns=500, in_a_loop=True)
+    costs = TracingCosts(call_ns=2_000, passing_ns=500, in_a_loop=True)
     assert costs.dearer(0) == 1.0
     assert costs.dearer(0.24 * MS) == pytest.approx(2.6, rel=0.05)
     assert 3.7 < costs.dearer(1.7 * MS) < 4.3
-    assert Costs(call_ns=2_000, passing_ns=500).dearer(1.7 * MS) == 1.0
+    assert TracingCosts(call_ns=2_000, passing_ns=500).dearer(1.7 * MS) == 1.0
     tiny, large = (Loop(1.0, step_ns, 100, windows=False) for step_ns in (MS // 10, 1_000 * MS))
     for loop in (tiny, large):
         loop.conductor.costs.in_a_loop = True
@@ -202,18 +205,18 @@ def test_calls_calibrated_in_a_loop_are_dearer_the_longer_a_step_works_between_t
     assert large.conductor.budget.spent_ns["calls"] > 3 * tiny.conductor.budget.spent_ns["calls"]
 
 
-@given(st.lists(st.integers(1_000, 2_000), min_size=ENOUGH, max_size=40), st.integers(0, 500), st.randoms())
+@given(st.lists(st.integers(1_000, 2_000), min_size=ENOUGH_DURATIONS, max_size=40), st.integers(0, 500), st.randoms())
 def test_noise_alone_is_no_excess(durations, gap, rng):
-    observed = Observed()
+    observed = OverheadEstimator()
     for duration in durations:
         observed.add(duration, traced=True)
         observed.add(duration, traced=False)
     assert observed.excess_ns() == 0.0
-    assert Observed().excess_ns() == 0.0
+    assert OverheadEstimator().excess_ns() == 0.0
 
 
 def test_a_clear_excess_is_found_to_within_its_noise():
-    rng, observed = random.Random(0), Observed()
+    rng, observed = random.Random(0), OverheadEstimator()
     for _ in range(32):
         observed.add(round(rng.gauss(10_000, 100)), traced=False)
         observed.add(round(rng.gauss(11_000, 100)), traced=True)
@@ -223,7 +226,7 @@ def test_a_clear_excess_is_found_to_within_its_noise():
 
 @given(st.integers(1, 10**9), st.integers(0, 10**9), st.integers(1, 10**9))
 def test_a_decision_never_lasts_longer_than_it_may(cost, now, step):
-    budget = Budget(0.01, 0)
+    budget = OverheadBudget(0.01, 0)
     assert 1 <= budget.steps_until_news(cost, step, now, traced=True) <= MOST_STEPS
     assert 1 <= budget.steps_until_news(cost, step, now, traced=False) <= max(MOST_STEPS, MOST_BETWEEN_NS / step + 1)
 
@@ -231,10 +234,10 @@ def test_a_decision_never_lasts_longer_than_it_may(cost, now, step):
 @pytest.mark.parametrize(("extra_ms", "low", "high"), [(0, 1.0, 1.3), (2.4, 3.0, 3.8), (20, 4.0, 4.0)])
 def test_what_a_window_leaves_behind_is_learned_from_the_steps_around_it(extra_ms, low, high):
     """A window of 1 ms by its own clocks, in steps of 10 ms that it makes longer by 1 ms and `extra_ms`."""
-    rng, conductor, stride, cpu_ns = random.Random(0), Loop(0.01, MS, 1).conductor, Stride(0), 0
+    rng, conductor, stride, cpu_ns = random.Random(0), Loop(0.01, MS, 1).conductor, StepBatch(0), 0
     for i in range(60):
         recorded = i % 3 == 0
-        stride.mode, stride.steps = FULL, 1
+        stride.mode, stride.steps = ALL_CALLS, 1
         if recorded:
             stride.windowed = True
             cost_ns = conductor.window_taken(stride, "a", MS, i * MS)
@@ -246,12 +249,12 @@ def test_what_a_window_leaves_behind_is_learned_from_the_steps_around_it(extra_m
 
 
 def test_noise_leaves_the_belief_in_a_window_as_it_was():
-    rng, observed = random.Random(0), Observed()
+    rng, observed = random.Random(0), OverheadEstimator()
     for _ in range(32):
         observed.add(round(rng.gauss(100 * MS, 30 * MS)), traced=False)
         observed.add(round(rng.gauss(100 * MS, 30 * MS)), traced=True)
     assert 1.8 * MS < observed.likely_ns(2 * MS, MS) < 2.2 * MS
-    assert Observed().likely_ns(2 * MS, MS) == 2 * MS
+    assert OverheadEstimator().likely_ns(2 * MS, MS) == 2 * MS
 
 
 def test_a_window_that_slows_its_call_down_more_than_it_says_is_found_out():

@@ -12,13 +12,20 @@ from torch import nn
 
 from tests.tracing.nets import traced
 from tests.tracing.test_paths import counts
-from torchwatt.tracing.columns import Columns
-from torchwatt.tracing.compose import UNKNOWN_CALLS, Composer, Led, Sample, Tree, calls_of, differing, untold
-from torchwatt.tracing.filling import Filler
-from torchwatt.tracing.light import Paths
-from torchwatt.tracing.rows import BACKWARD_KEY
-from torchwatt.tracing.signatures import BACKWARD, UNKNOWN, Signature, Signatures
-from torchwatt.tracing.template import Template
+from torchwatt.tracing.call_template import CallTemplate
+from torchwatt.tracing.forward_templates import CallPaths
+from torchwatt.tracing.log_rows import BACKWARD, BACKWARD_KEY, UNKNOWN, CallSignature, SignatureTable
+from torchwatt.tracing.template_composer import (
+    UNKNOWN_CALLS,
+    CallSample,
+    ModuleTree,
+    ProportionalOwners,
+    TemplateComposer,
+    calls_of,
+    differing_owners,
+    mark_unknown,
+)
+from torchwatt.tracing.trace_spans import SpanColumns, SpanFiller
 
 THRIFTY = 0.005  # so that most steps are noted by their ends
 
@@ -126,8 +133,8 @@ def test_a_plain_loop_keeps_all_its_calls():
 # The parts, with counts of their own.
 
 ROOT, CHILD, OWN = 1, 2, 12  # a module, one in it, and the owner of its backward calls
-TREE = Tree({CHILD: ROOT}, {})
-LED = Led(lambda owner: owner == OWN, frozenset({ROOT, BACKWARD_KEY}))
+TREE = ModuleTree({CHILD: ROOT}, {})
+LED = ProportionalOwners(lambda owner: owner == OWN, frozenset({ROOT, BACKWARD_KEY}))
 
 
 def module_of(owner):
@@ -137,12 +144,12 @@ def module_of(owner):
 def sample(root, child, backward, own):
     times = {ROOT: 10.0, CHILD: 20.0, OWN: 30.0}
     counted = {ROOT: root, CHILD: child, BACKWARD_KEY: backward}
-    return Sample(100.0, times, dict.fromkeys(times, 0.5), {ROOT: root, CHILD: child, OWN: own}, counted)
+    return CallSample(100.0, times, dict.fromkeys(times, 0.5), {ROOT: root, CHILD: child, OWN: own}, counted)
 
 
 def composed(samples, counted, led=LED):
     over = frozenset({ROOT, CHILD, BACKWARD_KEY})
-    template = Composer(samples, TREE, module_of, led=led).compose(Signature(counted, over), 100.0)
+    template = TemplateComposer(samples, TREE, module_of, led=led).compose(CallSignature(counted, over), 100.0)
     return calls_of(template)
 
 
@@ -163,12 +170,12 @@ def test_a_rate_stands_for_others_only_where_all_samples_have_it(seen, child):
 def test_a_pass_that_began_in_the_step_before_leaves_all_open_in_a_step_like_none():
     samples, ran = [sample(2, 1, 2, 1)], {ROOT: 1, BACKWARD_KEY: 2}
     assert OWN not in composed(samples, ran)
-    straddling = Led(LED.owners, LED.outside, straddles=True)
+    straddling = ProportionalOwners(LED.owners, LED.outside, straddles=True)
     assert composed(samples, ran, straddling)[OWN] == UNKNOWN_CALLS
 
 
 def test_a_module_of_a_model_without_a_name_has_its_counterpart_in_another_one():
-    tree = Tree({2: 1, 4: 3, 6: 5}, {}, {1: "(root)", 2: "fc", 3: "(root)", 4: "fc", 5: "a", 6: "a.fc"})
+    tree = ModuleTree({2: 1, 4: 3, 6: 5}, {}, {1: "(root)", 2: "fc", 3: "(root)", 4: "fc", 5: "a", 6: "a.fc"})
     assert tree.counterpart(2, 1, 3) == 4
     assert tree.counterpart(2, 1, 5) == 6
     assert tree.counterpart(1, 1, 3) == 3
@@ -176,21 +183,21 @@ def test_a_module_of_a_model_without_a_name_has_its_counterpart_in_another_one()
 
 def template(*calls):
     n = len(calls)
-    return Template(np.linspace(0, 0.9, n), np.linspace(0.1, 1, n), np.arange(n), np.array(calls))
+    return CallTemplate(np.linspace(0, 0.9, n), np.linspace(0.1, 1, n), np.arange(n), np.array(calls))
 
 
 def test_what_some_calls_do_not_confirm_is_left_open():
     first, second = template(1, 2, 3), template(1, 3)
-    differ = differing([calls_of(first), calls_of(second)])
+    differ = differing_owners([calls_of(first), calls_of(second)])
     assert differ == {1, 2}
-    assert calls_of(untold(first, differ.__contains__)) == {0: 1, 1: UNKNOWN_CALLS, 2: UNKNOWN_CALLS}
+    assert calls_of(mark_unknown(first, differ.__contains__)) == {0: 1, 1: UNKNOWN_CALLS, 2: UNKNOWN_CALLS}
 
 
 def test_calls_that_are_not_known_stay_unknown_whoever_reads_them():
-    columns = Columns()
+    columns = SpanColumns()
     slot = [columns.index("a", "backward"), columns.index("b", "backward")]
     one = np.zeros((1, 2), dtype=np.int64)
-    Filler(columns, 0, slot.__getitem__).fill(template(UNKNOWN_CALLS, 2), one, one + 5, np.array([3]))
+    SpanFiller(columns, 0, slot.__getitem__).fill(template(UNKNOWN_CALLS, 2), one, one + 5, np.array([3]))
     assert columns.of_thread(0)[:, 3].tolist() == [-3, 6]
     assert columns.untold_calls() == {slot[0]}
     assert columns.arrays()["calls"].tolist() == [0, 6]
@@ -198,7 +205,7 @@ def test_calls_that_are_not_known_stay_unknown_whoever_reads_them():
 
 def test_backward_calls_are_counted_among_modules_and_parts_of_steps_keep_their_order():
     keys = {100: 1, 200: 2}
-    signatures = Signatures(keys.get)
+    signatures = SignatureTable(keys.get)
     whole = signatures.number([100, BACKWARD, 200])
     assert signatures.of[whole].counts == {1: 1, BACKWARD_KEY: 1, 2: 1}
     assert signatures.number([100, 200, BACKWARD]) == whole
@@ -213,7 +220,7 @@ def test_backward_calls_are_counted_among_modules_and_parts_of_steps_keep_their_
 @given(st.sets(st.integers(1, 4), min_size=1), st.integers(0, 5))
 def test_a_graph_of_a_size_that_was_never_traced_may_be_of_another_path(traced_sizes, size):
     varying = {(1, each): frozenset() for each in (*traced_sizes, -1)}
-    paths = Paths((), varying, TREE, (), inner_keys={1: frozenset({CHILD})})
+    paths = CallPaths((), varying, TREE, (), inner_keys={1: frozenset({CHILD})})
     is_open = size > 0 and size not in traced_sizes and len(traced_sizes) == 1
-    assert paths.uncertain(1, size, Signature()) == ({CHILD} if is_open else set())
-    assert not paths.uncertain(1, size, Signature({CHILD: 1}, frozenset({CHILD})))
+    assert paths.uncertain(1, size, CallSignature()) == ({CHILD} if is_open else set())
+    assert not paths.uncertain(1, size, CallSignature({CHILD: 1}, frozenset({CHILD})))

@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.tracing.nets import calls, spans, traced
 from torchwatt.core.terms import COMMUNICATION
-from torchwatt.tracing.collectives import collectives, reducers
+from torchwatt.tracing.backward_calls import find_collectives, find_reducers
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without torch.distributed")
 
@@ -53,7 +53,7 @@ def test_a_group_that_is_initialised_inside_the_block_is_seen():
 
 
 def test_nothing_of_torch_distributed_is_changed_afterwards(group):
-    patched = [(owner, name) for owner, name, _ in collectives() if hasattr(owner, name)] + list(reducers())
+    patched = [(owner, name) for owner, name, _ in find_collectives() if hasattr(owner, name)] + list(find_reducers())
     before = [vars(owner).get(name) for owner, name in patched]
     with traced(overhead_budget=1.0):
         assert any(vars(owner).get(name) is not old for (owner, name), old in zip(patched, before, strict=True))

@@ -27,9 +27,9 @@ from tests.tracing.compiled import (
     whole_step,
 )  # fmt: skip
 from tests.tracing.nets import Net, batch, calls, codes, names, traced, train
+from torchwatt.core.intervals import self_times
 from torchwatt.core.terms import COMPILE, Slot
 from torchwatt.tracing import scope
-from torchwatt.tracing.ranges import self_times
 
 
 @pytest.fixture(autouse=True)
@@ -256,7 +256,7 @@ def test_a_compilation_of_autograd_s_own_thread_lies_in_the_backward_call_that_w
 
         @staticmethod
         def backward(ctx, gradient):
-            monkeypatch.setattr("torchwatt.tracing.compile_watch.graph_task_id", lambda: 0)
+            monkeypatch.setattr("torchwatt.tracing.compile_monitor.graph_task_id", lambda: 0)
             helper = threading.Thread(target=compiled, args=(gradient.detach(),))
             helper.start()
             helper.join()

@@ -12,23 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tracing.nets import Net, codes, traced, train
-from torchwatt.core.activity import Activity
 from torchwatt.core.errors import TraceError
 from torchwatt.core.terms import Slot
-from torchwatt.tracing.devices import watch as watch_module
-from torchwatt.tracing.devices.exchange import (
-    read_activities,
-    read_ranges,
-    write_activities,
-    write_error,
-    write_ranges,
-)
-from torchwatt.tracing.devices.names import device_names
-from torchwatt.tracing.devices.recorder import Recorder
-from torchwatt.tracing.devices.spread import spread
-from torchwatt.tracing.devices.stamps import Busy
-from torchwatt.tracing.devices.watch import Watch
-from torchwatt.tracing.traces.live import Live
+from torchwatt.core.trace import Activity
+from torchwatt.kineto.host_ownership import RecordedRanges
+from torchwatt.kineto.window_files import read_activities, read_ranges, write_activities, write_error, write_ranges
+from torchwatt.tracing import device_profiler as watch_module
+from torchwatt.tracing.device_profiler import DeviceProfiler
+from torchwatt.tracing.device_windows import WindowRecorder, extrapolate_windows
+from torchwatt.tracing.step_events import DeviceSteps
+from torchwatt.tracing.user_process import device_names
 
 LAUNCHED = {"aten::addmm", "aten::mm", "aten::clamp_min_", "aten::mean"}
 
@@ -56,7 +49,7 @@ def with_kernels(path):
 
 def watched(run, edit=with_kernels):
     hub = run.tracer._hub
-    watch = Watch(hub.clock_ns, hub.note, {}, forced=True, edit=edit)
+    watch = DeviceProfiler(hub.clock_ns, hub.note, {}, forced=True, edit=edit)
     hub.watch_devices(watch)
     return watch
 
@@ -159,7 +152,7 @@ def activity(records, covered, fqn="a"):
 
 
 def host_steps(*bounds):
-    return [Busy(start, end, 1, bound=False) for start, end in bounds]
+    return [DeviceSteps(start, end, 1, bound=False) for start, end in bounds]
 
 
 def rows_of(found):
@@ -168,7 +161,7 @@ def rows_of(found):
 
 def test_an_unseen_step_does_the_nearest_window_s_work_with_other_pauses():
     window = activity([(110, 120), (130, 150)], (100, 200))
-    found = spread([window], host_steps((0, 50), (100, 190), (300, 500)), str.upper)
+    found = extrapolate_windows([window], host_steps((0, 50), (100, 190), (300, 500)), str.upper)
     # 30 of work in 50 and in 200: the pauses of 70 become 20 and 170.
     assert rows_of(found) == [
         (3, 13, True),
@@ -185,19 +178,19 @@ def test_an_unseen_step_does_the_nearest_window_s_work_with_other_pauses():
 def test_what_lies_between_steps_for_longer_is_not_watched():
     window = activity([(110, 120), (130, 150)], (100, 200))
     later = 10**7
-    found = spread([window], host_steps((0, 50), (100, 190), (later, later + 100)), str)
+    found = extrapolate_windows([window], host_steps((0, 50), (100, 190), (later, later + 100)), str)
     assert found.covered == ((0, 200), (later, later + 100))
 
 
 def test_a_device_with_work_in_its_queue_makes_no_pause():
     window = activity([(110, 120), (130, 150)], (100, 200))
-    found = spread([window], [*host_steps((100, 190)), Busy(300, 330, 1, bound=True)], str)
+    found = extrapolate_windows([window], [*host_steps((100, 190)), DeviceSteps(300, 330, 1, bound=True)], str)
     assert rows_of(found)[2:] == [(300, 310, True), (310, 330, True)]
 
 
 def test_steps_that_are_put_together_do_as_much_work_as_they_are():
     window = activity([(110, 120), (130, 150)], (100, 200))
-    found = spread([window], [*host_steps((100, 190)), Busy(1000, 1400, 4, bound=False)], str)
+    found = extrapolate_windows([window], [*host_steps((100, 190)), DeviceSteps(1000, 1400, 4, bound=False)], str)
     assert sum(end - start for start, end, filled in rows_of(found) if filled) == 120
 
 
@@ -218,9 +211,9 @@ def test_filled_records_stay_inside_their_steps_and_do_the_window_s_work(records
     window = activity([(a + 1000, b + 1000) for a, b in records], (1000, 1100))
     steps, t = [], 2000
     for length, bound in lengths:
-        steps.append(Busy(t, t + length, 1, bound))
+        steps.append(DeviceSteps(t, t + length, 1, bound))
         t += length
-    found = spread([window], steps, str)
+    found = extrapolate_windows([window], steps, str)
     work = union(records)
     for step in steps:
         inside = [
@@ -237,7 +230,7 @@ def test_filled_records_stay_inside_their_steps_and_do_the_window_s_work(records
 
 def test_what_passes_to_the_worker_and_back_is_the_same(tmp_path):
     columns = [np.arange(3) + i for i in range(5)]
-    ranges = Live(*columns, np.array([0, 1, 0]), slots=(Slot("#1", "forward"), Slot("x", "other")))
+    ranges = RecordedRanges(*columns, np.array([0, 1, 0]), slots=(Slot("#1", "forward"), Slot("x", "other")))
     write_ranges(tmp_path / "a", ranges)
     back = read_ranges(tmp_path / "a")
     assert back.slots == ranges.slots
@@ -276,7 +269,7 @@ def test_waiting_for_a_device_that_works_is_no_cost():
     def synchronize():
         now[0] += 10**9
 
-    recorder = Recorder(clock_ns, synchronize, [torch.profiler.ProfilerActivity.CPU])
+    recorder = WindowRecorder(clock_ns, synchronize, [torch.profiler.ProfilerActivity.CPU])
     recorder.prepare()
     recorder.start()
     recorder.stop()
@@ -305,7 +298,7 @@ def test_while_a_graph_is_captured_devices_are_asked_nothing(monkeypatch):
     net = Net()
     with traced(net) as run:
         hub = run.tracer._hub
-        watch = Watch(hub.clock_ns, hub.note, {})
+        watch = DeviceProfiler(hub.clock_ns, hub.note, {})
         hub.watch_devices(watch)
         train(net, 20)
         assert watch._clocks._stamps == {}
@@ -317,11 +310,11 @@ def test_a_warm_up_that_fails_leaves_no_recorder_behind(monkeypatch):
     def fails(self):
         raise RuntimeError("stop")
 
-    monkeypatch.setattr(watch_module, "_warm", False)
-    stops = iter((fails, Recorder.stop))
-    monkeypatch.setattr(Recorder, "stop", lambda self: (next(stops))(self))  # noqa: PLW0108  a new one each time
+    monkeypatch.setattr(watch_module, "_profiler_is_warm", False)
+    stops = iter((fails, WindowRecorder.stop))
+    monkeypatch.setattr(WindowRecorder, "stop", lambda self: (next(stops))(self))  # noqa: PLW0108  a new one each time
     notes = []
-    watch = Watch(time.monotonic_ns, lambda *note: notes.append(note), {}, forced=True)
+    watch = DeviceProfiler(time.monotonic_ns, lambda *note: notes.append(note), {}, forced=True)
     watch.warm_up()
     assert not torch.autograd._profiler_enabled()
     assert not watch.is_on
@@ -333,7 +326,7 @@ def test_steps_are_put_together_only_where_nothing_lies_between_them():
     window = activity([(110, 120)], (100, 200))
     ms = 1_000_000
     steps = [*host_steps((0, 100), (100, 200), (200, 300), (300, 400)), *host_steps((10 * ms, 10 * ms + 100))]
-    found = spread([window], steps, str, 3)
+    found = extrapolate_windows([window], steps, str, 3)
     for start, end, filled in rows_of(found):
         assert not filled or not (start < 200 and end > 100)  # never over what was recorded
         assert not filled or end <= 400 or start >= 10 * ms  # never in the hole

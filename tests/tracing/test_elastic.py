@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.tracing.elastic import FINEST, ElasticTemplate
-from torchwatt.tracing.rows import COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY
-from torchwatt.tracing.template import Call, template_of
+from torchwatt.tracing.call_template import FINEST_RATIO, ElasticTemplate, TimedCall, template_of
+from torchwatt.tracing.log_rows import COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY
 
 NET_NS = 1_000_000
 owners = st.sampled_from([1, 2, 3, COMMUNICATION_KEY])
@@ -27,7 +26,7 @@ def templates(draw):
             inner = UNCOUNTED_COMMUNICATION_KEY if owner == COMMUNICATION_KEY else COMMUNICATION_KEY
             third = (end - start) // 3
             pieces.append((start + third, end - third, inner, 1))
-    return template_of(Call(0, NET_NS), pieces)
+    return template_of(TimedCall(0, NET_NS), pieces)
 
 
 def times(template, net_ns):
@@ -49,7 +48,7 @@ def test_work_keeps_its_time_and_communication_takes_the_rest(template, net_ns):
     work = sum(before.values())
     if work < 0.99 * net_ns:
         for owner, own in before.items():
-            assert after[owner] == pytest.approx(own, rel=1.01 * FINEST, abs=2)
+            assert after[owner] == pytest.approx(own, rel=1.01 * FINEST_RATIO, abs=2)
     else:  # too short for the work: all of it shrinks alike, and nobody waited
         for owner, own in before.items():
             assert after[owner] == pytest.approx(own * net_ns / work, rel=0.03, abs=2)
@@ -67,14 +66,14 @@ def test_the_order_stays_and_all_is_inside(template, net_ns):
 
 
 def test_a_call_of_the_same_length_gets_the_template_as_it_is():
-    template = template_of(Call(0, 100), [(0, 60, 1, 1), (60, 100, COMMUNICATION_KEY, 1)])
+    template = template_of(TimedCall(0, 100), [(0, 60, 1, 1), (60, 100, COMMUNICATION_KEY, 1)])
     fitted = ElasticTemplate(template, 100).fitted(100)
     assert np.allclose(fitted.first, template.first)
     assert np.allclose(fitted.last, template.last)
 
 
 def test_a_wait_of_ten_seconds_is_no_work_of_a_layer():
-    template = template_of(Call(0, 100), [(0, 60, 1, 1), (60, 100, COMMUNICATION_KEY, 1)])
+    template = template_of(TimedCall(0, 100), [(0, 60, 1, 1), (60, 100, COMMUNICATION_KEY, 1)])
     fitted = ElasticTemplate(template, 100).fitted(100_000)
     work, talk = times(fitted, 100_000)
     assert work[1] == pytest.approx(60, rel=0.02)

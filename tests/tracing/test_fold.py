@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tracing.nets import Net, assert_nested, batch, calls, codes, traced, train
-from torchwatt.tracing.fold import MAX_KINDS, Kinds, Records, _units, merge, split
-from torchwatt.tracing.marks import Marks
-from torchwatt.tracing.ranges import self_times
-from torchwatt.tracing.rows import LIGHT_TASK, OPTIMIZER_KEY, Backward
+from torchwatt.core.intervals import self_times
+from torchwatt.tracing.aggregated_spans import MAX_KINDS, AggregatedSpans, SpanKinds, _units, merge_spans, split_log
+from torchwatt.tracing.log_rows import OPTIMIZER_KEY, OUTERMOST_TASK, BackwardCall
+from torchwatt.tracing.scope import StepMarks
 
 INSIDE = st.sampled_from([(), ((1, 2),), ((0, 3), (1, 2)), ((0, 1), (2, 4))])
 
@@ -27,7 +27,7 @@ def stretches(draw):
         if draw(st.booleans()):
             run, t = run + 1, t + 1
     table = np.array(sorted(rows, key=lambda r: (r[1], -r[2])), dtype=np.int64)
-    return Records(*table.T, _units(table[:, 1], table[:, 2]))
+    return AggregatedSpans(*table.T, _units(table[:, 1], table[:, 2]))
 
 
 def own_by_kind(records):
@@ -38,20 +38,20 @@ def own_by_kind(records):
 
 @given(stretches(), st.integers(2, 9))
 def test_merging_keeps_the_time_and_count_of_every_kind(records, g):
-    assert own_by_kind(merge(records, g)) == own_by_kind(records)
+    assert own_by_kind(merge_spans(records, g)) == own_by_kind(records)
 
 
 @given(stretches(), st.integers(1, 3))
 def test_merging_twice_is_merging_once(records, power):
     g = 2**power
-    once, twice = merge(records, 2 * g), merge(merge(records, g), 2 * g)
+    once, twice = merge_spans(records, 2 * g), merge_spans(merge_spans(records, g), 2 * g)
     assert own_by_kind(once) == own_by_kind(twice)
     assert len(once) == len(twice)
 
 
 @given(stretches(), st.integers(2, 9))
 def test_merged_records_lie_apart_inside_their_run(records, g):
-    merged = merge(records, g)
+    merged = merge_spans(records, g)
     assert np.all(merged.start[1:] >= merged.end[:-1])
     for run in np.unique(records.run):
         before, after = records.run == run, merged.run == run
@@ -62,7 +62,7 @@ def test_merged_records_lie_apart_inside_their_run(records, g):
 def test_a_merge_worked_out_by_hand():
     #                 kind start end count run unit
     table = [(7, 0, 10, 1, 0, 0), (8, 2, 5, 1, 0, 0), (7, 12, 20, 1, 0, 1), (8, 30, 31, 1, 1, 2)]
-    merged = merge(Records(*np.array(table, dtype=np.int64).T), 2)
+    merged = merge_spans(AggregatedSpans(*np.array(table, dtype=np.int64).T), 2)
     assert merged.kind.tolist() == [7, 8, 8]
     assert merged.start.tolist() == [0, 15, 30]  # 7 for 7 + 8 ns, then 8 for 3 ns; the other run stays apart
     assert merged.end.tolist() == [15, 18, 31]
@@ -70,9 +70,9 @@ def test_a_merge_worked_out_by_hand():
 
 
 def test_what_is_traced_is_kept_and_ends_a_run():
-    first, last = (1, 0, 5, 0, 3, LIGHT_TASK), (1, 20, 25, 0, 3, LIGHT_TASK)
+    first, last = (1, 0, 5, 0, 3, OUTERMOST_TASK), (1, 20, 25, 0, 3, OUTERMOST_TASK)
     rows = [first, (OPTIMIZER_KEY, 6, 7, 0, 0, -1), (1, 10, 15, 0, 3, -1), last]
-    parts = split(np.array(rows, dtype=np.int64), [], Kinds())
+    parts = split_log(np.array(rows, dtype=np.int64), [], SpanKinds())
     assert parts.kept.tolist() == [2]
     assert parts.records.run.tolist() == [0, 0, 2]
     assert parts.runs == 2
@@ -80,7 +80,7 @@ def test_what_is_traced_is_kept_and_ends_a_run():
 
 def test_a_scope_around_traced_calls_is_kept_with_them():
     rows = [(1, 2, 5, 0, 3, -1), (-10, 1, 9, 0, 3, -1), (-10, 20, 25, 0, 0, -1)]
-    parts = split(np.array(rows, dtype=np.int64), [], Kinds())
+    parts = split_log(np.array(rows, dtype=np.int64), [], SpanKinds())
     assert parts.kept.tolist() == [0, 1]
     assert parts.records.start.tolist() == [20]
 
@@ -88,21 +88,21 @@ def test_a_scope_around_traced_calls_is_kept_with_them():
 def test_light_backward_calls_are_records_and_recorded_ones_are_kept():
     table = np.zeros((0, 6), dtype=np.int64)
     keys = {"keys": (("coarse", (), 0),)}
-    plain = [Backward(start, start + 1, 0, 0, 0, light, cache=keys) for start, light in ((0, True), (5, False))]
-    parts = split(table, plain, Kinds())
+    plain = [BackwardCall(start, start + 1, 0, 0, 0, light, cache=keys) for start, light in ((0, True), (5, False))]
+    parts = split_log(table, plain, SpanKinds())
     assert parts.calls == (plain[1],)
     assert parts.records.start.tolist() == [0]
 
 
 def test_an_endless_variety_of_kinds_becomes_one_kind():
-    kinds = Kinds()
+    kinds = SpanKinds()
     numbers = {kinds.number(("row", 1, size, -2)) for size in range(10_000)}
     assert len(numbers) == MAX_KINDS + 1
 
 
 @given(st.integers(0, 700), st.integers(2, 30))
 def test_marks_are_bounded_and_count_every_step(steps, most):
-    marks = Marks(most)
+    marks = StepMarks(most)
     for end in range(1, steps + 1):
         marks.add(end)
     entries = marks.entries()
@@ -117,10 +117,10 @@ def test_marks_are_bounded_and_count_every_step(steps, most):
 @settings(max_examples=5, deadline=None)
 @given(st.sampled_from([1e-9, 1e-4]))
 def test_a_loop_that_is_folded_while_it_runs_keeps_calls_and_steps(budget):
-    from torchwatt.tracing import log, stepping
+    from torchwatt.tracing import step_controller, thread_log
 
-    before = stepping.FOLD_STEPS, log.MAX_RECORDS
-    stepping.FOLD_STEPS, log.MAX_RECORDS = 20, 40
+    before = step_controller.FOLD_STEPS, thread_log.MAX_RECORDS
+    step_controller.FOLD_STEPS, thread_log.MAX_RECORDS = 20, 40
     net = Net()
     try:
         with traced(net, overhead_budget=budget) as run:
@@ -129,7 +129,7 @@ def test_a_loop_that_is_folded_while_it_runs_keeps_calls_and_steps(budget):
             train(net, 150)
             kept = len(run.tracer._hub.logs[0]._records)
     finally:
-        stepping.FOLD_STEPS, log.MAX_RECORDS = before
+        step_controller.FOLD_STEPS, thread_log.MAX_RECORDS = before
     trace = run.trace
     assert kept <= 40 + 3 * 20
     assert "STEPS_FOLDED" in codes(trace)

@@ -11,8 +11,8 @@ from torch._functorch import eager_transforms
 
 from tests.tracing.nets import traced
 from torchwatt.core.terms import UNATTRIBUTED, Slot
-from torchwatt.tracing.margins import MOST_IN_PLACE, InPlace, Margins
-from torchwatt.tracing.state import ACTIVE
+from torchwatt.tracing.autograd_recorder import MOST_IN_PLACE, HookMargins, MarginProbe
+from torchwatt.tracing.scope import ACTIVE
 
 stateless = torch.nn.utils.stateless
 FUNCTIONS = ((stateless, "_functional_call"), (eager_transforms, "grad_and_value_impl"))
@@ -79,7 +79,7 @@ def test_dynamo_keeps_none_of_the_functions_that_are_wrapped():
 
 
 def test_margins_are_measured_in_place_a_few_times_and_in_no_profile_of_the_user():
-    in_place, in_a_loop = InPlace(), Margins(1_000.0, 1_000.0, 2_000.0)
+    in_place, in_a_loop = MarginProbe(), HookMargins(1_000.0, 1_000.0, 2_000.0)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         assert in_place.after_backward() == 0
         in_place.optimizer_begins()

@@ -9,10 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tracing.nets import Net, batch, traced
-from torchwatt.tracing.elastic import ElasticTemplate
-from torchwatt.tracing.interrupted import even_out
-from torchwatt.tracing.rows import COMMUNICATION_KEY
-from torchwatt.tracing.template import Call, template_of
+from torchwatt.tracing.call_template import ElasticTemplate, TimedCall, even_interruptions, template_of
+from torchwatt.tracing.log_rows import COMMUNICATION_KEY
 
 MS = 1_000_000
 
@@ -25,7 +23,7 @@ def call_of(lengths_ms, owners, inner=False):
     if inner:
         pieces += [(s + (e - s) // 4, e - (e - s) // 4, owner + 100, 1) for s, e, owner, _ in pieces if owner > 0]
         pieces.sort(key=lambda piece: (piece[0], -piece[1]))
-    call = Call(0, int(ends[-1]) + MS)
+    call = TimedCall(0, int(ends[-1]) + MS)
     return ElasticTemplate(template_of(call, pieces), call.net_ns)
 
 
@@ -50,7 +48,7 @@ interruptions = st.tuples(st.integers(0, 3), st.floats(0.0, 20.0))
 def test_no_time_is_lost_and_communication_keeps_its_own(found, inner, data):
     calls = calls_with(found, inner)
     away = [data.draw(st.integers(0, 30 * MS)) for _ in calls]
-    for before, after in zip(calls, even_out(calls, away), strict=True):
+    for before, after in zip(calls, even_interruptions(calls, away), strict=True):
         assert after.net_ns == before.net_ns
         assert times_ms(after)[COMMUNICATION_KEY] == pytest.approx(times_ms(before)[COMMUNICATION_KEY], abs=1e-4)
         bounds = np.sort(np.concatenate((after.plain.first, after.plain.last)))
@@ -66,7 +64,7 @@ def test_what_the_machine_took_is_spread_over_the_work(lengths_ms, inner):
     found = [(0, 0.0), *((i % 4, ms) for i, ms in enumerate(lengths_ms))]  # most calls did not lose any one piece
     calls = calls_with(found, inner)
     usual = times_ms(calls[0])
-    for (at, ms), after in zip(found, even_out(calls, [round(ms * MS) for _, ms in found]), strict=True):
+    for (at, ms), after in zip(found, even_interruptions(calls, [round(ms * MS) for _, ms in found]), strict=True):
         if ms <= 2.0 * WORK[at] + 1.0:
             continue  # what is not much longer than usual may be work
         longer = [own / usual[owner] for owner, own in times_ms(after).items() if owner > 0]
@@ -76,23 +74,23 @@ def test_what_the_machine_took_is_spread_over_the_work(lengths_ms, inner):
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_call_that_was_never_away_keeps_its_work(count):
     calls = calls_with([(2, 9.0 * (i % 2)) for i in range(count)])
-    assert all(after is before for before, after in zip(calls, even_out(calls, [0] * count), strict=True))
+    assert all(after is before for before, after in zip(calls, even_interruptions(calls, [0] * count), strict=True))
 
 
 def test_no_more_is_moved_than_the_call_was_away():
     calls = calls_with([(1, 0.0), (1, 0.0), (1, 10.0)])
-    after = times_ms(even_out(calls, [0, 0, 4 * MS])[2])
+    after = times_ms(even_interruptions(calls, [0, 0, 4 * MS])[2])
     assert after[2] == pytest.approx((11.0 - 4.0) * 16.2 / (16.2 - 4.0), rel=1e-6)  # of 16.2 ms that are work
 
 
 def test_calls_of_other_shape_are_not_compared():
     calls = [call_of(WORK, OWNERS), call_of(WORK[::-1], OWNERS[::-1]), call_of(WORK[:2], OWNERS[:2])]
-    assert even_out(calls, [50 * MS] * 3) == calls
+    assert even_interruptions(calls, [50 * MS] * 3) == calls
 
 
 def test_a_layer_that_waits_in_every_call_is_left_alone():
     calls = calls_with([(1, 8.0)] * 6)
-    assert even_out(calls, [8 * MS] * 6) == calls
+    assert even_interruptions(calls, [8 * MS] * 6) == calls
 
 
 class Waiting(torch.autograd.Function):

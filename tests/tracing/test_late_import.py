@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from torchwatt.tracing.import_hook import ImportHook
+from torchwatt.tracing.user_process import ImportHook
 
 PROGRAM = """
     import os, sys

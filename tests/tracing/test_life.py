@@ -15,8 +15,8 @@ from tests.support import ready
 from tests.tracing.nets import Net, assert_nested, batch, calls, codes, names, spans, traced, train
 from torchwatt.core.errors import ConfigError, TraceError
 from torchwatt.tracing import Tracer, scope
-from torchwatt.tracing.patch import Patch
-from torchwatt.tracing.state import ACTIVE
+from torchwatt.tracing.patches import Patch
+from torchwatt.tracing.scope import ACTIVE
 
 
 def started(*args, **options):

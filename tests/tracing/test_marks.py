@@ -6,15 +6,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.tracing.marks import Marks
-from torchwatt.tracing.steps import steps_between
+from torchwatt.tracing.loop_steps import steps_between
+from torchwatt.tracing.scope import StepMarks
 
 NOTHING = np.zeros(0, dtype=np.int64)
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.booleans()), max_size=300), st.integers(2, 20))
 def test_every_step_is_counted_and_no_pause_lies_in_a_row(noted, most):
-    marks, now, pauses = Marks(most), 0, []
+    marks, now, pauses = StepMarks(most), 0, []
     for duration, pause_before in noted:
         if pause_before:
             pauses.append((now, now + 2))
@@ -35,7 +35,7 @@ def test_every_step_is_counted_and_no_pause_lies_in_a_row(noted, most):
 
 
 def test_without_pauses_memory_is_bounded():
-    marks = Marks(10)
+    marks = StepMarks(10)
     for end in range(1, 100_001):
         marks.add(end)
     assert len(marks.entries()) <= 10

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.tracing.nets import Block, Net, batch, calls, names, spans, traced
 from torchwatt.core.terms import UNATTRIBUTED
-from torchwatt.tracing.join import owners
+from torchwatt.tracing.trace_spans import owners_of_nodes
 
 
 def reachable(tensors):
@@ -90,11 +90,11 @@ def test_every_node_belongs_to_the_module_that_made_it(make):
         loss.backward()
         hub, log = run.tracer._hub, run.tracer._log
         nodes = log.backwards[-1].nodes.nodes()
-        from torchwatt.tracing.naming import resolve
+        from torchwatt.tracing.module_registry import resolve_names
 
         table = log.table()
-        fqns = resolve(hub.registry.roots, hub.registry.facts, table[:, 0], run.tracer._given)
-        key, _ = owners(nodes, table)
+        fqns = resolve_names(hub.registry.roots, hub.registry.facts, table[:, 0], run.tracer._given)
+        key, _ = owners_of_nodes(nodes, table)
         for seq, owner in zip(nodes.seq.tolist(), key.tolist(), strict=True):
             if seq >= 0:
                 got = fqns.of(owner)

@@ -2,15 +2,15 @@ from collections import Counter
 
 import numpy as np
 
-from torchwatt.tracing.limit import Limit
-from torchwatt.tracing.pacing import DENSE_WINDOWS, Pacer
-from torchwatt.tracing.steps import Step, steps_between
+from torchwatt.tracing.loop_steps import LoopStep, steps_between
+from torchwatt.tracing.overhead_budget import SpanLimit
+from torchwatt.tracing.tracing_policy import DENSE_WINDOWS, WindowScheduler
 
 MS = 1_000_000
 
 
 def run(kinds, share=0.006, step_ns=10 * MS, cost_ns=2 * MS):
-    pacer, taken, spent = Pacer(0), [], 0
+    pacer, taken, spent = WindowScheduler(0), [], 0
     for i, kind in enumerate(kinds):
         now = i * step_ns
         if pacer.wants(kind, now, share * now - spent):
@@ -45,7 +45,7 @@ def test_windows_become_rare_in_the_end_so_that_memory_stays_bounded():
 
 
 def test_sampling_starts_at_the_limit_and_slows_down():
-    limit, spans, kept = Limit(1000, 0), 0, []
+    limit, spans, kept = SpanLimit(1000, 0), 0, []
     for step in range(200_000):
         # The budget grants one in ten, and the next one where that is refused.
         granted = step % 10 == 0 or step - kept[-1] >= 10
@@ -62,4 +62,8 @@ def test_sampling_starts_at_the_limit_and_slows_down():
 
 def test_a_step_begins_with_the_first_span_after_the_last_end():
     starts = np.array([5, 12, 13, 40])
-    assert steps_between([(10, 1), (20, 1), (30, 2)], starts, 0) == [Step(5, 10, 1), Step(12, 20, 1), Step(20, 30, 2)]
+    assert steps_between([(10, 1), (20, 1), (30, 2)], starts, 0) == [
+        LoopStep(5, 10, 1),
+        LoopStep(12, 20, 1),
+        LoopStep(20, 30, 2),
+    ]

@@ -3,7 +3,7 @@
 import pytest
 import torch.distributed as dist
 
-from torchwatt.tracing.patch import Patch
+from torchwatt.tracing.patches import Patch
 
 
 def wrapped(original):

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.tracing.nets import codes, counts, traced
-from torchwatt.tracing.compose import UNKNOWN_CALLS, Composer, Sample, Tree
-from torchwatt.tracing.ranges import self_times
-from torchwatt.tracing.signatures import CallPattern, Signature, affordable, nearest_called
+from torchwatt.core.intervals import self_times
+from torchwatt.tracing.log_rows import CallPattern, CallSignature, affordable_modules, nearest_called
+from torchwatt.tracing.template_composer import UNKNOWN_CALLS, CallSample, ModuleTree, TemplateComposer
 
 THRIFTY = 0.005
 
@@ -129,7 +129,7 @@ def test_a_program_whose_parts_always_run_keeps_its_layers():
 
 # The parts, with counts of their own.
 
-TREE = Tree(
+TREE = ModuleTree(
     {2: 1, 3: 1, 4: 2, 5: 3}, {2: "expert", 3: "expert", 4: "linear", 5: "linear"},
     {1: "(root)", 2: "e.0", 3: "e.1", 4: "e.0.fc", 5: "e.1.fc"},
 )  # fmt: skip
@@ -139,35 +139,35 @@ BOTH = frozenset({2, 3})
 def sample(counts, **time_ns):
     times = {int(key[1:]): float(value) for key, value in time_ns.items()}
     calls = {key: counts.get(2 if key in {2, 4} else 3, 1) for key in times}
-    return Sample(100.0, times, dict.fromkeys(times, 0.5), calls, counts)
+    return CallSample(100.0, times, dict.fromkeys(times, 0.5), calls, counts)
 
 
 def test_a_call_is_composed_of_what_ran_in_it():
-    composer = Composer([sample({2: 1}, k4=60), sample({3: 1}, k5=20)], TREE, lambda key: key)
-    template = composer.compose(Signature({2: 1, 3: 2}, BOTH), 1_000.0)
+    composer = TemplateComposer([sample({2: 1}, k4=60), sample({3: 1}, k5=20)], TREE, lambda key: key)
+    template = composer.compose(CallSignature({2: 1, 3: 2}, BOTH), 1_000.0)
     shares = template.shares()
     assert shares[5] / shares[4] == pytest.approx(40 / 60)
     assert dict(zip(template.owner.tolist(), template.calls.tolist(), strict=True)) == {4: 1, 5: 2}
 
 
 def test_what_was_never_traced_takes_what_its_likes_took():
-    composer = Composer([sample({2: 2}, k4=60)], TREE, lambda key: key)
-    template = composer.compose(Signature({3: 1}, BOTH), 50.0)
+    composer = TemplateComposer([sample({2: 2}, k4=60)], TREE, lambda key: key)
+    template = composer.compose(CallSignature({3: 1}, BOTH), 50.0)
     assert dict(zip(template.owner.tolist(), template.calls.tolist(), strict=True)) == {5: UNKNOWN_CALLS}
 
 
 def test_what_is_like_nothing_is_left_to_what_is_around_it():
-    strange = Tree({2: 1, 3: 1}, {2: "expert", 3: "another"})
-    composer = Composer([sample({2: 1}, k2=60)], strange, lambda key: key)
-    template = composer.compose(Signature({2: 1, 3: 1}, BOTH), 200.0)
+    strange = ModuleTree({2: 1, 3: 1}, {2: "expert", 3: "another"})
+    composer = TemplateComposer([sample({2: 1}, k2=60)], strange, lambda key: key)
+    template = composer.compose(CallSignature({2: 1, 3: 1}, BOTH), 200.0)
     assert template.owner.tolist() == [2]
     assert template.last[-1] < 0.75
 
 
 @given(st.dictionaries(st.sampled_from([2, 3]), st.integers(0, 5)), st.floats(1, 1e9))
 def test_no_composed_call_is_longer_than_it_was(ran, length_ns):
-    composer = Composer([sample({2: 1}, k4=60), sample({2: 1, 3: 1}, k4=30, k5=20)], TREE, lambda key: key)
-    template = composer.compose(Signature(ran, BOTH), length_ns)
+    composer = TemplateComposer([sample({2: 1}, k4=60), sample({2: 1, 3: 1}, k4=30, k5=20)], TREE, lambda key: key)
+    template = composer.compose(CallSignature(ran, BOTH), length_ns)
     if template is not None:
         assert template.first[0] >= 0
         assert template.last[-1] <= 1
@@ -188,6 +188,6 @@ def test_modules_vary_against_the_smallest_called_one_around_them():
 def test_the_most_important_are_counted_as_far_as_that_may_cost():
     kinds = {1: nn.Linear, 2: nn.Linear, 3: nn.ReLU}
     calls = {nn.Linear: 30, nn.ReLU: 5}
-    assert affordable([{1}, {3}], kinds.get, calls, 35) == {1, 3}
-    assert affordable([{1}, {3}], kinds.get, calls, 10) == {3}
-    assert affordable([{3}, {1, 2}], kinds.get, calls, 34) == {3}
+    assert affordable_modules([{1}, {3}], kinds.get, calls, 35) == {1, 3}
+    assert affordable_modules([{1}, {3}], kinds.get, calls, 10) == {3}
+    assert affordable_modules([{3}, {1, 2}], kinds.get, calls, 34) == {3}

@@ -4,7 +4,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.tracing.ranges import NOBODY, extend, innermost, parents, self_times, top_level, uncross
+from torchwatt.core.intervals import (
+    NO_INDEX,
+    cut_crossings,
+    enclosing_indices,
+    extend_to_siblings,
+    innermost,
+    self_times,
+    top_level,
+)
 
 
 @st.composite
@@ -33,7 +41,7 @@ def test_the_innermost_range_is_the_deepest_that_contains_the_number(rows, numbe
     found = innermost(table[:, 0], table[:, 1], np.array(numbers, dtype=np.int64))
     for number, index in zip(numbers, found, strict=True):
         inside = [(depth, i) for i, (s0, s1, depth) in enumerate(rows) if s0 <= number < s1]
-        assert index == (max(inside)[1] if inside else NOBODY)
+        assert index == (max(inside)[1] if inside else NO_INDEX)
 
 
 @st.composite
@@ -62,18 +70,18 @@ def node_lists(draw):
 def test_extended_nodes_cover_the_call_from_the_first_node_on_without_overlap(case):
     nodes, limit = case
     start, end = [s for s, _ in nodes], [e for _, e in nodes]
-    ends, up = extend(start, end, limit)
-    top = [i for i, parent in enumerate(up) if parent == NOBODY]
+    ends, up = extend_to_siblings(start, end, limit)
+    top = [i for i, parent in enumerate(up) if parent == NO_INDEX]
     assert sum(ends[i] - start[i] for i in top) == limit - start[0]
     assert all(ends[a] == start[b] for a, b in pairwise(top))
     assert all(ends[i] >= end[i] for i in range(len(nodes)))
-    assert all(ends[i] <= end[p] for i, p in enumerate(up) if p != NOBODY)
+    assert all(ends[i] <= end[p] for i, p in enumerate(up) if p != NO_INDEX)
 
 
 @given(node_lists())
 def test_self_times_add_up_to_the_top_level(case):
     start, end = [s for s, _ in case[0]], [e for _, e in case[0]]
-    top = [i for i, p in enumerate(parents(start, end)) if p == NOBODY]
+    top = [i for i, p in enumerate(enclosing_indices(start, end)) if p == NO_INDEX]
     assert sum(self_times(start, end)) == sum(end[i] - start[i] for i in top)
     assert top_level(np.array(start), np.array(end)).tolist() == top
 
@@ -81,5 +89,5 @@ def test_self_times_add_up_to_the_top_level(case):
 def test_a_scope_that_crosses_a_call_is_cut_at_the_call():
     start = np.array([10, 0, 15, 40])
     end = np.array([20, 12, 30, 50])
-    uncross(start, end, np.array([1, 2]))
+    cut_crossings(start, end, np.array([1, 2]))
     assert end.tolist() == [20, 10, 20, 50]

@@ -17,14 +17,14 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.tracing.nets import traced
 from tests.tracing.test_paths import counts
-from torchwatt.tracing import assemble, conductor, log, stepping, wrappers
-from torchwatt.tracing.rows import ASLEEP, FULL, LIGHT
+from torchwatt.tracing import module_wrappers, step_controller, thread_log, trace_builder, tracing_policy
+from torchwatt.tracing.log_rows import ALL_CALLS, OUTERMOST, STEP_ENDS
 
 WIDTH, STEPS = 8, 50
 SMALL = (
-    (stepping, "FOLD_STEPS", 12), (stepping, "COMPACT_ROWS", 10), (log, "MAX_RECORDS", 40), (log, "FEW_NOTED", 2),
-    (assemble, "LEAST_RECORDS", 50), (assemble, "MAX_FILLED", 500), (wrappers, "MOST_CALLS_ASLEEP", 3),
-    (wrappers, "MOST_QUIET", 3),
+    (step_controller, "FOLD_STEPS", 12), (step_controller, "COMPACT_ROWS", 10), (thread_log, "MAX_RECORDS", 40), (thread_log, "FEW_NOTED", 2),
+    (trace_builder, "LEAST_RECORDS", 50), (trace_builder, "MAX_FILLED", 500), (module_wrappers, "MOST_CALLS_ASLEEP", 3),
+    (module_wrappers, "MOST_QUIET", 3),
 )  # fmt: skip
 
 
@@ -269,14 +269,14 @@ def drawn(seed, *, small):
 
     def decide(self, stride, now_ns, rows, spans, *, can_sleep, cpu_ns=None):
         steps = max(stride.steps, 1)
-        if stride.mode == FULL:
+        if stride.mode == ALL_CALLS:
             stride.calls = round((rows - stride.first_row) / steps)
         else:
             stride.light_steps += steps
         kinds = ["full"] if len(decisions) < 3 else chance.choices(["full", "light", "shown", "asleep"], weights)
         decisions.append(kinds)
         kind = kinds[0] if can_sleep or kinds[0] == "full" else "light"
-        stride.mode = {"full": FULL, "asleep": ASLEEP}.get(kind, LIGHT)
+        stride.mode = {"full": ALL_CALLS, "asleep": STEP_ENDS}.get(kind, OUTERMOST)
         stride.skeleton = kind == "shown"
         stride.start_ns, stride.first_row, stride.cpu_ns = now_ns, rows, cpu_ns
         stride.windowed, stride.backwards, stride.steps, stride.answered, stride.window_ns = False, 0, 0, 0, 0
@@ -291,8 +291,8 @@ def drawn(seed, *, small):
 
     with ExitStack() as stack:
         for name, drawn_one in (("decide", decide), ("wants_window", wants_window)):
-            stack.enter_context(patch.object(conductor.Conductor, name, drawn_one))
-        stack.enter_context(patch.object(conductor.Conductor, "most_counted", lambda *_: most))
+            stack.enter_context(patch.object(tracing_policy.TracingPolicy, name, drawn_one))
+        stack.enter_context(patch.object(tracing_policy.TracingPolicy, "most_counted", lambda *_: most))
         for module, name, bound in SMALL if small else ():
             stack.enter_context(patch.object(module, name, bound))
         yield

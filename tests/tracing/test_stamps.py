@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchwatt.tracing.budget import Budget
-from torchwatt.tracing.devices import stamped as stamped_module
-from torchwatt.tracing.devices.stamps import (
+from torchwatt.tracing import step_events as stamped_module
+from torchwatt.tracing.overhead_budget import OverheadBudget
+from torchwatt.tracing.step_events import (
     ANCHOR_EVERY_NS,
     JOINED_NS,
     MOST_PENDING,
     MOST_STAMPS,
-    NO_STAMPS,
-    Stamped,
-    Stamps,
-    on_device,
-    whole,
+    NO_LAG,
+    DeviceLag,
+    StepEvents,
+    device_steps,
+    nonempty_steps,
 )
 
 MS = 1_000_000
@@ -56,7 +56,7 @@ class Device:
 
 def run(device, steps, *, kind="step", stamped=lambda i: True):
     """Do steps of (host's ns, device's ns); return the stamps, the host's steps, and the truth."""
-    stamps, host, truth = Stamps(device, device.clock_ns), [], []
+    stamps, host, truth = StepEvents(device, device.clock_ns), [], []
     for i, (host_ns, device_ns) in enumerate(steps):
         start, began = device.now_ns, max(device.free_ns, device.now_ns)
         device.work(device_ns)
@@ -78,7 +78,7 @@ def run(device, steps, *, kind="step", stamped=lambda i: True):
 def test_a_device_s_steps_are_found_on_the_host_s_clock(steps, drift):
     device = Device(drift)
     stamps, host, truth = run(device, steps)
-    found = on_device(host, stamps.known(), device.now_ns)
+    found = device_steps(host, stamps.known(), device.now_ns)
     length_s = (device.now_ns - 1_000 * MS) / 1e9
     allowed = 20_000 + 1e9 * abs(drift) * length_s  # anchors take some microseconds; beyond the last, clocks drift
     for busy, (began, ended) in zip(found, truth, strict=True):
@@ -90,7 +90,7 @@ def test_a_device_s_steps_are_found_on_the_host_s_clock(steps, drift):
 def test_a_host_that_runs_ahead_leaves_the_device_bound_and_one_that_waits_does_not():
     device = Device()
     stamps, host, _ = run(device, [(2 * MS, 40 * MS)] * 20 + [(2_000 * MS, 40 * MS)] * 5)
-    found = on_device(host, stamps.known(), device.now_ns)
+    found = device_steps(host, stamps.known(), device.now_ns)
     assert [busy.bound for busy in found[1:20]] == [True] * 19
     assert [busy.bound for busy in found[21:]] == [False] * 4
     assert found[19].end_ns - found[1].start_ns == pytest.approx(19 * 40 * MS, rel=1e-3)
@@ -111,20 +111,20 @@ def test_clocks_that_drift_are_held_together_for_an_hour():
 def test_where_no_event_passes_nothing_is_known_and_nothing_grows():
     device = Device()
     device.work(10**15)
-    stamps = Stamps(device, device.clock_ns)
+    stamps = StepEvents(device, device.clock_ns)
     device.stuck = True
     for _ in range(2 * MOST_PENDING):
         device.now_ns += MS
         stamps.mark()
-    assert stamps.known() is NO_STAMPS
+    assert stamps.known() is NO_LAG
     assert device.recorded < 2 * MOST_PENDING
     steps = [(0, 10, 1), (10, 30, 2)]
-    assert [(b.start_ns, b.end_ns, b.steps) for b in on_device(steps, stamps.known(), 30)] == steps
+    assert [(b.start_ns, b.end_ns, b.steps) for b in device_steps(steps, stamps.known(), 30)] == steps
 
 
 def stamped(*pairs, call=False):
     host_ns, lag_ns = np.array(pairs).T
-    return Stamped(host_ns.astype(np.int64), lag_ns.astype(np.float64), np.full(len(pairs), call))
+    return DeviceLag(host_ns.astype(np.int64), lag_ns.astype(np.float64), np.full(len(pairs), call))
 
 
 def bounds(found):
@@ -132,22 +132,26 @@ def bounds(found):
 
 
 def test_a_step_without_a_stamp_of_its_own_ends_as_far_behind_as_its_neighbours():
-    found = on_device([(0, 100, 1), (100, 200, 1), (200, 300, 1), (300, 400, 1)], stamped((100, 50), (400, 80)), 1_000)
+    found = device_steps(
+        [(0, 100, 1), (100, 200, 1), (200, 300, 1), (300, 400, 1)], stamped((100, 50), (400, 80)), 1_000
+    )
     assert bounds(found) == [(0, 150), (150, 260), (260, 370), (370, 480)]
 
 
 def test_the_stamp_of_a_call_is_no_end_of_a_step_that_has_none():
     # The evaluation's calls are stamped; the last step of training before it was left out.
     steps = [(0, 10 * MS, 1), (10 * MS, 20 * MS, 1), (60_000 * MS, 60_010 * MS, 1)]
-    known = Stamped(np.array([10 * MS, 5_000 * MS, 60_010 * MS]), np.zeros(3), np.array([False, True, False]))
-    assert bounds(on_device(steps, known, 10**12))[1] == (10 * MS, 20 * MS)
+    known = DeviceLag(np.array([10 * MS, 5_000 * MS, 60_010 * MS]), np.zeros(3), np.array([False, True, False]))
+    assert bounds(device_steps(steps, known, 10**12))[1] == (10 * MS, 20 * MS)
     training = stamped((10 * MS + 30_000, 0), (20 * MS + 30_000, 0))  # stamped late, the next step begins at once
-    assert bounds(on_device([*steps[:2], (20 * MS + 40_000, 30 * MS, 1), steps[2]], training, 10**12))[2][1] == 30 * MS
+    assert (
+        bounds(device_steps([*steps[:2], (20 * MS + 40_000, 30 * MS, 1), steps[2]], training, 10**12))[2][1] == 30 * MS
+    )
 
 
 def test_a_call_ends_with_its_work_and_not_when_the_next_one_comes():
     device, calls = Device(), []
-    stamps = Stamps(device, device.clock_ns)
+    stamps = StepEvents(device, device.clock_ns)
     for _ in range(6):  # a server: 45 ms of work a second, and the host is back in 1 ms
         start = device.now_ns
         device.work(45 * MS)
@@ -155,14 +159,14 @@ def test_a_call_ends_with_its_work_and_not_when_the_next_one_comes():
         calls.append((start, device.now_ns, 1))
         stamps.mark("call")
         device.now_ns += 999 * MS
-    found = on_device(calls, stamps.known(), device.now_ns, calls=True)
+    found = device_steps(calls, stamps.known(), device.now_ns, calls=True)
     for busy, (start, _, _) in zip(found[:-1], calls, strict=False):  # the last one's event was not looked at
         assert busy.end_ns - start == pytest.approx(45 * MS, abs=50_000)
 
 
 def test_steps_with_next_to_nothing_between_them_leave_no_hole_in_what_is_watched():
     steps = [(0, 10 * MS, 1), (10 * MS + 30_000, 20 * MS, 1), (25 * MS, 30 * MS, 1)]
-    found = on_device(steps, stamped((10 * MS, 0), (30 * MS, 0)), 40 * MS)
+    found = device_steps(steps, stamped((10 * MS, 0), (30 * MS, 0)), 40 * MS)
     assert bounds(found) == [(0, 10 * MS), (10 * MS, 20 * MS), (25 * MS, 30 * MS)]
 
 
@@ -180,7 +184,7 @@ def test_a_moment_at_which_the_device_was_waited_for_ends_a_lag():
         truth_2.append((start, device.now_ns))
         more.append(stamps.mark())
     stamps.still()
-    found = on_device([*host, *host_2], stamps.known(), device.now_ns)
+    found = device_steps([*host, *host_2], stamps.known(), device.now_ns)
     for busy, (began, ended) in zip(found[-3:], truth_2, strict=True):
         assert busy.end_ns - busy.start_ns == pytest.approx(ended - began, abs=50_000)
     assert truth[-1][1] == pytest.approx(found[24].end_ns, abs=50_000)
@@ -188,15 +192,15 @@ def test_a_moment_at_which_the_device_was_waited_for_ends_a_lag():
 
 def test_no_step_is_lost_where_several_end_together():
     steps = [(0, 10, 1), (10, 20, 2), (20, 30, 1), (30, 40, 3)]
-    found = on_device(steps, stamped((10, 100), (20, 1_000)), 120)
-    kept = whole(found)
+    found = device_steps(steps, stamped((10, 100), (20, 1_000)), 120)
+    kept = nonempty_steps(found)
     assert all(start < end <= 120 for start, end, _ in kept)
     assert sum(n for *_, n in kept) == 7
 
 
 def test_threads_that_look_ask_the_device_nothing_and_see_whole_entries():
     device = Device()
-    stamps, failed, done = Stamps(device, device.clock_ns), [], threading.Event()
+    stamps, failed, done = StepEvents(device, device.clock_ns), [], threading.Event()
     asked = []
     passed = device.passed
     device.passed = lambda event: asked.append(threading.get_ident()) or passed(event)
@@ -235,18 +239,18 @@ def clocks(monkeypatch):
     monkeypatch.setattr(stamped_module, "torch", Torch())
     monkeypatch.setattr(stamped_module, "CudaEvents", lambda index: device)
     monkeypatch.setattr(stamped_module, "devices_in_use", lambda: (0,))
-    return stamped_module.Clocks(device.clock_ns)
+    return stamped_module.StepClocks(device.clock_ns)
 
 
 def test_a_device_that_the_program_has_not_set_up_is_left_alone(clocks, monkeypatch):
     monkeypatch.setattr(stamped_module, "devices_in_use", lambda: (3,))
-    clocks.ended("thread", Budget(0.01, 0), 1e7)
+    clocks.ended("thread", OverheadBudget(0.01, 0), 1e7)
     assert clocks._stamps == {}
-    assert clocks.only() is NO_STAMPS
+    assert clocks.only() is NO_LAG
 
 
 def test_one_thread_stamps(clocks):
-    budget = Budget(1.0, 0)
+    budget = OverheadBudget(1.0, 0)
     for owner in ("first", "second", "first"):
         clocks.ended(owner, budget, 0.0)
     assert len(clocks._stamps[0]._pending) + len(clocks._stamps[0]._host) == 2
@@ -255,7 +259,7 @@ def test_one_thread_stamps(clocks):
 def test_what_the_first_stamp_costs_is_not_what_stamps_cost(clocks, monkeypatch):
     costs = iter([0, 3_000_000, *itertools.chain(*((0, 30_000) for _ in range(400)))])
     monkeypatch.setattr(stamped_module, "own_ns", lambda: next(costs))
-    budget = Budget(0.01, 0)
+    budget = OverheadBudget(0.01, 0)
     for _ in range(200):
         clocks.ended("thread", budget, 10 * MS)
     stamps = clocks._stamps[0]
@@ -264,7 +268,7 @@ def test_what_the_first_stamp_costs_is_not_what_stamps_cost(clocks, monkeypatch)
 
 
 def test_a_device_that_failed_keeps_what_was_known_of_it(clocks):
-    budget = Budget(1.0, 0)
+    budget = OverheadBudget(1.0, 0)
     for _ in range(3):
         clocks.ended("thread", budget, 0.0)
     stamps = clocks._stamps[0]

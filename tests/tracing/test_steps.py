@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.tracing.nets import traced
-from torchwatt.tracing.rounds import OptimizerEnds, rounds
-from torchwatt.tracing.steps import Calls, Evidence, Step, steps_of
+from torchwatt.tracing.loop_steps import LoopEvidence, LoopStep, OptimizerEnds, OutermostCalls, find_rounds, steps_of
 
 NONE = np.zeros(0, dtype=np.int64)
 
@@ -27,7 +26,7 @@ def before_each(keys, every=10):
 
 
 def ends_of(keys, **given):
-    return [end for end, _ in rounds(marks(keys), **given)]
+    return [end for end, _ in find_rounds(marks(keys), **given)]
 
 
 def test_phases_with_optimizers_of_their_own_have_no_round_in_common():
@@ -96,7 +95,7 @@ def test_a_long_run_keeps_its_number_of_steps(n, pattern):
     ends = OptimizerEnds(most_entries=20)
     for i, key in enumerate(keys):
         ends.extend([(key, 10 * (i + 1))])
-    count = sum(count for _, count in rounds(ends.entries()))
+    count = sum(count for _, count in find_rounds(ends.entries()))
     assert abs(count - len(ends_of(keys))) <= 1  # where it was put together a round may have been cut
     assert len(ends.entries()) <= 41
 
@@ -105,7 +104,7 @@ def calls(*spans, grown=True, main=True):
     table = np.array([span[:2] for span in spans], dtype=np.int64).reshape(-1, 2)
     flags = np.array([(span[2:] or (grown,))[0] for span in spans], dtype=bool)
     one = np.ones(len(table), np.int64)
-    return Calls(table[:, 0], table[:, 1], one, flags, np.full(len(table), main), one, one == 0)
+    return OutermostCalls(table[:, 0], table[:, 1], one, flags, np.full(len(table), main), one, one == 0)
 
 
 def evidence(called, backward=(), **given):
@@ -113,12 +112,16 @@ def evidence(called, backward=(), **given):
     starts = np.sort(np.concatenate((called.start_ns, backward[:, 0])))
     end_ns = given.pop("end_ns", 1_000)
     ones, first = np.ones(len(backward), np.int64), np.zeros(len(backward), np.bool_)
-    return Evidence(0, end_ns, starts, called, backward, ones, **{"backward_again": first, **given})
+    return LoopEvidence(0, end_ns, starts, called, backward, ones, **{"backward_again": first, **given})
 
 
 def test_a_round_without_an_optimizer_lasts_until_the_next_call():
     seen = evidence(calls((10, 20), (50, 60), (90, 100)), [(20, 30), (60, 70), (100, 110)])
-    assert steps_of(seen)[0] == [Step(10, 50, 1, "train"), Step(50, 90, 1, "train"), Step(90, 130, 1, "train")]
+    assert steps_of(seen)[0] == [
+        LoopStep(10, 50, 1, "train"),
+        LoopStep(50, 90, 1, "train"),
+        LoopStep(90, 130, 1, "train"),
+    ]
 
 
 def test_two_backward_calls_after_one_forward_call_are_one_round():
@@ -130,8 +133,8 @@ def test_evaluations_are_steps_of_their_own_and_no_part_of_the_next_round():
     called = calls((10, 20), (40, 50), (60, 61, False), (70, 71, False), (80, 90), (120, 121, False))
     seen = evidence(called, [(20, 30), (50, 55), (90, 95)], optimizers=[[(1, 35, 1), (1, 58, 1), (1, 100, 1)]])
     assert steps_of(seen)[0] == [
-        Step(10, 35, 1, "train"), Step(40, 58, 1, "train"), Step(60, 61, 1, "validation"),
-        Step(70, 71, 1, "validation"), Step(80, 100, 1, "train"), Step(120, 121, 1, "validation"),
+        LoopStep(10, 35, 1, "train"), LoopStep(40, 58, 1, "train"), LoopStep(60, 61, 1, "validation"),
+        LoopStep(70, 71, 1, "validation"), LoopStep(80, 100, 1, "train"), LoopStep(120, 121, 1, "validation"),
     ]  # fmt: skip
 
 

@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from torchwatt.core.intervals import enclosing_array, enclosing_indices
 from torchwatt.tracing import Tracer
-from torchwatt.tracing.ranges import enclosing, parents
-from torchwatt.tracing.step_count import KEPT, News, StepCount
-from torchwatt.tracing.steps import Calls, Evidence, steps_of
-from torchwatt.tracing.tally import Sums
+from torchwatt.tracing.loop_steps import LoopEvidence, OutermostCalls, steps_of
+from torchwatt.tracing.tally_reader import MOST_ROUNDS, NewEntries, StepCounter, TimeSums
 
 
 def block(width=8):
@@ -65,7 +64,7 @@ def test_what_encloses_an_interval_is_found_for_many_at_once_as_one_by_one(trees
         some, at = intervals(tree, at)
         both += some
     start, end = (np.array([each[i] for each in both], dtype=np.int64) for i in (0, 1))
-    assert enclosing(start, end).tolist() == parents(start.tolist(), end.tolist())
+    assert enclosing_array(start, end).tolist() == enclosing_indices(start.tolist(), end.tolist())
 
 
 @st.composite
@@ -76,7 +75,7 @@ def loops(draw):
     trains = draw(st.booleans())
     for _ in range(draw(st.integers(1, 6))):
         calls, backward, ends = [], [], []
-        for _ in range(draw(st.integers(0, 2 * KEPT))):
+        for _ in range(draw(st.integers(0, 2 * MOST_ROUNDS))):
             for key in optimizers:
                 t += 10
                 calls.append((t, t + 2, True))
@@ -93,7 +92,9 @@ def loops(draw):
 def calls_of(calls):
     start, end, grown = (np.array([each[i] for each in calls]) for i in range(3)) if calls else (np.zeros(0),) * 3
     one = np.ones(len(calls), dtype=np.int64)
-    return Calls(start.astype(np.int64), end.astype(np.int64), one, grown.astype(bool), one.astype(bool), one, one == 0)
+    return OutermostCalls(
+        start.astype(np.int64), end.astype(np.int64), one, grown.astype(bool), one.astype(bool), one, one == 0
+    )
 
 
 def bounds(pairs):
@@ -102,16 +103,16 @@ def bounds(pairs):
 
 @given(loops())
 def test_steps_counted_piece_by_piece_are_those_of_the_whole_loop(pieces):
-    count, t = StepCount(0), 0
+    count, t = StepCounter(0), 0
     for calls, backward, ends, t in pieces:
-        count.add(News(calls_of(calls), bounds(backward), bounds([]), [ends]), t)
+        count.add(NewEntries(calls_of(calls), bounds(backward), bounds([]), [ends]), t)
         count.count()
-        assert count.looked_at <= 12 * KEPT + 4 * (len(calls) + len(backward) + len(ends))
+        assert count.looked_at <= 12 * MOST_ROUNDS + 4 * (len(calls) + len(backward) + len(ends))
     calls, backward, ends = ([each for piece in pieces for each in piece[i]] for i in range(3))
     starts = np.sort(np.concatenate((calls_of(calls).start_ns, bounds(backward)[:, 0])))
     one = np.ones(len(backward), dtype=np.int64)
     again = np.zeros(len(backward), dtype=np.bool_)
-    whole = Evidence(0, t, starts, calls_of(calls), bounds(backward), one, again, [ends] if ends else ())
+    whole = LoopEvidence(0, t, starts, calls_of(calls), bounds(backward), one, again, [ends] if ends else ())
     assert count.count() == pytest.approx(sum(step.count for step in steps_of(whole)[0]), abs=1)
 
 
@@ -164,7 +165,7 @@ def test_steps_between_two_updates_are_counted_without_reading():
 def test_calls_and_names_are_those_of_the_trace():
     loop = Loop()
     tracer, tally = traced(loop)
-    calls, ns = Sums(), Sums()
+    calls, ns = TimeSums(), TimeSums()
     for _ in range(8):
         loop.train(50)
         stretch = tally.update(time.monotonic_ns())
@@ -190,18 +191,18 @@ def test_an_update_goes_through_what_is_new_and_never_through_what_was_before():
         touched.append(tally.touched)
     tracer.stop()
     # A traced step has a row for each of 9 modules and a few more; of the last rounds three entries each.
-    assert max(touched) <= 50 * 16 + 4 * (3 * KEPT + 3 * 50), touched
+    assert max(touched) <= 50 * 16 + 4 * (3 * MOST_ROUNDS + 3 * 50), touched
     assert np.mean(touched[15:]) <= 1.5 * np.mean(touched[3:8]) + 100, touched
 
 
 def test_what_was_folded_before_it_was_read_is_read_all_the_same(monkeypatch):
-    monkeypatch.setattr("torchwatt.tracing.stepping.FOLD_STEPS", 64)
+    monkeypatch.setattr("torchwatt.tracing.step_controller.FOLD_STEPS", 64)
     loop = Loop(blocks=1)
     tracer, tally = traced(loop)
     loop.train(300)
     tally.update(time.monotonic_ns())
     assert tally.steps == 300
-    calls = Sums()
+    calls = TimeSums()
     loop.train(100)
     calls.add(tally.update(time.monotonic_ns()).calls)
     assert tally.steps == 400

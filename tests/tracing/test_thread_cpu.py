@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 
 import torchwatt as tw
 from tests.support.worlds import MS
-from torchwatt.attribution.timeline import pieces
+from torchwatt.attribution.owned_intervals import cut_by_owner
 from torchwatt.core.trace import Span, trace_from_spans
-from torchwatt.tracing.own_time import ThreadCpu
+from torchwatt.tracing.overhead_budget import ThreadCpuTime
 
 
 @given(st.lists(st.floats(0.0, 1.0), min_size=2, max_size=4), st.integers(0, 30))
 def test_weights_follow_cpu_time_and_add_up_to_one(busy, late_ms):
     spans = [Span(f"t{n}", "forward", n * late_ms * MS, 200 * MS, thread=n) for n in range(len(busy))]
     trace = replace(trace_from_spans(spans), thread_busy=tuple(busy))
-    cut = pieces(trace, 0, 250 * MS)
+    cut = cut_by_owner(trace, 0, 250 * MS)
     for at in np.unique(cut.start_ns):
         assert cut.weight[cut.start_ns == at].sum() == pytest.approx(1.0)
     last = cut.start_ns == max(start for start in cut.start_ns.tolist() if start < 200 * MS)
@@ -34,14 +34,14 @@ def test_weights_follow_cpu_time_and_add_up_to_one(busy, late_ms):
 
 def test_threads_of_which_nothing_is_known_share_evenly():
     spans = [Span("a", "forward", 0, 10, thread=0), Span("b", "forward", 0, 10, thread=1)]
-    assert pieces(trace_from_spans(spans), 0, 10).weight.tolist() == [0.5, 0.5]
+    assert cut_by_owner(trace_from_spans(spans), 0, 10).weight.tolist() == [0.5, 0.5]
 
 
 def test_the_cpu_time_of_a_thread_is_known_to_others_and_after_its_end():
     found, told, go = [], threading.Event(), threading.Event()
 
     def work():
-        found.append(ThreadCpu(threading.get_native_id()))
+        found.append(ThreadCpuTime(threading.get_native_id()))
         end_ns = time.thread_time_ns() + 30 * MS
         while time.thread_time_ns() < end_ns:
             pass

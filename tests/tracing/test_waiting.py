@@ -7,7 +7,7 @@ import threading
 import torch
 
 import torchwatt as tw
-from torchwatt.tracing.waiting import wait_for_devices
+from torchwatt.tracing.user_process import wait_for_devices
 
 
 def used(monkeypatch, *, contexts, fails=False, done=None, captures=False):

@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from torchwatt.core.terms import Slot
-from torchwatt.tracing.work import work_of
+from torchwatt.tracing.layer_replay import work_of
 
 
 def test_a_linear_layers_operations_and_bytes_are_those_by_hand():

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from torchwatt.tracing.traces import join, read_trace
+from torchwatt.kineto import join_trace, read_trace
 
 MAIN, BACK = 100, 200  # threads
 BASE_NS = 1_700_000_000_000_000_000
@@ -52,7 +52,7 @@ def save(folder, events, name="t.json", **head):
 
 
 def joined(folder, events, **options):
-    return join(read_trace(save(folder, events)), **options)
+    return join_trace(read_trace(save(folder, events)), **options)
 
 
 def owned(found, device="gpu:0"):

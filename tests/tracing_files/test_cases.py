@@ -5,8 +5,8 @@ import pytest
 
 from tests.tracing_files.build import BACK, BASE_NS, MAIN, joined, kernel, launch, module, node, note, op, owned, pair
 from torchwatt.core.terms import Slot
-from torchwatt.tracing.traces.live import Live
-from torchwatt.tracing.traces.sidecar import Sidecar, normalised
+from torchwatt.kineto.host_ownership import RecordedRanges
+from torchwatt.kineto.sidecar import Sidecar, normalise_shares
 
 
 def training():
@@ -190,7 +190,7 @@ def test_ranges_named_for_us_are_layers_and_may_say_their_phase(tmp_path, prefix
 def test_ranges_that_a_session_recorded_win_over_what_the_trace_says(tmp_path):
     slots = (Slot("net.fc", "forward"), Slot("net", "forward"))
     at = lambda *us: np.array([BASE_NS + t * 1000 for t in us])  # noqa: E731
-    live = Live(
+    live = RecordedRanges(
         thread=np.array([MAIN, MAIN]), start_ns=at(10, 0), end_ns=at(40, 100),
         seq0=np.array([0, 0]), seq1=np.array([1, 2]), slot=np.array([0, 1]), slots=slots,
     )  # fmt: skip
@@ -282,7 +282,7 @@ def compiled():
 
 
 def test_a_fused_kernel_is_cut_in_proportion_to_the_sidecars_weights(tmp_path):
-    shares = normalised([("net.fc", "forward", 3.0), ("net.act", "forward", 1.0)])
+    shares = normalise_shares([("net.fc", "forward", 3.0), ("net.act", "forward", 1.0)])
     sidecar = Sidecar({"fabc123": {"triton_poi_fused_add_gelu_0": shares}})
     found = joined(tmp_path, compiled(), sidecar=sidecar)
     assert owned(found) == {("net.fc", "forward"): 7500, ("net.act", "forward"): 2500, ("Opt_0", "forward"): 5000}
@@ -293,8 +293,8 @@ def test_a_fused_kernel_is_cut_in_proportion_to_the_sidecars_weights(tmp_path):
 
 def test_a_kernel_written_once_and_called_for_each_layer_is_told_apart_by_its_calls(tmp_path):
     name = "triton_poi_fused_gelu_0"
-    rows = {f"{name}#{i}": normalised([(f"{i}.act", "forward", 1.0)]) for i in range(2)}
-    rows[name] = normalised([("0.act", "forward", 1.0), ("1.act", "forward", 1.0)])
+    rows = {f"{name}#{i}": normalise_shares([(f"{i}.act", "forward", 1.0)]) for i in range(2)}
+    rows[name] = normalise_shares([("0.act", "forward", 1.0), ("1.act", "forward", 1.0)])
     sidecar = Sidecar({"fabc": rows})
     call = [note("## Call CompiledFxGraph fabc ##", 0, 50)]
     twice = [*call, *pair(1, 10, 10, 1, name=name), *pair(2, 30, 6, 2, name=name)]
@@ -317,7 +317,7 @@ def called(n):
 
 
 def test_operators_that_a_compiled_graph_calls_are_told_apart_by_their_order(tmp_path):
-    rows = {f"extern_kernels.mm#{i}": normalised([(f"{i}.fc", "forward", 1.0)]) for i in range(3)}
+    rows = {f"extern_kernels.mm#{i}": normalise_shares([(f"{i}.fc", "forward", 1.0)]) for i in range(3)}
     sidecar = Sidecar({"fabc": rows})
     expected = {(f"{i}.fc", "forward"): 4000 + 1000 * i for i in range(3)}
     found = joined(tmp_path, called(3), sidecar=sidecar)
@@ -328,7 +328,7 @@ def test_operators_that_a_compiled_graph_calls_are_told_apart_by_their_order(tmp
 
 
 def test_another_graphs_kernel_of_the_same_name_is_not_taken(tmp_path):
-    sidecar = Sidecar({"fother": {"triton_poi_fused_add_gelu_0": normalised([("net.fc", "forward", 1.0)])}})
+    sidecar = Sidecar({"fother": {"triton_poi_fused_add_gelu_0": normalise_shares([("net.fc", "forward", 1.0)])}})
     assert owned(joined(tmp_path, compiled(), sidecar=sidecar)) == {("Opt_0", "forward"): 15000}
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchwatt.core.errors import TraceError
-from torchwatt.tracing.traces.clock import fit_offset
+from torchwatt.kineto.trace_offset import fit_offset
 
 MS = 1_000_000
 

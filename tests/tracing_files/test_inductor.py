@@ -10,8 +10,8 @@ from torch import nn
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.terms import Slot
-from torchwatt.tracing.inductor import Recorder, module_name, recording, shares
-from torchwatt.tracing.traces import read_sidecar
+from torchwatt.kineto import read_sidecar
+from torchwatt.tracing.inductor import ProvenanceRecorder, module_name, recording, shares
 
 
 class Block(nn.Module):
@@ -64,7 +64,7 @@ def test_a_pass_that_somebody_else_set_is_not_replaced():
     from torch._inductor import config
 
     with (
-        config.patch(post_grad_custom_post_pass=Recorder()._pass),
+        config.patch(post_grad_custom_post_pass=ProvenanceRecorder()._pass),
         pytest.raises(ConfigError, match="another custom pass"),
         recording(),
     ):
@@ -104,12 +104,12 @@ def test_one_kernel_called_for_two_layers_is_told_apart_call_by_call():
 def test_a_sidecar_grows_and_never_overwrites_a_strange_file(tmp_path):
     path = tmp_path / "s.json"
     for key in ("f1", "f2"):
-        recorder = Recorder()
+        recorder = ProvenanceRecorder()
         recorder._pass.owners = {"a": ("fc", "forward")}
         recorder.note(SimpleNamespace(_fx_graph_cache_key=key), {"k:1": ["a"]})
         recorder.save(path)
     assert set(json.loads(path.read_text())["graphs"]) == {"f1", "f2"}
     path.write_text("mine")
     with pytest.raises(ConfigError, match="no sidecar"):
-        Recorder().save(path)
+        ProvenanceRecorder().save(path)
     assert path.read_text() == "mine"

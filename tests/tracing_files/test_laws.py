@@ -7,10 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.tracing_files.build import BACK, event, joined, kernel, launch, module, node, note, op, owned
-from torchwatt.tracing.ranges import NOBODY
-from torchwatt.tracing.traces.busy import busy_ns, shares_ns, union
-from torchwatt.tracing.traces.gather import ns_from_us
-from torchwatt.tracing.traces.nest import nest
+from torchwatt.core.intervals import NO_INDEX, busy_ns, busy_shares_ns, nest_intervals, union_intervals
+from torchwatt.kineto.column_builder import ns_from_us
 
 FEW = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
@@ -115,10 +113,10 @@ def nested(rows):
 def test_the_innermost_is_the_shortest_that_holds_the_instant(rows, lane, t):
     rows = nested(rows)
     lanes, start, end = arrays(rows)
-    found = int(nest(lanes, start, end).at(np.array([lane]), np.array([t]))[0])
+    found = int(nest_intervals(lanes, start, end).at(np.array([lane]), np.array([t]))[0])
     holding = [i for i in range(len(rows)) if lanes[i] == lane and start[i] <= t < end[i]]
     if not holding:
-        assert found == NOBODY
+        assert found == NO_INDEX
     else:
         assert found in holding
         assert end[found] - start[found] == min(end[i] - start[i] for i in holding)
@@ -128,12 +126,12 @@ def test_the_innermost_is_the_shortest_that_holds_the_instant(rows, lane, t):
 def test_whatever_crosses_still_gives_one_owner_that_had_begun(rows):
     lanes, start, end = arrays(rows)
     times = np.arange(0, 20)
-    tree = nest(lanes, start, end)
+    tree = nest_intervals(lanes, start, end)
     for lane in range(3):
         for t, found in zip(times, tree.at(np.full(20, lane), times), strict=True):
-            assert found == NOBODY or (lanes[found] == lane and start[found] <= t < end[found])
+            assert found == NO_INDEX or (lanes[found] == lane and start[found] <= t < end[found])
     top = tree.outermost(np.arange(len(rows)))
-    assert (tree.parent[top] == NOBODY).all()
+    assert (tree.parent[top] == NO_INDEX).all()
 
 
 @given(intervals)
@@ -141,13 +139,13 @@ def test_shares_add_up_to_busy_time_which_is_the_union(rows):
     _, start, end = arrays(rows)
     covered = {t for s, e in zip(start.tolist(), end.tolist(), strict=True) for t in range(s, e)}
     assert busy_ns(start, end) == len(covered)
-    share = shares_ns(start, end)
+    share = busy_shares_ns(start, end)
     assert np.isclose(share.sum(), len(covered))
     for i in range(len(rows)):
         ticks = range(int(start[i]), int(end[i]))
         by_hand = sum(1 / sum(s <= t < e for s, e in zip(start, end, strict=True)) for t in ticks)
         assert np.isclose(share[i], by_hand)
-    lo, hi = union(start, end)
+    lo, hi = union_intervals(start, end)
     assert (lo[1:] > hi[:-1]).all()
 
 

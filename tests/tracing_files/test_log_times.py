@@ -3,7 +3,7 @@
 import pytest
 
 from torchwatt.core.errors import ConfigError
-from torchwatt.sensors.logs.timestamps import LogClock, zone_of
+from torchwatt.sensors.logs.log_clock import LogClock, parse_zone
 
 NS = 1_700_000_000_250_000_000  # Tuesday, 14 November 2023, 22:13:20.25 UTC
 WHOLE = 1_700_000_000_000_000_000
@@ -72,7 +72,7 @@ def test_days_and_months_that_may_be_swapped_are_said():
 @pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
 def test_at_the_end_of_summer_time_the_clock_goes_on(zone):
     """In Berlin, 29 October 2023 had the hour from two to three twice."""
-    clock = LogClock(zone_of(zone))
+    clock = LogClock(parse_zone(zone))
     cells = [f"2023/10/29 {time}.000" for time in ("02:59:58", "02:59:59", "02:00:00", "02:00:01", "03:00:00")]
     times = [clock.read(cell, "") for cell in cells]
     first = 1_698_548_398 * 10**9  # 02:59:58 as UTC
@@ -83,7 +83,7 @@ def test_at_the_end_of_summer_time_the_clock_goes_on(zone):
 
 def test_at_the_begin_of_summer_time_a_zone_closes_the_gap():
     """In Berlin, 26 March 2023 had no hour from two to three."""
-    clock = LogClock(zone_of("Europe/Berlin"))
+    clock = LogClock(parse_zone("Europe/Berlin"))
     before, after = (clock.read(f"2023-03-26 {time}", "") for time in ("01:59:59", "03:00:00"))
     assert after - before == 10**9
 
@@ -96,4 +96,4 @@ def test_lines_an_hour_apart_on_another_day_stay_where_they_are():
 
 def test_a_zone_that_does_not_exist_is_named():
     with pytest.raises(ConfigError, match="no time zone 'Nowhere/City'"):
-        zone_of("Nowhere/City")
+        parse_zone("Nowhere/City")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from torchwatt.core.errors import TraceError
-from torchwatt.tracing.traces.read import read_trace
+from torchwatt.kineto.trace_reader import read_trace
 
 
 def event(category, name, ts, pid, tid, **args):

@@ -9,7 +9,7 @@ import torchwatt
 from tests.support import ready
 from tests.tracing_files.build import BASE_NS, kernel, module, pair, save
 from torchwatt.core.errors import ConfigError
-from torchwatt.session.offline import Files, run_offline
+from torchwatt.offline.trace_attribution import RecordedFiles, attribute_files
 
 MS = 1_000_000
 
@@ -65,7 +65,7 @@ def test_a_given_and_a_fitted_offset_lead_to_the_same_joules(tmp_path):
     whole = torchwatt.attribute(*bursts(tmp_path)).energy_j
     path, moved = bursts(tmp_path, shift_ns=3_600 * 10**9)
     assert torchwatt.attribute(path, moved, offset=3600.0).energy_j == pytest.approx(whole, rel=1e-9)
-    found = run_offline(Files((path,), moved, offset="fit"))
+    found = attribute_files(RecordedFiles((path,), moved, offset="fit"))
     assert found.joined[0].offset_ns == pytest.approx(3_600 * 10**9, abs=5 * MS)
     assert found.report.energy_j == pytest.approx(whole, rel=0.02)
     assert [event.code for event in found.events] == ["OFFSET_FITTED"]
@@ -150,6 +150,6 @@ def test_mistakes_are_one_line_and_exit_code_2(args, words):
 
 def test_two_streams_at_once_are_not_twice_as_long(tmp_path):
     events = [module("A_0", 0, 9), *pair(1, 2, 10, 1, stream=1), *pair(2, 2, 10, 2, stream=2), kernel(20, 5, 99)]
-    found = run_offline(Files((save(tmp_path, events),)))
+    found = attribute_files(RecordedFiles((save(tmp_path, events),)))
     assert found.report is None
     assert found.joined[0].busy_ns == {"gpu:0": 15_000}

@@ -12,8 +12,8 @@ from tests.tracing_files.build import BASE_NS, module, pair, save
 from torchwatt.audit import verify
 from torchwatt.audit.exports import export
 from torchwatt.core.errors import ConfigError, SensorError
-from torchwatt.session.files import write_csv
-from torchwatt.session.frames import layers
+from torchwatt.reports.dataframes import layer_frame
+from torchwatt.reports.output_files import write_csv
 from torchwatt.views import to_html_fragment, to_payload, to_text
 
 RUN_S = 0.4
@@ -54,7 +54,7 @@ def test_a_log_of_one_reading_a_second_gives_a_short_run_its_joules(tmp_path):
     assert report.energy_j == pytest.approx(200.1 * RUN_S, rel=2e-3)
     assert report.status == "complete"
     assert not [event for event in report.events if event.code == "SAMPLE_GAP"]
-    rows = layers(report).set_index("fqn")
+    rows = layer_frame(report).set_index("fqn")
     for name in ("Net_0.A_0", "Net_0.A_1"):
         assert rows["energy_self_j"][name] == pytest.approx(200.1 * RUN_S / 2, rel=2e-3)
         assert rows["energy_systematic_lo_j"][name] < 200 * RUN_S / 2 < rows["energy_systematic_hi_j"][name]
@@ -66,7 +66,7 @@ def test_a_run_between_two_readings_is_as_uncertain_as_they_differ(tmp_path):
     report = torchwatt.attribute(trace(tmp_path), read)
     lo_j, hi_j = report.systematic_j
     assert lo_j < 300 * RUN_S < hi_j
-    rows = layers(report).set_index("fqn")
+    rows = layer_frame(report).set_index("fqn")
     for name in ("Net_0.A_0", "Net_0.A_1"):
         assert rows["energy_systematic_lo_j"][name] < 300 * RUN_S / 2 < rows["energy_systematic_hi_j"][name]
 
@@ -190,7 +190,7 @@ def test_the_card_that_is_named_has_the_layers_and_the_others_are_not_in_the_tot
     report = torchwatt.attribute(trace(tmp_path), read, device=named)
     assert report.energy_j == pytest.approx(300 * RUN_S, rel=1e-6)
     assert [str(ledger.domain) for ledger in report.ledgers] == ["gpu:0"]
-    rows = layers(report).set_index("fqn")["energy_self_j"]
+    rows = layer_frame(report).set_index("fqn")["energy_self_j"]
     assert rows["Net_0.A_0"] == pytest.approx(150 * RUN_S, rel=1e-6)
     assert "3 other cards of the power log are not in the total" in " ".join(to_text(report).split())
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from torchwatt.tracing.traces import join, read_trace
+from torchwatt.kineto import join_trace, read_trace
 
 RECORDINGS = Path(__file__).parent / "recordings"
 BLOCKS = [f"Language_0.Sequential_0.Block_{i}" for i in range(2)]
@@ -50,7 +50,7 @@ def test_each_kernel_of_a_replayed_graph_is_its_layers_by_the_order_of_capture(k
     for place, (_, ns) in enumerate(kernels):
         expected[ORDER[place % len(ORDER)]] += ns
     captured = read_trace(RECORDINGS / "h100-capture.json.gz")
-    (activity,) = join(read_trace(RECORDINGS / "h100-replay.json.gz"), captures=[captured]).activities
+    (activity,) = join_trace(read_trace(RECORDINGS / "h100-replay.json.gz"), captures=[captured]).activities
     found = Counter()
     for slot, ns in zip(activity.slot.tolist(), (activity.end_ns - activity.start_ns).tolist(), strict=True):
         assert activity.slots[slot].phase == "forward"
@@ -62,6 +62,6 @@ def test_each_kernel_of_a_replayed_graph_is_its_layers_by_the_order_of_capture(k
 
 
 def test_without_the_capture_nothing_is_guessed(kernels):
-    (activity,) = join(read_trace(RECORDINGS / "h100-replay.json.gz")).activities
+    (activity,) = join_trace(read_trace(RECORDINGS / "h100-replay.json.gz")).activities
     assert int((activity.end_ns - activity.start_ns).sum()) == pytest.approx(sum(ns for _, ns in kernels), abs=100)
     assert not any("Linear" in slot.fqn for slot in activity.slots)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from torchwatt.core.errors import SensorError
-from torchwatt.sensors.power_log import read_power_log
+from torchwatt.sensors.logs.power_log import read_power_log
 
 NS = 1_700_000_000_250_000_000
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from tests.tracing_files.power_log_variants import READ, REFUSED
-from torchwatt.attribution.curves import metered
+from torchwatt.attribution.metered_curve import build_metered_curve
 from torchwatt.core.errors import SensorError
-from torchwatt.sensors.logs.cards import Card
-from torchwatt.sensors.power_log import read_power_log
+from torchwatt.sensors.logs.log_cards import LogCard
+from torchwatt.sensors.logs.power_log import read_power_log
 
 DOCS = Path(__file__).parents[2] / "docs" / "power_logs.md"
 
@@ -17,9 +17,11 @@ def joules(recording):
     """Joules of each card by the most telling of its names."""
     found = {}
     for meter in recording.meters:
-        card = Card.of(meter)
-        name = card.uuid or card.bus_id or (card.host if len({Card.of(m).host for m in recording.meters}) > 1 else "")
-        found[name or str(meter.domain)] = pytest.approx(metered(meter, recording).curve.total_j, rel=1e-9)
+        card = LogCard.of(meter)
+        name = (
+            card.uuid or card.bus_id or (card.host if len({LogCard.of(m).host for m in recording.meters}) > 1 else "")
+        )
+        found[name or str(meter.domain)] = pytest.approx(build_metered_curve(meter, recording).curve.total_j, rel=1e-9)
     return found
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.tracing_files.build import BASE_NS, event, joined, kernel, launch, module, note, op, owned, pair, save
 from torchwatt.core.errors import TraceError
-from torchwatt.tracing.traces import join, read_sidecar, read_trace
+from torchwatt.kineto import join_trace, read_sidecar, read_trace
 
 FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
@@ -43,21 +43,21 @@ def test_the_size_of_blocks_and_the_spacing_change_nothing(tmp_path, block, inde
     whole = joined(tmp_path, steps())
     path = tmp_path / "other.json"
     path.write_text(json.dumps({"baseTimeNanoseconds": BASE_NS, "traceEvents": steps()}, indent=indent))
-    same(whole, join(read_trace(path, block=block)))
+    same(whole, join_trace(read_trace(path, block=block)))
 
 
 def test_gzip_a_bare_list_and_a_base_written_last_are_the_same_trace(tmp_path):
     whole = joined(tmp_path, steps())
     last = tmp_path / "last.json"
     last.write_text(json.dumps({"traceEvents": steps(), "traceName": "x", "baseTimeNanoseconds": BASE_NS}))
-    same(whole, join(read_trace(last)))
-    same(whole, join(read_trace(last, block=300)))
+    same(whole, join_trace(read_trace(last)))
+    same(whole, join_trace(read_trace(last, block=300)))
     zipped = tmp_path / "zipped"
     zipped.write_bytes(gzip.compress(last.read_bytes()))
-    same(whole, join(read_trace(zipped)))
+    same(whole, join_trace(read_trace(zipped)))
     bare = tmp_path / "bare.json"
     bare.write_text(json.dumps(steps()))
-    found = join(read_trace(bare), offset_ns=BASE_NS)
+    found = join_trace(read_trace(bare), offset_ns=BASE_NS)
     same(whole, found)
     assert found.clock == "unknown"
 
@@ -69,7 +69,7 @@ def test_what_follows_the_events_may_be_longer_than_a_block(tmp_path):
     path.write_text(json.dumps({"traceEvents": steps(), **tail}))
     trace = read_trace(path, block=512)
     assert (trace.rank, len(trace.device_names), trace.clock) == (3, 50, "base")
-    same(joined(tmp_path, steps()), join(trace))
+    same(joined(tmp_path, steps()), join_trace(trace))
 
 
 def test_unix_microseconds_are_known_by_their_size(tmp_path):
@@ -148,7 +148,7 @@ def test_an_odd_field_costs_at_most_its_own_event(tmp_path, field, value, at):
     events[at] = {**events[at], field: value}
     good = joined(tmp_path, [e for i, e in enumerate(events) if i != at])
     trace = read_trace(save(tmp_path, events))
-    found = join(trace)
+    found = join_trace(trace)
     assert good.records <= found.records <= good.records + 1
     assert good.total_kernel_ns <= found.total_kernel_ns or events[at]["cat"] != "kernel"
 
@@ -162,7 +162,7 @@ def test_an_odd_field_costs_at_most_its_own_event(tmp_path, field, value, at):
 def test_an_odd_argument_costs_at_most_its_own_events_owner(tmp_path, field, value, at):
     events = steps(30)
     events[at] = {**events[at], "args": {**events[at]["args"], field: value}}
-    found = join(read_trace(save(tmp_path, events)))
+    found = join_trace(read_trace(save(tmp_path, events)))
     assert found.records == 30
     assert found.total_kernel_ns == sum(e["dur"] * 1000 for e in events if e["cat"] == "kernel")
 
@@ -175,7 +175,7 @@ def test_numbers_and_paths_that_are_no_json_are_read_all_the_same(tmp_path):
     path.write_text(odd)
     trace = read_trace(path)
     assert trace.events == len(steps(6))
-    same(joined(tmp_path, steps(6)), join(trace))
+    same(joined(tmp_path, steps(6)), join_trace(trace))
 
 
 def test_a_broken_event_in_the_middle_is_left_out_and_counted(tmp_path):
@@ -192,12 +192,12 @@ def test_bytes_that_are_no_utf8_are_only_a_name(tmp_path):
     text = save(tmp_path, steps(2)).read_bytes().replace(b"L_1", b"L\xff1")
     path = tmp_path / "t.json"
     path.write_bytes(text)
-    assert join(read_trace(path)).kernel_ns["module-forward"] == 3000
+    assert join_trace(read_trace(path)).kernel_ns["module-forward"] == 3000
 
 
 def test_times_that_make_no_sense_are_left_out_and_said(tmp_path):
     events = [*steps(2), kernel(10**17, 5, 1), kernel(5, -3, 1), launch(float("nan"), 9)]
-    found = join(read_trace(save(tmp_path, events)))
+    found = join_trace(read_trace(save(tmp_path, events)))
     assert found.records == 2
     assert any("3 events" in text and "no usable time" in text for text in found.notes)
 
@@ -237,7 +237,7 @@ def test_deep_nesting_and_crossing_ranges_are_no_error(tmp_path):
 def test_reading_and_joining_import_no_torch(tmp_path):
     path = save(tmp_path, steps(2))
     code = (
-        "import sys; from torchwatt.tracing.traces import read_trace, join\n"
+        "import sys; from torchwatt.kineto import read_trace, join\n"
         f"join(read_trace({str(path)!r})); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -255,7 +255,7 @@ def test_memory_is_bounded_by_the_file(tmp_path):
     def peak(path):
         # Not ru_maxrss: that survives exec, and would be this process's.
         code = (
-            "from torchwatt.tracing.traces import read_trace, join\n"
+            "from torchwatt.kineto import read_trace, join\n"
             f"join(read_trace({str(path)!r}))\n"
             "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
         )

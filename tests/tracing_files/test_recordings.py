@@ -12,8 +12,8 @@ import pytest
 
 from tests.support.other_recordings import recordings_of_others
 from tests.tracing_files import reference
-from torchwatt.sensors.power_log import read_power_log
-from torchwatt.tracing.traces import join, read_trace
+from torchwatt.kineto import join_trace, read_trace
+from torchwatt.sensors.logs.power_log import read_power_log
 
 TRACES = recordings_of_others()
 # Part of kernel time that reaches a module, a reserved row or a named range. Operators count for nothing here.
@@ -115,7 +115,7 @@ def found():
     def of(name):
         if name not in known:
             captures = [read_trace(path(CAPTURES[name]))] if name in CAPTURES else []
-            known[name] = join(read_trace(path(name)), captures=captures)
+            known[name] = join_trace(read_trace(path(name)), captures=captures)
         return known[name]
 
     def path(name):
@@ -170,7 +170,7 @@ def test_every_layer_agrees_with_a_slow_join_by_other_means(name, found, raw):
 
 
 def test_a_trace_without_kernels_has_no_activity_and_says_no_wrong_figure():
-    one = join(read_trace(TRACES / "kineto" / "cupti_range_a100.json.gz"))
+    one = join_trace(read_trace(TRACES / "kineto" / "cupti_range_a100.json.gz"))
     assert one.activities == ()
     assert one.total_kernel_ns == 0
     assert one.named_share == 0
@@ -205,7 +205,7 @@ def replayed(capture, replay):
 
 
 def test_a_replay_without_its_capture_is_booked_to_what_encloses_it_and_said():
-    one = join(read_trace(TRACES / "kineto" / "graph_replay_sglang_qwen3_8b_mi300x.json.gz"))
+    one = join_trace(read_trace(TRACES / "kineto" / "graph_replay_sglang_qwen3_8b_mi300x.json.gz"))
     assert one.share("graph") > 0.98
     assert any("have no capture that fits" in text for text in one.notes)
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.tracing_files import reference
 from tests.tracing_files.synthetic import SyntheticProgram, inference, layers_of, training
-from torchwatt.tracing.traces import join, read_trace
+from torchwatt.kineto import join_trace, read_trace
 
 PROGRAMS = {
     "training": training,
@@ -33,7 +33,7 @@ def by_leaf(found):
 
 
 def test_every_layer_has_its_own_forward_and_backward_time(program, tmp_path):
-    found = join(read_trace(program.save(tmp_path / "t.json.gz")))
+    found = join_trace(read_trace(program.save(tmp_path / "t.json.gz")))
     assert by_leaf(found) == program.owner_ns
     assert found.total_kernel_ns == program.kernel_ns == reference.kernel_ns(program.events)
     assert sum(len(activity) for activity in found.activities) == found.records
@@ -43,21 +43,21 @@ def test_every_layer_has_its_own_forward_and_backward_time(program, tmp_path):
 
 def test_every_layer_agrees_with_a_slow_join_by_other_means(program, tmp_path):
     path = program.save(tmp_path / "t.json.gz")
-    times, slow = by_leaf(join(read_trace(path))), reference.layer_times(reference.load(path))
+    times, slow = by_leaf(join_trace(read_trace(path))), reference.layer_times(reference.load(path))
     assert len(slow) >= 9
     assert {key: times[key] for key in slow} == slow
 
 
 def test_recomputed_layers_are_backward_and_said_to_be_recomputed(tmp_path):
-    found = join(read_trace(training(recompute=True).save(tmp_path / "t.json.gz")))
-    plain = join(read_trace(training().save(tmp_path / "plain.json.gz")))
+    found = join_trace(read_trace(training(recompute=True).save(tmp_path / "t.json.gz")))
+    plain = join_trace(read_trace(training().save(tmp_path / "plain.json.gz")))
     assert found.kernel_ns["recompute"] > 0
     assert plain.kernel_ns["recompute"] == 0
 
 
 def test_busy_time_is_less_than_the_sum_where_streams_overlap(tmp_path):
     program = training(reduce=True)
-    found = join(read_trace(program.save(tmp_path / "t.json.gz")))
+    found = join_trace(read_trace(program.save(tmp_path / "t.json.gz")))
     spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in program.events if e["cat"] == "kernel")
     union, until = 0, 0
     for start, end in spans:
@@ -79,7 +79,7 @@ def replayed(tmp_path, owner=None):
 
 def test_replayed_kernels_belong_to_the_modules_that_launched_them_at_capture(tmp_path):
     capture, replay, program = replayed(tmp_path)
-    found = join(replay, captures=[capture])
+    found = join_trace(replay, captures=[capture])
     assert by_leaf(found) == program.owner_ns
     assert len(program.owner_ns) == 12
     assert any("3 of 3 graph replays are labelled" in text for text in found.notes)
@@ -87,7 +87,7 @@ def test_replayed_kernels_belong_to_the_modules_that_launched_them_at_capture(tm
 
 def test_a_replay_without_its_capture_is_booked_to_what_encloses_it_and_said(tmp_path):
     _, replay, program = replayed(tmp_path, owner="decode")
-    found = join(replay)
+    found = join_trace(replay)
     assert by_leaf(found) == program.owner_ns
     assert found.share("graph") == pytest.approx(1.0)
     assert any("have no capture that fits" in text for text in found.notes)
@@ -96,6 +96,6 @@ def test_a_replay_without_its_capture_is_booked_to_what_encloses_it_and_said(tmp
 def test_a_trace_without_kernels_has_no_activity_and_says_no_wrong_figure(tmp_path):
     program = inference()
     program.events = [e for e in program.events if e["cat"] != "kernel"]
-    found = join(read_trace(program.save(tmp_path / "t.json.gz")))
+    found = join_trace(read_trace(program.save(tmp_path / "t.json.gz")))
     assert found.activities == ()
     assert (found.total_kernel_ns, found.named_share) == (0, 0)

@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.reports import CPU, GPU, bare_report
-from torchwatt.audit.rows import rows_by_table
+from torchwatt.audit.table_rows import rows_by_table
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.terms import ROOT, UNATTRIBUTED
 from torchwatt.core.trace import ModuleInfo
-from torchwatt.session import frames
-from torchwatt.session.faces import MAX_HTML_BYTES
-from torchwatt.views import format_energy, live_layers, to_html_fragment, to_html_page, to_payload, to_text
-from torchwatt.views.payload import MAX_BYTES
-from torchwatt.views.tree import MAX_DEPTH
+from torchwatt.reports import dataframes
+from torchwatt.reports.report_result import MAX_HTML_BYTES
+from torchwatt.views import format_energy, live_layers_payload, to_html_fragment, to_html_page, to_payload, to_text
+from torchwatt.views.module_tree import MAX_DEPTH
+from torchwatt.views.report_payload import MAX_PAYLOAD_BYTES
 
 OWN_ROWS = (UNATTRIBUTED, "(profiler)", "(compile)")
 
@@ -104,7 +104,7 @@ def fqn_of(line):
 
 
 def check_rows(report, truth):
-    rows = frames.layers(report)
+    rows = dataframes.layer_frame(report)
     assert fsum(rows.energy_self_j) == report.energy_j
     rows = rows[~rows.fqn.isin(OWN_ROWS)]
     assert rows.groupby(["fqn", "phase"]).energy_total_j.sum().to_dict() == truth.slots
@@ -191,9 +191,9 @@ def check_all(report, *, csv=True):
     check_tree(truth, list(lines_of_html(to_html_page(report))), fits=count <= 400)
     check_tree(truth, list(lines_of_html(to_html_fragment(report, MAX_HTML_BYTES))), fits=count <= 20)
     payload = to_payload(report)
-    assert len(json.dumps(payload)) < MAX_BYTES
+    assert len(json.dumps(payload)) < MAX_PAYLOAD_BYTES
     check_tree(truth, list(lines_of_payload(payload)), fits=count <= 150)
-    check_tree(truth, list(lines_of_payload(live_layers(report)["layers"])), fits=count <= 100)
+    check_tree(truth, list(lines_of_payload(live_layers_payload(report)["layers"])), fits=count <= 100)
 
 
 @st.composite
@@ -260,7 +260,7 @@ def test_a_model_is_whole_where_its_root_did_nothing_itself():
     )
     ledger = Ledger(GPU, 2.0, entries, "counter", "measured", 1.0, 1.0)
     report = bare_report(ledgers=(ledger,), modules=tuple(ModuleInfo(n, "X") for n in (ROOT, *names)), unavailable=())
-    rows = frames.layers(report).set_index("fqn")
+    rows = dataframes.layer_frame(report).set_index("fqn")
     assert rows.energy_total_j.to_dict() == {"a.b": 1.0, "a.c": 1.0, ROOT: 2.0, "a": 2.0}
     assert rows.energy_self_j.to_dict() == {"a.b": 1.0, "a.c": 1.0, ROOT: 0.0, "a": 0.0}
     assert rows.calls.isna()[ROOT]

@@ -6,24 +6,23 @@ from dataclasses import replace
 
 import numpy as np
 
-from torchwatt.attribution.curves import Metered
-from torchwatt.attribution.device_books import DeviceBooks, device_books, entries
-from torchwatt.attribution.kernel import family_of
-from torchwatt.attribution.known import Known
-from torchwatt.attribution.readings import finest
-from torchwatt.attribution.repeats import whole_interval_j
-from torchwatt.attribution.sentence import how_known
-from torchwatt.core.activity import Activity
-from torchwatt.core.curve import EnergyCurve
+from torchwatt.attribution.device_attribution import DeviceAttribution, attribute_device, build_device_entries
+from torchwatt.attribution.device_priors import DevicePriors
+from torchwatt.attribution.metered_curve import MeteredCurve
+from torchwatt.attribution.method_note import describe_method
+from torchwatt.attribution.repeat_spread import unsplit_interval_j
+from torchwatt.attribution.sensor_response import find_sensor_family
+from torchwatt.attribution.sensor_updates import select_power_series
+from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Event, Recording
 from torchwatt.core.terms import UNATTRIBUTED, Slot
-from torchwatt.core.trace import Trace
+from torchwatt.core.trace import Activity, Trace
 from torchwatt.core.units import NS_PER_S
 
 
-def device_ledger(
-    metered: Metered, blank: Ledger, curve: EnergyCurve, recording: Recording, trace: Trace, priors: Known
+def build_device_ledger(
+    metered: MeteredCurve, blank: Ledger, curve: EnergyCurve, recording: Recording, trace: Trace, priors: DevicePriors
 ) -> tuple[Ledger, list[Event]]:
     """Return a device's ledger and the events of its attribution."""
     books = None
@@ -32,26 +31,30 @@ def device_ledger(
     ring_events: list[Event] = []
     if activity is not None:
         powers = [recording.get(c.key) for c in metered.meter.channels if c.quantity == "power"]
-        power, why = finest([series for series in powers if series is not None], curve.start_ns, curve.end_ns)
+        power, why = select_power_series(
+            [series for series in powers if series is not None], curve.start_ns, curve.end_ns
+        )
         if why:
             message = f"layers were fitted to polled power, not to the driver's own samples: {why}"
             ring_events = [Event(curve.start_ns, "info", "RING_UNUSED", name, message)]
-        books = device_books(curve, activity, trace, power, family_of(metered.meter.model), priors)
+        books = attribute_device(curve, activity, trace, power, find_sensor_family(metered.meter.model), priors)
     if books is None or activity is None:
-        interval_j = whole_interval_j(curve, trace)
+        interval_j = unsplit_interval_j(curve, trace)
         lo_j, hi_j = interval_j
-        entry = _whole(metered, curve, blank.static_w, interval_j)
+        entry = _unsplit_entry(metered, curve, blank.static_w, interval_j)
         ledger = replace(blank, energy_j=curve.total_j, energy_lo_j=lo_j, energy_hi_j=hi_j, entries=(entry,))
-        return replace(ledger, sentence=how_known(metered, ledger, None)), _no_device_timeline(metered, curve, trace)
-    rows = entries(books, blank.static_w, _calls(trace, curve), metered.meter.accuracy_rel)
+        return replace(ledger, sentence=describe_method(metered, ledger, None)), _no_timeline_events(
+            metered, curve, trace
+        )
+    rows = build_device_entries(books, blank.static_w, _count_calls(trace, curve), metered.meter.accuracy_rel)
     lo_j, hi_j = books.interval_j
     ledger = replace(blank, energy_j=curve.total_j, energy_lo_j=lo_j, energy_hi_j=hi_j, entries=rows)
-    return replace(ledger, sentence=how_known(metered, ledger, books)), ring_events + _events(
+    return replace(ledger, sentence=describe_method(metered, ledger, books)), ring_events + _attribution_events(
         metered, curve, activity, books
     )
 
 
-def _calls(trace: Trace, curve: EnergyCurve) -> dict[Slot, int | None]:
+def _count_calls(trace: Trace, curve: EnergyCurve) -> dict[Slot, int | None]:
     """Count the host's calls of each slot inside the curve, since kernels are not calls; None: unknown."""
     overlaps = (trace.end_ns > curve.start_ns) & (trace.start_ns < curve.end_ns)
     counts = np.bincount(trace.slot[overlaps], trace.calls[overlaps], len(trace.slots))
@@ -61,7 +64,9 @@ def _calls(trace: Trace, curve: EnergyCurve) -> dict[Slot, int | None]:
     }
 
 
-def _events(metered: Metered, curve: EnergyCurve, activity: Activity, books: DeviceBooks) -> list[Event]:
+def _attribution_events(
+    metered: MeteredCurve, curve: EnergyCurve, activity: Activity, books: DeviceAttribution
+) -> list[Event]:
     domain = str(metered.meter.domain)
     events = [Event(curve.start_ns, "info", "ACTIVITY", domain, note) for note in activity.notes]
     if not books.fit.fitted:
@@ -76,8 +81,11 @@ def _events(metered: Metered, curve: EnergyCurve, activity: Activity, books: Dev
     return events
 
 
-def _whole(
-    metered: Metered, curve: EnergyCurve, static_w: float | None, interval_j: tuple[float, float] | tuple[None, None]
+def _unsplit_entry(
+    metered: MeteredCurve,
+    curve: EnergyCurve,
+    static_w: float | None,
+    interval_j: tuple[float, float] | tuple[None, None],
 ) -> Entry:
     """Book a domain without a device timeline to one row, as measured."""
     known_s = (curve.end_ns - curve.start_ns - sum(hi - lo for lo, hi in curve.unheard_ns())) / NS_PER_S
@@ -98,7 +106,7 @@ def _whole(
     )
 
 
-def _no_device_timeline(metered: Metered, curve: EnergyCurve, trace: Trace) -> list[Event]:
+def _no_timeline_events(metered: MeteredCurve, curve: EnergyCurve, trace: Trace) -> list[Event]:
     if len(trace) == 0:
         return []
     message = (

@@ -8,26 +8,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchwatt.audit.reader import Bundle, read_bundle
-    from torchwatt.audit.samples import SampleFormat
+    from torchwatt.audit.bundle import Bundle, read_bundle
+    from torchwatt.audit.bundle_writer import write_bundle, write_files
+    from torchwatt.audit.sample_table import SampleFormat
     from torchwatt.audit.schema import SCHEMA_VERSION, TABLES
     from torchwatt.audit.seal import Seal
     from torchwatt.audit.verification import Finding, Verification, verify
-    from torchwatt.audit.writer import write_bundle, write_files
 
 _HOMES = {
-    "Bundle": "torchwatt.audit.reader",
+    "Bundle": "torchwatt.audit.bundle",
     "Finding": "torchwatt.audit.verification",
     "SCHEMA_VERSION": "torchwatt.audit.schema",
-    "SampleFormat": "torchwatt.audit.samples",
+    "SampleFormat": "torchwatt.audit.sample_table",
     "Seal": "torchwatt.audit.seal",
     "TABLES": "torchwatt.audit.schema",
     "Verification": "torchwatt.audit.verification",
-    "read_bundle": "torchwatt.audit.reader",
+    "read_bundle": "torchwatt.audit.bundle",
     "verify": "torchwatt.audit.verification",
-    "free_name": "torchwatt.audit.writer",
-    "write_bundle": "torchwatt.audit.writer",
-    "write_files": "torchwatt.audit.writer",
+    "free_name": "torchwatt.audit.bundle_writer",
+    "write_bundle": "torchwatt.audit.bundle_writer",
+    "write_files": "torchwatt.audit.bundle_writer",
 }
 __all__ = [
     "SCHEMA_VERSION",

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from torchwatt.carbon.plan import Asked, Plan, plan
-from torchwatt.carbon.price import Priced, price
-from torchwatt.carbon.resolve import HOW_TO_GET_GRAMS
-from torchwatt.carbon.usage import Note, Subject, Usage
+from torchwatt.carbon.impacts import PricedSubject, PricingNote, RunUsage
+from torchwatt.carbon.pricing import PricedImpacts, price_run
+from torchwatt.carbon.pricing_plan import CarbonOptions, PricingPlan, make_plan
+from torchwatt.carbon.region_lookup import HOW_TO_GET_GRAMS
 
-__all__ = ["HOW_TO_GET_GRAMS", "Asked", "Note", "Plan", "Priced", "Subject", "Usage", "plan", "price"]
+__all__ = [
+    "HOW_TO_GET_GRAMS",
+    "CarbonOptions",
+    "PricedImpacts",
+    "PricedSubject",
+    "PricingNote",
+    "PricingPlan",
+    "RunUsage",
+    "make_plan",
+    "price_run",
+]

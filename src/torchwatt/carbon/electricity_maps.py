@@ -20,11 +20,11 @@ from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 
-from torchwatt.carbon.declared import GRID_UNIT
-from torchwatt.carbon.factor_file import LARGEST, written_plainly
-from torchwatt.carbon.grids import Grid, hourly
+from torchwatt.carbon.declared_factors import GRID_UNIT
+from torchwatt.carbon.factor_files import MAX_FACTOR, plain_number
+from torchwatt.carbon.grid_series import GridSeries, hourly_series
 from torchwatt.core.errors import FactorError
-from torchwatt.core.factor import Factor, identified
+from torchwatt.core.factor import Factor, with_factor_id
 
 _TIME, _ZONE = "datetime (utc)", "zone id"
 _DIRECT = "carbon intensity gco₂eq/kwh (direct)"
@@ -57,7 +57,7 @@ def is_history(header: str) -> bool:
     return _TIME in names and _ZONE in names
 
 
-def read_history(path: Path, text: str, *, basis: str = "lifecycle") -> Grid:
+def read_history(path: Path, text: str, *, basis: str = "lifecycle") -> GridSeries:
     """Read a history file.
 
     Args:
@@ -72,15 +72,15 @@ def read_history(path: Path, text: str, *, basis: str = "lifecycle") -> Grid:
         rows = list(csv.DictReader(StringIO(text.removeprefix("\ufeff"), newline="")))
     except csv.Error as error:
         raise FactorError(f"{path}: {error}") from error
-    intensities = [_hour(path, number, _folded(row), basis) for number, row in enumerate(rows, 1)]
+    intensities = [_hour(path, number, _fold_header(row), basis) for number, row in enumerate(rows, 1)]
     hours = [hour for hour in intensities if hour is not None]
     _check_hourly(path, hours)
     digest = sha256(text.encode()).hexdigest()
     factors = (as_factor(hour, f"history file {path.name}", digest) for hour in hours)
-    return hourly(f"{NAME} {hours[0].zone} ({path.name})", factors)
+    return hourly_series(f"{NAME} {hours[0].zone} ({path.name})", factors)
 
 
-def _folded(row: Mapping[str | None, str | None]) -> dict[str, str]:
+def _fold_header(row: Mapping[str | None, str | None]) -> dict[str, str]:
     """Return the cells of a row by folded column name; cells beyond the header are omitted."""
     return {name.strip().casefold(): (value or "").strip() for name, value in row.items() if name is not None}
 
@@ -122,10 +122,10 @@ def _start(where: str, text: str) -> datetime:
 
 def _grams(where: str, text: str) -> float:
     try:
-        value = float(written_plainly(text))
+        value = float(plain_number(text))
     except ValueError as error:
         raise FactorError(f"{where}: no number: {text!r}") from error
-    if not isfinite(value) or not 0 <= value <= LARGEST:
+    if not isfinite(value) or not 0 <= value <= MAX_FACTOR:
         raise FactorError(f"{where}: {text!r} is no carbon intensity")
     return value
 
@@ -142,7 +142,7 @@ def _check_hourly(path: Path, hours: list[HourlyIntensity]) -> None:
 
 def as_factor(hour: HourlyIntensity, version: str, digest: str = "", retrieved_at: datetime | None = None) -> Factor:
     """Return one hour as a factor, with its zone, its time and whether it was estimated."""
-    return identified(
+    return with_factor_id(
         Factor(
             factor_id="",
             kind="grid_gwp",
@@ -172,6 +172,6 @@ def as_factor(hour: HourlyIntensity, version: str, digest: str = "", retrieved_a
     )
 
 
-def merged(label: str, grids: Iterator[Grid] | tuple[Grid, ...]) -> Grid:
+def merge_histories(label: str, grids: Iterator[GridSeries] | tuple[GridSeries, ...]) -> GridSeries:
     """Merge several history files of one zone, such as those of two years."""
-    return hourly(label, [factor for grid in grids for factor in grid.by_hour.values()])
+    return hourly_series(label, [factor for grid in grids for factor in grid.by_hour.values()])

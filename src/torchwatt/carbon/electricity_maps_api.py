@@ -18,10 +18,10 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from torchwatt.carbon.electricity_maps import HOUR, NAME, HourlyIntensity, as_factor
-from torchwatt.carbon.factor_file import LARGEST, utc_time, written_plainly
-from torchwatt.carbon.grids import Grid, hourly
+from torchwatt.carbon.factor_files import MAX_FACTOR, plain_number, utc_time
+from torchwatt.carbon.grid_series import GridSeries, hourly_series
 from torchwatt.core.errors import FactorError
-from torchwatt.core.hours import hour_start
+from torchwatt.core.hour_energy import hour_start
 from torchwatt.disk.helper_thread import HelperThread
 
 API = "https://api.electricitymaps.com"
@@ -31,7 +31,7 @@ MAX_BYTES = 1 << 22  # of a response; 240 hours are 100 kB
 MAX_HOURS = 240  # of one request
 
 
-def fetch_hours(hours: Iterable[int], *, zone: str, token: str, at: datetime, url: str = API) -> Grid:
+def fetch_hours(hours: Iterable[int], *, zone: str, token: str, at: datetime, url: str = API) -> GridSeries:
     """Request the grid intensity of some hours of one zone.
 
     Args:
@@ -65,10 +65,10 @@ def fetch_hours(hours: Iterable[int], *, zone: str, token: str, at: datetime, ur
     rows = [_hour(row, zone) for row in _rows(response)]
     version = f"API v3, past-range, {NAME}'s answer of {at:%Y-%m-%d}"
     intensities = [item for item in rows if item is not None]
-    return hourly(f"{NAME} {zone} (API)", (as_factor(item, version, retrieved_at=at) for item in intensities))
+    return hourly_series(f"{NAME} {zone} (API)", (as_factor(item, version, retrieved_at=at) for item in intensities))
 
 
-class _Stay(HTTPRedirectHandler):
+class _RefuseRedirect(HTTPRedirectHandler):
     """Refuses redirections: urllib would send the token to the other host."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
@@ -87,7 +87,7 @@ def _ask(request: Request) -> bytes:
 
     def wait() -> None:
         try:
-            with build_opener(_Stay).open(request, timeout=TIMEOUT_S) as response:
+            with build_opener(_RefuseRedirect).open(request, timeout=TIMEOUT_S) as response:
                 answers.put(response.read(MAX_BYTES + 1))
         except BaseException as error:  # raised again in the calling thread
             answers.put(error)
@@ -129,10 +129,10 @@ def _hour(row: Mapping[str, Any], zone: str) -> HourlyIntensity | None:
     try:
         start = utc_time(str(row["datetime"]))
         start + HOUR  # raises OverflowError if the end of the hour is no valid time
-        grams = float(written_plainly(value) if isinstance(value, str) else value)
+        grams = float(plain_number(value) if isinstance(value, str) else value)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise FactorError(f"{NAME}: cannot read {str(dict(row))[:200]}") from error
-    if isinstance(value, bool) or not 0 <= grams <= LARGEST:
+    if isinstance(value, bool) or not 0 <= grams <= MAX_FACTOR:
         raise FactorError(f"{NAME}: {str(value)[:40]} is no carbon intensity")
     if row.get("zone", zone) != zone:
         raise FactorError(f"{NAME}: asked for {zone}, was answered {row['zone']!r}")

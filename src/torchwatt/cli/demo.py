@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.extras import install_command
-from torchwatt.core.plain_text import printable
+from torchwatt.core.plain_text import escape_unprintable
 from torchwatt.session import Run, profile, scope
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BATCH = 64
 
 
-def demo(
+def run_demo(
     *, epochs: int, options: dict[str, Any], out: IO[str], written: Callable[[Sequence[Path]], None] = lambda _: None
 ) -> int:
     """Train, print the report and the test accuracy; return 1 if the accuracy is 95 % or less, else 0.
@@ -29,20 +29,20 @@ def demo(
     import torch
 
     torch.manual_seed(0)
-    train, test = digits()
-    model = cnn()
+    train, test = load_digit_sets()
+    model = build_cnn()
     with profile(model, name="digits demo", **options) as run:
-        fit(model, train, epochs, run)
-    right = accuracy(model, test)
+        train_model(model, train, epochs, run)
+    right = test_accuracy(model, test)
     print(run, file=out)
     print(f"\nTest accuracy on {len(test)} unseen digits: {right:.1%}", file=out)
     for path in run.files:
-        print(printable(f"Written: {path}"), file=out)
+        print(escape_unprintable(f"Written: {path}"), file=out)
     written(run.files)
     return 0 if right > 0.95 else 1
 
 
-def digits() -> tuple[torch.utils.data.TensorDataset, torch.utils.data.TensorDataset]:
+def load_digit_sets() -> tuple[torch.utils.data.TensorDataset, torch.utils.data.TensorDataset]:
     """Return scikit-learn's 1,797 bundled 8 x 8 digits (UCI, 1998) as training and test sets.
 
     Raises:
@@ -63,7 +63,7 @@ def digits() -> tuple[torch.utils.data.TensorDataset, torch.utils.data.TensorDat
     return TensorDataset(x_train, y_train), TensorDataset(x_test, y_test)
 
 
-def cnn() -> nn.Module:
+def build_cnn() -> nn.Module:
     """Return a small CNN whose layers differ much in cost."""
     from collections import OrderedDict
 
@@ -86,7 +86,7 @@ def cnn() -> nn.Module:
     )
 
 
-def fit(model: nn.Module, data: torch.utils.data.TensorDataset, epochs: int, run: Run) -> None:
+def train_model(model: nn.Module, data: torch.utils.data.TensorDataset, epochs: int, run: Run) -> None:
     """Train for some epochs; the loss is marked with `scope`, and images are counted."""
     import torch
     from torch.nn.functional import cross_entropy
@@ -105,7 +105,7 @@ def fit(model: nn.Module, data: torch.utils.data.TensorDataset, epochs: int, run
             run.count("image", len(x))
 
 
-def accuracy(model: nn.Module, data: torch.utils.data.TensorDataset) -> float:
+def test_accuracy(model: nn.Module, data: torch.utils.data.TensorDataset) -> float:
     """Return the fraction of correct predictions."""
     import torch
 

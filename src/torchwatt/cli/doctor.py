@@ -7,24 +7,29 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torchwatt.attribution.modules import homes
-from torchwatt.attribution.scopes import by_scope
-from torchwatt.attribution.sentence import COUNTER_COVERS
+from torchwatt.attribution.counted_domains import map_gpus_to_modules
+from torchwatt.attribution.counter_scope import assign_counter_scopes
+from torchwatt.attribution.method_note import COUNTER_SCOPE_PREFIX
 from torchwatt.core.meter import Channel, Meter, Unavailable
-from torchwatt.core.plain_text import printable_lines
+from torchwatt.core.plain_text import escape_unprintable, escape_unprintable_lines
 from torchwatt.core.terms import MODULE_POWER
 from torchwatt.core.version import __version__
 from torchwatt.sensors import Sampler, discover
+from torchwatt.sensors.calibrations import calibrations_file
 from torchwatt.sensors.protocol import Discovery
 
-COMPARE_S = 4.0  # 40 updates of a counter that updates ten times a second
+if TYPE_CHECKING:
+    from torchwatt.offline.sensor_calibration import SensorCalibration
+
+
+COMPARISON_S = 4.0  # 40 updates of a counter that updates ten times a second
 
 
 PACKAGES = {"torch": "torch", "IPython (for %%energy)": "ipython", "codecarbon": "codecarbon"}
 # Packages whose versions a bug report contains.
-REPORTED = (
+REPORTED_PACKAGES = (
     "torch",
     "nvidia-ml-py",
     "numpy",
@@ -37,7 +42,7 @@ REPORTED = (
 )
 
 
-def doctor(*, as_json: bool = False) -> int:
+def print_discovery(*, as_json: bool = False) -> int:
     """Print one line per meter and per missing meter, or all of it as JSON, for a bug report.
 
     Returns:
@@ -46,19 +51,19 @@ def doctor(*, as_json: bool = False) -> int:
     discovery = discover()
     meters = [m for m in discovery.meters if any(c.quantity != "gauge" for c in m.channels)]
     if as_json:
-        print(json.dumps(_facts(discovery, meters), indent=2))
+        print(json.dumps(_discovery_facts(discovery, meters), indent=2))
     else:
-        _print(discovery, meters)
+        _print_meters(discovery, meters)
     return 0 if any(m.provenance == "measured" for m in meters) else 1
 
 
-def _facts(discovery: Discovery, meters: Sequence[Meter]) -> dict[str, Any]:
+def _discovery_facts(discovery: Discovery, meters: Sequence[Meter]) -> dict[str, Any]:
     """Return the discovery as JSON values, without serial numbers, host names or user names."""
     return {
         "torchwatt": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "packages": {name: _version(name) for name in REPORTED},
+        "packages": {name: _package_version(name) for name in REPORTED_PACKAGES},
         "meters": [
             {
                 "domain": str(meter.domain),
@@ -83,33 +88,33 @@ def _facts(discovery: Discovery, meters: Sequence[Meter]) -> dict[str, Any]:
     }
 
 
-def _version(name: str) -> str | None:
+def _package_version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _print(discovery: Discovery, meters: Sequence[Meter]) -> None:
-    covers = _covers(discovery)
+def _print_meters(discovery: Discovery, meters: Sequence[Meter]) -> None:
+    covers = _counter_scopes(discovery)
     print("Metered here:")
     for meter in meters or ():
-        print(printable_lines("\n".join((*_meter(meter), *covers.get(str(meter.domain), ())))))
+        print(escape_unprintable_lines("\n".join((*_meter_lines(meter), *covers.get(str(meter.domain), ())))))
     if not meters:
         print("  nothing")
     print("\nNot metered:")
     for missing in discovery.unavailable:
-        print(printable_lines("\n".join(_missing(missing))))
+        print(escape_unprintable_lines("\n".join(_missing_lines(missing))))
     if not discovery.unavailable:
         print("  nothing is missing")
     for event in discovery.events:
-        print(printable_lines(f"\n{event.severity}: {event.code} {event.subject}: {event.message}"))
+        print(escape_unprintable_lines(f"\n{event.severity}: {event.code} {event.subject}: {event.message}"))
     print("\nPackages:")
     for label, name in PACKAGES.items():
-        print(f"  {label}: {_version(name) or 'missing'}")
+        print(f"  {label}: {_package_version(name) or 'missing'}")
 
 
-def _covers(discovery: Discovery) -> dict[str, tuple[str, ...]]:
+def _counter_scopes(discovery: Discovery) -> dict[str, tuple[str, ...]]:
     """Return notes on what the energy counter of each GPU of a superchip covers.
 
     The counter is compared with the power readings of `COMPARE_S` seconds; without a superchip, nothing is read.
@@ -118,34 +123,56 @@ def _covers(discovery: Discovery) -> dict[str, tuple[str, ...]]:
         return {}
     feed = Sampler(discovery)
     feed.start()
-    time.sleep(COMPARE_S)
-    scoped = by_scope(feed.stop())
+    time.sleep(COMPARISON_S)
+    scoped = assign_counter_scopes(feed.stop())
     notes = {
-        str(meter.domain): tuple(f"      {note}" for note in meter.notes if note.startswith(COUNTER_COVERS))
+        str(meter.domain): tuple(f"      {note}" for note in meter.notes if note.startswith(COUNTER_SCOPE_PREFIX))
         for meter in scoped.recording.meters
     }
-    for gpu, module in homes(scoped.recording.meters).items():
+    for gpu, module in map_gpus_to_modules(scoped.recording.meters).items():
         module_note = f"      in a run it is a part of {module}, which includes CPU and memory and is counted once"
         notes[gpu] = (*notes.get(gpu, ()), module_note)
     return notes
 
 
-def _meter(meter: Meter) -> Iterator[str]:
+def _meter_lines(meter: Meter) -> Iterator[str]:
     scope = "the whole device" if meter.scope == "device" else "this process's share"
     band = f", {meter.accuracy_rel[0]:+.0%}..{meter.accuracy_rel[1]:+.0%}" if meter.accuracy_rel else ""
     yield f"  {meter.domain}  {meter.model}: {meter.provenance}, {scope}{band}"
     for channel in meter.channels:
         if channel.quantity != "gauge":
-            yield f"      {_channel(channel)}"
+            yield f"      {_channel_text(channel)}"
     for note in meter.notes:
         yield f"      {note}"
 
 
-def _channel(channel: Channel) -> str:
+def _channel_text(channel: Channel) -> str:
     return f"{channel.name} by {channel.sensor}, every {channel.period_ns / 1e6:g} ms"
 
 
-def _missing(missing: Unavailable) -> Iterator[str]:
+def _missing_lines(missing: Unavailable) -> Iterator[str]:
     yield f"  {missing.domain}: {missing.reason}"
     if missing.fix:
         yield f"      fix: {missing.fix}"
+
+
+def calibrate_device(device: str, seconds: float) -> int:
+    """Load one GPU for some seconds, fit its sensor's response, save and print it; return the exit status."""
+    from torchwatt.offline.sensor_calibration import calibrate
+
+    path = calibrations_file()
+    print(escape_unprintable(f"Driving {device} with an uneven square wave for {seconds:g} s; run nothing else on it."))
+    result = calibrate(device, seconds=seconds, path=path)
+    for calibration in (result, result.fine):
+        if calibration is not None:
+            _print_calibration(calibration)
+    print(escape_unprintable(f"Saved in {path} for this card, driver and field."))
+    return 0
+
+
+def _print_calibration(calibration: SensorCalibration) -> None:
+    model = calibration.model
+    print(escape_unprintable(f"{calibration.meter.domain}  {calibration.meter.model}: {calibration.channel.sensor}"))
+    print(f"  publishes every {model.period_s * 1e3:.3f} ms")
+    print(f"  each reading: {model.kernel}, {model.kernel.lag_s * 1e3:+.2f} ms late")
+    print(f"  residual of {calibration.readings} readings: {model.rms_w:.2f} W rms")

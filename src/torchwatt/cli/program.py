@@ -20,11 +20,11 @@ from types import CodeType, ModuleType
 from typing import NoReturn
 
 from torchwatt.core.errors import ConfigError
-from torchwatt.core.tracebacks import below_own_frames, hide_own_frames
+from torchwatt.core.tracebacks import hide_own_frames, skip_own_frames
 
 INTERPRETER = re.compile(r"python[\d.]*(\.exe)?")
-MOST_SOURCE_BYTES = 1 << 28
-PACKED = frozenset({".zip", ".pyz", ".egg", ".whl"})
+MAX_SOURCE_BYTES = 1 << 28
+ARCHIVE_SUFFIXES = frozenset({".zip", ".pyz", ".egg", ".whl"})
 
 
 @dataclass(slots=True)
@@ -48,24 +48,24 @@ class Program:
             self.main.__annotations__ = {}
         path = Path(self.script)
         if self.is_module:
-            if not _may_exist(self.script.partition(".")[0]):
+            if not _module_exists(self.script.partition(".")[0]):
                 raise ConfigError(f"no module named {self.script}")
         elif self.script == "-":
             self.source = sys.stdin.buffer.read() if sys.stdin is not None else b""
         elif INTERPRETER.fullmatch(path.name) and not path.is_dir():
-            raise ConfigError(f"{self.script} is the Python interpreter: {_without_python(self.args)}")
+            raise ConfigError(f"{self.script} is the Python interpreter: {_hint_without_python(self.args)}")
         elif not path.exists():
             raise ConfigError(f"no such script: {self.script}{_command_hint(self.script)}")
         elif not self._is_packed:
             with io.open_code(str(path.absolute())) as file:
-                self.source = file.read(MOST_SOURCE_BYTES + 1)
-            if len(self.source) > MOST_SOURCE_BYTES:
-                raise ConfigError(f"{self.script} has more than {MOST_SOURCE_BYTES} bytes: this is not a script")
+                self.source = file.read(MAX_SOURCE_BYTES + 1)
+            if len(self.source) > MAX_SOURCE_BYTES:
+                raise ConfigError(f"{self.script} has more than {MAX_SOURCE_BYTES} bytes: this is not a script")
 
     @property
     def _is_packed(self) -> bool:
         path = Path(self.script)
-        return path.is_dir() or path.suffix in PACKED
+        return path.is_dir() or path.suffix in ARCHIVE_SUFFIXES
 
     def _first_path(self) -> str:
         """Return what Python puts first on `sys.path`."""
@@ -90,7 +90,7 @@ class Program:
             # The user's own program, named on the command line.
             exec(self._code(), self.main.__dict__)  # noqa: S102
         except BaseException as error:  # every way to end: `announce` and the caller handle it as Python does
-            error.__traceback__ = below_own_frames(error.__traceback__)
+            error.__traceback__ = skip_own_frames(error.__traceback__)
             hide_own_frames(error)
             return error
         return None
@@ -114,12 +114,12 @@ class Program:
         main.__dict__["__cached__"] = None
         if path.suffix == ".pyc":
             main.__loader__ = loader = SourcelessFileLoader("__main__", name)
-            return _known(loader.get_code("__main__"), name)
+            return _require_code(loader.get_code("__main__"), name)
         main.__loader__ = SourceFileLoader("__main__", name)
         return compile(self.source, name, "exec", dont_inherit=True)
 
     def _module_code(self, spec: ModuleSpec) -> CodeType:
-        code = _known(spec.loader.get_code(spec.name) if spec.loader is not None else None, self.script)  # type: ignore[attr-defined]
+        code = _require_code(spec.loader.get_code(spec.name) if spec.loader is not None else None, self.script)  # type: ignore[attr-defined]
         main = self.main
         main.__spec__, main.__loader__, main.__package__ = spec, spec.loader, spec.parent
         if spec.origin is not None:
@@ -128,7 +128,7 @@ class Program:
         return code
 
 
-def announce(error: BaseException | None) -> int | None:
+def print_end(error: BaseException | None) -> int | None:
     """Print what Python prints when a program ends; return its exit status, None for an interrupt.
 
     The interpreter does this before it waits for threads and calls exit handlers.
@@ -141,7 +141,7 @@ def announce(error: BaseException | None) -> int | None:
     if sys.version_info >= (3, 12):
         sys.last_exc = error
     if not hasattr(sys, "excepthook"):
-        _print("sys.excepthook is missing")
+        _print_stderr("sys.excepthook is missing")
         sys.__excepthook__(type(error), error, error.__traceback__)
         return None if isinstance(error, KeyboardInterrupt) else 1
     try:
@@ -150,14 +150,14 @@ def announce(error: BaseException | None) -> int | None:
         return _exit_status(left)
     except BaseException as broken:  # as Python does: its own hook shows both
         hide_own_frames(broken)
-        _print("Error in sys.excepthook:")
+        _print_stderr("Error in sys.excepthook:")
         sys.__excepthook__(type(broken), broken, broken.__traceback__)
-        _print("\nOriginal exception was:")
+        _print_stderr("\nOriginal exception was:")
         sys.__excepthook__(type(error), error, error.__traceback__)
     return None if isinstance(error, KeyboardInterrupt) else 1
 
 
-def leave(status: int | None) -> int:
+def exit_or_interrupt(status: int | None) -> int:
     """Return the exit status; for None, end like a program that was interrupted, by the signal.
 
     Raises:
@@ -182,8 +182,8 @@ def wait_for_threads() -> None:
     except BaseException as error:
         hide_own_frames(error)
         frames = "".join(traceback.format_tb(error.__traceback__))
-        _print(f"Exception ignored in: {threading!r}\nTraceback (most recent call last):")
-        _print(f"{frames}{type(error).__name__}: {error}")
+        _print_stderr(f"Exception ignored in: {threading!r}\nTraceback (most recent call last):")
+        _print_stderr(f"{frames}{type(error).__name__}: {error}")
 
 
 def run_exit_handlers(before_exit: Callable[[], None]) -> None:
@@ -201,7 +201,7 @@ def run_exit_handlers(before_exit: Callable[[], None]) -> None:
 
     def report(unraisable: sys.UnraisableHookArgs) -> None:
         """Report a failed handler without this function: Python names its frame where a builtin failed."""
-        trace = below_own_frames(unraisable.exc_traceback)
+        trace = skip_own_frames(unraisable.exc_traceback)
         plain_hook(type(unraisable)((*unraisable[:2], trace, *unraisable[3:])))  # type: ignore[index, call-arg]
 
     os._exit, sys.unraisablehook = exit_, report
@@ -217,11 +217,11 @@ def _exit_status(error: SystemExit) -> int:
     code = error.code
     if code is None or isinstance(code, int):
         return 0 if code is None else code
-    _print(str(code))
+    _print_stderr(str(code))
     return 1
 
 
-def _print(text: str) -> None:
+def _print_stderr(text: str) -> None:
     if sys.stderr is not None:
         try:
             print(text, file=sys.stderr, flush=True)
@@ -229,7 +229,7 @@ def _print(text: str) -> None:
             return
 
 
-def _may_exist(package: str) -> bool:
+def _module_exists(package: str) -> bool:
     """Return whether a module is found in the working directory or on `sys.path`, without importing it."""
     try:
         working_directory = [] if sys.flags.safe_path else [str(Path.cwd())]
@@ -260,13 +260,13 @@ def _spec_of_module(name: str) -> ModuleSpec:
     return spec
 
 
-def _known(code: CodeType | None, program: str) -> CodeType:
+def _require_code(code: CodeType | None, program: str) -> CodeType:
     if code is None:
         raise SystemExit(f"{sys.executable}: No code object available for {program}")
     return code
 
 
-def _without_python(args: Sequence[str]) -> str:
+def _hint_without_python(args: Sequence[str]) -> str:
     arguments = " ".join(args) if args else "train.py"
     return f"torchwatt runs your script with the Python that it is installed in: torchwatt run {arguments}"
 

@@ -9,6 +9,13 @@ TorchwattError
 └── BundleError    a bundle cannot be written or read
 """
 
+from __future__ import annotations
+
+import contextlib
+import warnings
+
+from torchwatt.core.plain_text import escape_unprintable_lines
+
 
 class TorchwattError(Exception):
     """Base of every error that torchwatt raises."""
@@ -40,3 +47,12 @@ class FactorError(TorchwattError, LookupError):
 
 class BundleError(TorchwattError):
     """A bundle cannot be written or read."""
+
+
+def warn(message: str, *, stacklevel: int = 2) -> None:
+    """Issue a RuntimeWarning; if it cannot be shown or filters turn it into an error, do nothing.
+
+    A script may have closed its `sys.stderr`, or run with `-W error`.
+    """
+    with contextlib.suppress(Exception):
+        warnings.warn(escape_unprintable_lines(message), RuntimeWarning, stacklevel=stacklevel + 1)

@@ -85,16 +85,16 @@ def content_id(kind: str, content: Mapping[str, Any]) -> str:
         kind: The factor's kind.
         content: Its fields by name; `factor_id` and empty fields do not count, so that new fields change no id.
     """
-    cells = {k: _plain(v) for k, v in content.items() if k != "factor_id" and v is not None and v != ""}
+    cells = {k: _canonical_value(v) for k, v in content.items() if k != "factor_id" and v is not None and v != ""}
     return f"{kind}-{sha256(json.dumps(cells, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
-def identified(factor: Factor) -> Factor:
+def with_factor_id(factor: Factor) -> Factor:
     """Return the factor with the id of its content (`content_id`)."""
     return replace(factor, factor_id=content_id(factor.kind, asdict(factor)))
 
 
-def _plain(value: Any) -> Any:
+def _canonical_value(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -16,7 +16,7 @@ RankStatus = Literal["complete", "partial", "aborted", "running", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankPlace:
     """Place of a process in its job: `rank` of `world_size`, `local_rank` of `local_world_size` on its node."""
 
     rank: int
@@ -28,7 +28,7 @@ class Place:
     launcher: Launcher
 
     @property
-    def leads(self) -> bool:
+    def is_node_leader(self) -> bool:
         """Return whether this rank meters the devices that its node's ranks share."""
         return self.local_rank == 0
 
@@ -46,7 +46,7 @@ class HostShare:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ClockOffset:
     """One comparison with the clock of rank 0: its clock = ours + `offset_ns`, with an error of at most `bound_ns`."""
 
     t_ns: int
@@ -63,7 +63,7 @@ class RankFacts:
     machine. `cpu_s` and `host_busy_s` are CPU seconds during the run: of the rank, and of its whole machine.
     """
 
-    place: Place
+    place: RankPlace
     host: str
     run_id: str
     start_ns: int = 0  # monotonic; the same instant in unix time is start_unix_ns
@@ -75,7 +75,7 @@ class RankFacts:
     cpu: tuple[tuple[int, float], ...] = ()  # (t_ns, CPU seconds so far), thinned
     host_busy_s: float | None = None
     host_shares: tuple[HostShare, ...] = ()
-    clock: tuple[Look, ...] = ()  # comparisons with rank 0's clock
+    clock: tuple[ClockOffset, ...] = ()  # comparisons with rank 0's clock
     ended: bool = False  # False in the file that is written at the start and never again by a rank that was killed
 
     @property

@@ -12,7 +12,7 @@ from torchwatt.core.terms import Domain, Method, Phase, Provenance
 # A meter that was absent for a larger part of the run did not cover it.
 FULL_COVERAGE = 0.995
 EDGE_S = 0.5
-LEAST_COVERAGE = 0.95  # of a run of any length: below this, the energy is that of a part of the run
+MIN_COVERAGE = 0.95  # of a run of any length: below this, the energy is that of a part of the run
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,12 @@ class Ledger:
     @property
     def is_whole(self) -> bool:
         """Return whether the meter covered the run, except for about a sampling period at its ends."""
-        return covers_all(self.coverage, self.window_s)
+        return is_fully_covered(self.coverage, self.window_s)
 
 
-def covers_all(coverage: float, window_s: float) -> bool:
+def is_fully_covered(coverage: float, window_s: float) -> bool:
     """Return whether a coverage (0 to 1) counts as complete; if not, the energy has no interval."""
-    return coverage >= FULL_COVERAGE or (coverage >= LEAST_COVERAGE and (1.0 - coverage) * window_s <= EDGE_S)
+    return coverage >= FULL_COVERAGE or (coverage >= MIN_COVERAGE and (1.0 - coverage) * window_s <= EDGE_S)
 
 
 def mean_power_w(parts: Iterable[tuple[float, float]]) -> float | None:
@@ -113,7 +113,7 @@ def total_self_j(entries: Iterable[Entry]) -> float:
     return fsum(entry.energy_self_j for entry in entries)
 
 
-def same_calls(calls: Sequence[int | None]) -> int | None:
+def common_calls(calls: Sequence[int | None]) -> int | None:
     """Return the number of calls of entries that describe the same calls; None if one is unknown."""
     known_calls = [each for each in calls if each is not None]
     return max(known_calls, default=0) if len(known_calls) == len(calls) else None

@@ -37,7 +37,7 @@ class Event:
     message: str
 
 
-def lost_part(domain: Domain, coverage: float, t_ns: int) -> Event:
+def coverage_event(domain: Domain, coverage: float, t_ns: int) -> Event:
     """Return the event of a meter that covered only this part (0 to 1) of a run."""
     message = f"the meter was known for {coverage:.1%} of the run: the joules of the rest are unknown, and not counted"
     return Event(t_ns, "warning", COVERAGE, str(domain), message)
@@ -125,7 +125,7 @@ class Series:
         return replace(self, t_ns=self.t_ns[lo:hi], raw=self.raw[lo:hi], late_ns=self.late_ns[lo:hi])
 
 
-def series(channel: Channel, readings: list[tuple[int, float]]) -> Series:
+def series_from_readings(channel: Channel, readings: list[tuple[int, float]]) -> Series:
     """Return a series of (t_ns, raw) pairs; for tests and small recordings."""
     t = np.array([r[0] for r in readings], dtype=np.int64)
     return Series(channel, t, np.array([r[1] for r in readings], dtype=np.float64), np.zeros_like(t))

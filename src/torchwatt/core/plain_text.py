@@ -28,7 +28,7 @@ def _ascii(char: str) -> str:
 codecs.register_error(PLAIN_ERRORS, _replace)
 
 
-def encodable(text: str, encoding: str | None) -> str:
+def to_encodable(text: str, encoding: str | None) -> str:
     """Return a text with ASCII for characters that an encoding lacks; unchanged if the encoding is unknown."""
     try:
         return text.encode(encoding or "utf-8", PLAIN_ERRORS).decode(encoding or "utf-8")
@@ -36,25 +36,25 @@ def encodable(text: str, encoding: str | None) -> str:
         return text
 
 
-def printable_here(text: str) -> str:
+def to_printable(text: str) -> str:
     """Return a text that stdout and the locale's encoding can represent."""
     if text.isascii():
         return text
     in_files = locale.getpreferredencoding(do_setlocale=False)
-    return encodable(encodable(text, getattr(sys.stdout, "encoding", None)), in_files)
+    return to_encodable(to_encodable(text, getattr(sys.stdout, "encoding", None)), in_files)
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Escape all characters of an untrusted text that are not printable, such as escape sequences and line ends."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
-def printable_lines(text: str) -> str:
+def escape_unprintable_lines(text: str) -> str:
     """Escape all characters of an untrusted text that are not printable, except line ends."""
-    return "\n".join(map(printable, text.split("\n")))
+    return "\n".join(map(escape_unprintable, text.split("\n")))
 
 
-def let_print(stream: Any) -> None:
+def replace_unencodable(stream: Any) -> None:
     """Make a text stream replace characters that it cannot encode; other streams stay unchanged."""
     if hasattr(stream, "reconfigure") and getattr(stream, "errors", None) == "strict":
         stream.reconfigure(errors=PLAIN_ERRORS)

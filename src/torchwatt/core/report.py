@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from math import fsum, sqrt
 from typing import Literal
 
-from torchwatt.core.curve import EnergyCurve
+from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.factor import Factor, Impact
 from torchwatt.core.job import RankPart
-from torchwatt.core.ledger import LEAST_COVERAGE, Ledger, mean_power_w
+from torchwatt.core.ledger import MIN_COVERAGE, Ledger, mean_power_w
 from torchwatt.core.meter import Event, Meter, SamplerStats, Unavailable
-from torchwatt.core.terms import Provenance, weakest
+from torchwatt.core.terms import Provenance, weakest_provenance
 from torchwatt.core.trace import ModuleInfo
 
 Z90 = 1.6448536269514722  # half width of a two-sided 90 % interval, in standard deviations
@@ -76,7 +76,7 @@ class Report:
     def __repr__(self) -> str:
         # One line; `views.to_text` writes the full report.
         total = "nothing metered" if self.energy_j is None else f"{self.energy_j:.6g} J"
-        part = f" in the metered {self.coverage:.1%}" if self.counted and self.coverage < LEAST_COVERAGE else ""
+        part = f" in the metered {self.coverage:.1%}" if self.counted and self.coverage < MIN_COVERAGE else ""
         return f"<Report {self.name!a} {self.run_id}: {self.status}, {total}{part} in {self.duration_s:.3f} s>"
 
     @property
@@ -106,7 +106,7 @@ class Report:
 
     def energy_per(self, count: float) -> float | None:
         """Return joules per unit; None if the coverage is too low, as units of unmetered parts are counted too."""
-        if self.energy_j is None or count <= 0 or self.coverage < LEAST_COVERAGE:
+        if self.energy_j is None or count <= 0 or self.coverage < MIN_COVERAGE:
             return None
         return self.energy_j / count
 
@@ -157,7 +157,7 @@ class Report:
     @property
     def provenance(self) -> Provenance | None:
         """Return the weakest provenance among the domains of the total."""
-        return weakest(*(ledger.provenance for ledger in self.counted)) if self.counted else None
+        return weakest_provenance(*(ledger.provenance for ledger in self.counted)) if self.counted else None
 
     @property
     def carbon_g(self) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Literal, get_args
 
 Phase = Literal["forward", "backward", "optimizer", "data", "transfer", "communication", "compile", "other"]
@@ -50,7 +51,7 @@ METER_LOSSES = frozenset({
 POWER_SAMPLES = "nvml_power_samples"
 
 
-def weakest(*inputs: Provenance) -> Provenance:
+def weakest_provenance(*inputs: Provenance) -> Provenance:
     """Return the weakest of several provenances."""
     return max(inputs, key=PROVENANCES.index)
 
@@ -78,7 +79,7 @@ class Domain:
         return cls(kind, int(index) if index else None, int(node.removeprefix("node")) if node else None)
 
 
-def kind_of(device_id: str) -> str:
+def domain_kind(device_id: str) -> str:
     """Return the kind in a domain's name, without machine and index."""
     return device_id.rpartition("/")[2].partition(":")[0]
 
@@ -89,3 +90,17 @@ class Slot:
 
     fqn: str
     phase: Phase
+
+
+class DeviceUsers(IntEnum):
+    """Users of a device at one instant; the values of the gauge `gpu:<n>/users`.
+
+    `EMPTY`: the list is empty but may hide processes, as in a container. `HIDDEN`: the list has pids that do not exist
+    in this PID namespace.
+    """
+
+    UNUSED = 0
+    OTHERS = 1
+    OURS = 2
+    HIDDEN = 3
+    EMPTY = 4

@@ -14,16 +14,16 @@ from torchwatt.core.errors import TorchwattError
 PACKAGE = __name__.partition(".")[0]
 
 
-def below_own_frames(trace: TracebackType | None) -> TracebackType | None:
+def skip_own_frames(trace: TracebackType | None) -> TracebackType | None:
     """Return a traceback without its outermost frames of this package; None if there are no others."""
-    while trace is not None and _is_own(trace):
+    while trace is not None and _is_own_frame(trace):
         trace = trace.tb_next
     return trace
 
 
 def drop_own_frames(error: BaseException) -> None:
     """Remove the outermost frames of this package, unless the traceback has no others: then the error is ours."""
-    error.__traceback__ = below_own_frames(error.__traceback__) or error.__traceback__
+    error.__traceback__ = skip_own_frames(error.__traceback__) or error.__traceback__
 
 
 def hide_own_frames(error: BaseException) -> None:
@@ -38,29 +38,29 @@ def hide_own_frames(error: BaseException) -> None:
         if current is None or id(current) in visited:
             continue
         visited.add(id(current))
-        if isinstance(current, TorchwattError) or not _began_here(current.__traceback__):
-            current.__traceback__ = _without_own(current.__traceback__)
+        if isinstance(current, TorchwattError) or not _raised_in_package(current.__traceback__):
+            current.__traceback__ = _without_own_frames(current.__traceback__)
         pending += [current.__cause__, current.__context__]
         if isinstance(current, BaseExceptionGroup):
             pending += current.exceptions
 
 
-def _is_own(trace: TracebackType) -> bool:
+def _is_own_frame(trace: TracebackType) -> bool:
     name = trace.tb_frame.f_globals.get("__name__")
     return isinstance(name, str) and name.partition(".")[0] == PACKAGE
 
 
-def _began_here(trace: TracebackType | None) -> bool:
+def _raised_in_package(trace: TracebackType | None) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and _is_own(trace)
+    return trace is not None and _is_own_frame(trace)
 
 
-def _without_own(trace: TracebackType | None) -> TracebackType | None:
+def _without_own_frames(trace: TracebackType | None) -> TracebackType | None:
     """Return a traceback without the frames of this package."""
     user_frames: list[TracebackType] = []
     while trace is not None:
-        if not _is_own(trace):
+        if not _is_own_frame(trace):
             user_frames.append(trace)
         trace = trace.tb_next
     if not user_frames:

@@ -18,24 +18,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
-Kind = Literal["file", "folder", "link", "other"]
-MOST_ENTRIES = 1 << 20
+PathKind = Literal["file", "folder", "link", "other"]
+MAX_ENTRIES = 1 << 20
 _FILE_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _FOLDER_FLAGS = os.O_CLOEXEC | os.O_DIRECTORY
-_SEARCHED = getattr(os, "O_PATH", os.O_RDONLY)  # a process may have the right to search a folder and not to list it
+_SEARCH_ONLY = getattr(os, "O_PATH", os.O_RDONLY)  # a process may have the right to search a folder and not to list it
 LINK = "is a link, and only a folder's own files are read"
 SPECIAL = "is a pipe, a socket or a device: only plain files are read"
 
 
-def kind_of(path: Path) -> Kind | None:
+def path_kind(path: Path) -> PathKind | None:
     """Return the kind of a path without following links; None if it does not exist or cannot be accessed."""
     try:
-        return _kind(path.lstat().st_mode)
+        return _mode_kind(path.lstat().st_mode)
     except (OSError, ValueError):  # ValueError: a NUL in the name
         return None
 
 
-def open_own(path: Path, most_bytes: int, root: Path | None = None) -> BinaryIO:
+def open_untrusted(path: Path, most_bytes: int, root: Path | None = None) -> BinaryIO:
     """Open a file of an untrusted folder.
 
     Args:
@@ -46,31 +46,31 @@ def open_own(path: Path, most_bytes: int, root: Path | None = None) -> BinaryIO:
     Raises:
         OSError: The file is absent, not regular, behind a link, too large or not readable.
     """
-    folder = _opened_folder(path.parent, path.parent if root is None else root, _SEARCHED)
+    folder = _open_folder_steps(path.parent, path.parent if root is None else root, _SEARCH_ONLY)
     try:
-        return _opened(path, most_bytes, folder)
+        return _open_checked(path, most_bytes, folder)
     finally:
         os.close(folder)
 
 
-def open_named(path: Path, most_bytes: int) -> BinaryIO:
+def open_user_path(path: Path, most_bytes: int) -> BinaryIO:
     """Open a file that the user named, following links; other refusals are those of `open_own`."""
-    return _opened(path, most_bytes, None)
+    return _open_checked(path, most_bytes, None)
 
 
-def read_own(path: Path, most_bytes: int, root: Path | None = None) -> bytes:
+def read_untrusted(path: Path, most_bytes: int, root: Path | None = None) -> bytes:
     """Return the content of a file of an untrusted folder; see `open_own`."""
-    with open_own(path, most_bytes, root) as file:
-        return _content(file, path, most_bytes)
+    with open_untrusted(path, most_bytes, root) as file:
+        return _read_bounded(file, path, most_bytes)
 
 
-def read_named(path: Path, most_bytes: int) -> bytes:
+def read_user_path(path: Path, most_bytes: int) -> bytes:
     """Return the content of a file that the user named; see `open_named`."""
-    with open_named(path, most_bytes) as file:
-        return _content(file, path, most_bytes)
+    with open_user_path(path, most_bytes) as file:
+        return _read_bounded(file, path, most_bytes)
 
 
-def folder_entries(path: Path, root: Path | None = None) -> dict[str, Kind]:
+def folder_entries(path: Path, root: Path | None = None) -> dict[str, PathKind]:
     """Return the kinds of a folder's entries by name, sorted.
 
     Args:
@@ -81,13 +81,13 @@ def folder_entries(path: Path, root: Path | None = None) -> dict[str, Kind]:
         OSError: It is not a folder, is behind a link, cannot be read, or has more than a million entries.
     """
     descriptor = open_folder(path, path if root is None else root)
-    kinds: dict[str, Kind] = {}
+    kinds: dict[str, PathKind] = {}
     try:
         with os.scandir(descriptor) as entries:
             for entry in entries:
-                kinds[entry.name] = _kind(entry.stat(follow_symlinks=False).st_mode)
-                if len(kinds) > MOST_ENTRIES:
-                    raise OSError(errno.EFBIG, f"has more than {MOST_ENTRIES} entries", str(path))
+                kinds[entry.name] = _mode_kind(entry.stat(follow_symlinks=False).st_mode)
+                if len(kinds) > MAX_ENTRIES:
+                    raise OSError(errno.EFBIG, f"has more than {MAX_ENTRIES} entries", str(path))
     finally:
         os.close(descriptor)
     return dict(sorted(kinds.items()))
@@ -95,13 +95,13 @@ def folder_entries(path: Path, root: Path | None = None) -> dict[str, Kind]:
 
 def open_folder(path: Path, root: Path) -> int:
     """Return a descriptor of a folder, with the refusals of `folder_entries`."""
-    return _opened_folder(path, root, os.O_RDONLY)
+    return _open_folder_steps(path, root, os.O_RDONLY)
 
 
-def _opened(path: Path, most_bytes: int, folder: int | None) -> BinaryIO:
+def _open_checked(path: Path, most_bytes: int, folder: int | None) -> BinaryIO:
     """Open a file in an open folder without following links; if `folder` is None, a path, following links."""
     name, follow = (path, True) if folder is None else (path.name, False)
-    with _naming(path):
+    with _errors_with_path(path):
         # Opening a device may have side effects: check before opening.
         _refuse(os.stat(name, dir_fd=folder, follow_symlinks=follow), path, most_bytes)
         descriptor = os.open(name, _FILE_FLAGS | (0 if follow else os.O_NOFOLLOW), dir_fd=folder)
@@ -114,7 +114,7 @@ def _opened(path: Path, most_bytes: int, folder: int | None) -> BinaryIO:
 
 
 def _refuse(status: os.stat_result, path: Path, most_bytes: int) -> None:
-    kind = _kind(status.st_mode)
+    kind = _mode_kind(status.st_mode)
     if kind == "folder":
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
     if kind == "link":
@@ -125,24 +125,24 @@ def _refuse(status: os.stat_result, path: Path, most_bytes: int) -> None:
         raise OSError(errno.EFBIG, f"has {status.st_size} bytes; at most {most_bytes} are read", str(path))
 
 
-def _content(file: BinaryIO, path: Path, most_bytes: int) -> bytes:
+def _read_bounded(file: BinaryIO, path: Path, most_bytes: int) -> bytes:
     content = file.read(most_bytes + 1)
     if len(content) > most_bytes:  # it has grown
         raise OSError(errno.EFBIG, f"has more than {most_bytes} bytes", str(path))
     return content
 
 
-def _opened_folder(folder: Path, root: Path, access: int) -> int:
+def _open_folder_steps(folder: Path, root: Path, access: int) -> int:
     """Open a folder one path component at a time, following no link below `root`."""
     parts = folder.relative_to(root).parts if folder != root else ()
     if ".." in parts:
         raise OSError(errno.EINVAL, f"leads out of {root}", str(folder))
-    with _naming(root):
+    with _errors_with_path(root):
         descriptor = os.open(root, _FOLDER_FLAGS | access)
     for depth, part in enumerate(parts, 1):
         above = descriptor
         try:
-            with _naming(root.joinpath(*parts[:depth])):
+            with _errors_with_path(root.joinpath(*parts[:depth])):
                 descriptor = os.open(part, _FOLDER_FLAGS | access | os.O_NOFOLLOW, dir_fd=above)
         finally:
             os.close(above)
@@ -150,18 +150,18 @@ def _opened_folder(folder: Path, root: Path, access: int) -> int:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _errors_with_path(path: Path) -> Iterator[None]:
     """Re-raise errors of the system with the full path, and with `LINK` as the reason for a link."""
     try:
         yield
     except ValueError as error:  # a NUL in the name
         raise OSError(errno.EINVAL, "is not a file name", str(path)) from error
     except OSError as error:
-        linked = error.errno == errno.ELOOP or (error.errno == errno.ENOTDIR and kind_of(path) == "link")
+        linked = error.errno == errno.ELOOP or (error.errno == errno.ENOTDIR and path_kind(path) == "link")
         raise OSError(error.errno, LINK if linked else error.strerror, str(path)) from error
 
 
-def _kind(mode: int) -> Kind:
+def _mode_kind(mode: int) -> PathKind:
     if stat.S_ISREG(mode):
         return "file"
     if stat.S_ISDIR(mode):

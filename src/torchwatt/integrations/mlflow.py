@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from torchwatt.audit import write_bundle
-from torchwatt.audit.run_row import functional_unit, measurement_level
+from torchwatt.audit.run_rows import functional_unit, measurement_level
 from torchwatt.audit.seal import MANIFEST
 from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.report import Report
 from torchwatt.core.units import kwh_from_j
-from torchwatt.integrations.needed import needed
+from torchwatt.integrations.optional_dependency import import_optional
 from torchwatt.session.run import Run
 
-FOLDER = "torchwatt"  # of the artifacts
+ARTIFACT_FOLDER = "torchwatt"  # of the artifacts
 
 
 def log_to_mlflow(
@@ -44,11 +44,11 @@ def log_to_mlflow(
         BundleError: The manifest of `bundle` cannot be read.
         MissingPackageError: MLflow is not installed.
     """
-    mlflow = needed("mlflow", "mlflow")
+    mlflow = import_optional("mlflow", "mlflow")
     report = run if isinstance(run, Report) else run.report
     if report.status == "running":
         raise ConfigError("the run has not ended: log it after its block")
-    target = run_id or _active(mlflow)
+    target = run_id or _active_run_id(mlflow)
     client = client or mlflow.MlflowClient()
     with tempfile.TemporaryDirectory(prefix="torchwatt-") as folder:
         bundle_path = write_bundle(report, Path(folder) / "bundle") if bundle is None else Path(bundle)
@@ -56,21 +56,21 @@ def log_to_mlflow(
             digest = hashlib.sha256((bundle_path / MANIFEST).read_bytes()).hexdigest()
         except OSError as error:
             raise BundleError(f"{bundle_path} is not a bundle: {error.strerror} ({MANIFEST})") from error
-        entities = needed("mlflow.entities", "mlflow")
+        entities = import_optional("mlflow.entities", "mlflow")
         now_ms = time.time_ns() // 1_000_000
         client.log_batch(
             target,
-            metrics=[entities.Metric(name, value, now_ms, 0) for name, value in metrics_of(report).items()],
-            tags=[entities.RunTag(name, value) for name, value in tags_of(report, digest).items()],
+            metrics=[entities.Metric(name, value, now_ms, 0) for name, value in mlflow_metrics(report).items()],
+            tags=[entities.RunTag(name, value) for name, value in mlflow_tags(report, digest).items()],
         )
-        client.log_artifacts(target, str(bundle_path), artifact_path=FOLDER)
+        client.log_artifacts(target, str(bundle_path), artifact_path=ARTIFACT_FOLDER)
     return target
 
 
 log = log_to_mlflow
 
 
-def metrics_of(report: Report) -> Mapping[str, float]:
+def mlflow_metrics(report: Report) -> Mapping[str, float]:
     """Return a report's known values by MLflow metric name."""
     total_j, (unit, units) = report.energy_j, functional_unit(report)
     (lo_j, hi_j), (least_j, most_j) = report.interval_j or (None, None), report.systematic_j or (None, None)
@@ -87,7 +87,7 @@ def metrics_of(report: Report) -> Mapping[str, float]:
     }
     metrics |= {f"energy/{ledger.domain}_j": ledger.energy_j for ledger in report.counted}
     if report.units:
-        metrics[f"energy/j_per_{_safe(unit)}"] = report.energy_per(units)
+        metrics[f"energy/j_per_{_allowed_name(unit)}"] = report.energy_per(units)
     metrics |= _per_step(report)
     return {name: value for name, value in metrics.items() if value is not None}
 
@@ -103,11 +103,11 @@ def _per_step(report: Report) -> dict[str, float | None]:
         steps = [s for s in report.steps if s.stage == stage and all(name in s.energy_j for name in names)]
         count = sum(step.count for step in steps)
         joules = fsum(step.energy_j[name] for step in steps for name in names)
-        metrics[f"energy/j_per_{_safe(stage or 'other')}_step"] = joules / count if count and names else None
+        metrics[f"energy/j_per_{_allowed_name(stage or 'other')}_step"] = joules / count if count and names else None
     return metrics
 
 
-def tags_of(report: Report, manifest_sha256: str) -> Mapping[str, str]:
+def mlflow_tags(report: Report, manifest_sha256: str) -> Mapping[str, str]:
     """Return provenance, boundary and versions of a report by MLflow tag name; empty values are omitted."""
     located = (f for f in report.factors if f.kind == "grid_gwp" and f.accounting_method != "market")
     grid = next(located, None)
@@ -133,12 +133,12 @@ def _market_g(report: Report) -> float | None:
     return next((impact.value for impact in market_impacts), None)
 
 
-def _safe(unit: str) -> str:
+def _allowed_name(unit: str) -> str:
     """Replace the characters of a unit's name that MLflow does not allow by `_`."""
     return "".join(c if c.isalnum() or c in "_-. " else "_" for c in unit)
 
 
-def _active(mlflow: Any) -> str:
+def _active_run_id(mlflow: Any) -> str:
     active = mlflow.active_run()
     if active is None:
         raise ConfigError("no MLflow run is active: log inside `with mlflow.start_run():`, or give run_id=")

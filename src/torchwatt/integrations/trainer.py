@@ -6,19 +6,24 @@ import threading
 from collections.abc import MutableMapping
 from typing import Any
 
-from torchwatt.integrations.carried import Carried, carried_from
-from torchwatt.integrations.codecarbon import EXPLAINED, runs_beside
-from torchwatt.integrations.metering import Metering, harmless
-from torchwatt.integrations.needed import needed
-from torchwatt.integrations.trainer_hooks import attach, caller, is_training
+from torchwatt.integrations.metering_callback import MeteringCallback, guard_hook
+from torchwatt.integrations.optional_dependency import import_optional
+from torchwatt.integrations.trainer_hooks import (
+    CODECARBON_NOTE,
+    attach_callback,
+    calling_instance,
+    has_codecarbon,
+    is_training,
+)
+from torchwatt.integrations.training_budget import CheckpointTotals, parse_totals
 from torchwatt.session.profile import outcome_of
 from torchwatt.session.run import Run
 
-_callbacks: Any = needed("transformers.trainer_callback", "trainer")
-KEPT = "torchwatt"  # key of the joules in a checkpoint's trainer_state.json
+_callbacks: Any = import_optional("transformers.trainer_callback", "trainer")
+CHECKPOINT_KEY = "torchwatt"  # key of the joules in a checkpoint's trainer_state.json
 
 
-class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc]
+class EnergyCallback(MeteringCallback, _callbacks.TrainerCallback):  # type: ignore[misc]
     """Meters `Trainer.train()`; pass it in `callbacks=`, so that it can also detect exceptions in training.
 
     `energy = EnergyCallback(region="FRA", energy_budget_j=500_000)`, then `Trainer(..., callbacks=[energy]).train()`,
@@ -32,7 +37,7 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
     _trainer: Any = None
     _thread = 0
     _guarded = True  # exceptions in training are detected
-    _carried: Carried | None = None  # totals in the trainer's state
+    _carried: CheckpointTotals | None = None  # totals in the trainer's state
     _calls = 0  # calls of `train`
     _begun_in = 0  # the call in which the training began
 
@@ -53,7 +58,7 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
         """End the run when an exception passes through `train`."""
         self._end(*outcome_of(error))
 
-    @harmless
+    @guard_hook
     def add_metrics(self, logs: MutableMapping[str, Any]) -> None:
         """Add the known metrics to a row of the Trainer's log."""
         training, state = self._training, None if self._trainer is None else self._trainer.state
@@ -80,24 +85,24 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
             return
         self._guarded, self._begun_in = not attached, self._calls
         self._thread = threading.get_ident()
-        earlier = carried_from(_kept(state))
+        earlier = parse_totals(_checkpoint_totals(state))
         training = self._begin(model, processes=args.world_size, earlier=earlier, resumed=state.global_step > 0)
-        if self._trainer is not None and runs_beside(self._trainer.callback_handler.callbacks):
-            training.note("CODECARBON_BESIDE", EXPLAINED)
+        if self._trainer is not None and has_codecarbon(self._trainer.callback_handler.callbacks):
+            training.note("CODECARBON_BESIDE", CODECARBON_NOTE)
 
-    @harmless
+    @guard_hook
     def _go_on(self) -> None:
         if self._training is not None:
             self._training.began_again()
 
-    @harmless
+    @guard_hook
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record the start of an epoch."""
         if self._training is not None:
             self._log_epoch(control)
             self._training.epoch_began(int(state.epoch or 0))
 
-    @harmless
+    @guard_hook
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Record an optimizer step; stop training once the budget is used up."""
         training = self._training
@@ -106,13 +111,13 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
         training.step_ended(pause_follows=control.should_log or control.should_evaluate or control.should_save)
         return self._decided(state, control)
 
-    @harmless
+    @guard_hook
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record that an evaluation is running; its start is the end of the previous part."""
         if self._training is not None:
             self._training.goes_on("evaluation")
 
-    @harmless
+    @guard_hook
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Record the end of an evaluation, unless `add_metrics` already did."""
         if self._training is None:
@@ -120,7 +125,7 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
         self._training.pause_ended()
         return self._decided(state, control)
 
-    @harmless
+    @guard_hook
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Record the end of a checkpoint."""
         if self._training is None:
@@ -128,7 +133,7 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
         self._training.paused("checkpoint")
         return self._decided(state, control)
 
-    @harmless
+    @guard_hook
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Record the end of an epoch; the energy of its steps is logged in the next row."""
         if self._training is None:
@@ -136,15 +141,15 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
         self._training.epoch_ended()
         return self._decided(state, control)
 
-    @harmless
+    @guard_hook
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the run."""
         self._end()
 
     def _attach(self) -> bool:
-        trainer_class = needed("transformers.trainer", "trainer").Trainer
-        self._trainer = caller(trainer_class) or self._trainer
-        return self._trainer is not None and attach(self._trainer, self)
+        trainer_class = import_optional("transformers.trainer", "trainer").Trainer
+        self._trainer = calling_instance(trainer_class) or self._trainer
+        return self._trainer is not None and attach_callback(self._trainer, self)
 
     def _log_epoch(self, control: Any) -> None:
         """Log an epoch's joules in a separate row if no row followed the epoch."""
@@ -160,13 +165,13 @@ class EnergyCallback(Metering, _callbacks.TrainerCallback):  # type: ignore[misc
             return None
         if training.used is not self._carried:
             self._carried = training.used
-            state.stateful_callbacks[KEPT] = {"args": {}, "attributes": training.used.to_json()}
+            state.stateful_callbacks[CHECKPOINT_KEY] = {"args": {}, "attributes": training.used.to_json()}
         if training.over:
             control.should_training_stop = True
         return control
 
 
-def _kept(state: Any) -> dict[str, Any] | None:
-    stored = (getattr(state, "stateful_callbacks", None) or {}).get(KEPT)
+def _checkpoint_totals(state: Any) -> dict[str, Any] | None:
+    stored = (getattr(state, "stateful_callbacks", None) or {}).get(CHECKPOINT_KEY)
     attributes = stored.get("attributes") if isinstance(stored, dict) else None
     return attributes if isinstance(attributes, dict) else None

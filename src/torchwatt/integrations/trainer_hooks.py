@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from types import FrameType
 from typing import Any, Protocol
 
 
-class Host(Protocol):
+class HookedCallback(Protocol):
     """The callback that a trainer's wrapped methods notify."""
 
     def called(self) -> None:
@@ -27,7 +27,7 @@ class Host(Protocol):
         """Add metrics to a row before it is logged."""
 
 
-def caller(kind: type) -> Any:
+def calling_instance(kind: type) -> Any:
     """Return the `self` of the nearest calling frame that is an instance of `kind`, else None."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -38,7 +38,7 @@ def caller(kind: type) -> Any:
     return None
 
 
-def attach(trainer: Any, host: Host) -> bool:
+def attach_callback(trainer: Any, host: HookedCallback) -> bool:
     """Wrap a trainer's `train` and `log`, once per callback; return whether they were wrapped now."""
     hosts = getattr(trainer.train, "torchwatt_hosts", ())
     if any(attached is host for attached in hosts):
@@ -74,3 +74,19 @@ def is_training(trainer: Any, thread: int) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+# transformers adds it if codecarbon is installed and `report_to` is "all", the default before version 5. Matched by
+# class name, subclasses included, because importing `transformers.integrations` takes seconds.
+CODECARBON_CALLBACK = "CodeCarbonCallback"
+
+CODECARBON_NOTE = (
+    'transformers runs its CodeCarbonCallback as well (report_to="all" adds it because codecarbon is installed): it '
+    'meters the same devices, so do not add its figures to these; report_to="none" or '
+    "trainer.remove_callback(CodeCarbonCallback) turns it off"
+)
+
+
+def has_codecarbon(callbacks: Iterable[Any]) -> bool:
+    """Return whether a trainer's callbacks include codecarbon's."""
+    return any(kind.__name__ == CODECARBON_CALLBACK for callback in callbacks for kind in type(callback).__mro__)

@@ -12,16 +12,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchwatt.metrics.endpoint import prometheus
-    from torchwatt.metrics.file import textfile
-    from torchwatt.metrics.meter import otel
-    from torchwatt.metrics.spec import named
+    from torchwatt.metrics.exporter import named
+    from torchwatt.metrics.otel_exporter import otel
+    from torchwatt.metrics.prometheus_endpoint import prometheus
+    from torchwatt.metrics.textfile_exporter import textfile
 
 _HOMES = {
-    "named": "torchwatt.metrics.spec",
-    "otel": "torchwatt.metrics.meter",
-    "prometheus": "torchwatt.metrics.endpoint",
-    "textfile": "torchwatt.metrics.file",
+    "named": "torchwatt.metrics.exporter",
+    "otel": "torchwatt.metrics.otel_exporter",
+    "prometheus": "torchwatt.metrics.prometheus_endpoint",
+    "textfile": "torchwatt.metrics.textfile_exporter",
 }
 __all__ = ["named", "otel", "prometheus", "textfile"]
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torchwatt.sensors.discovery import discover
     from torchwatt.sensors.protocol import Discovery, Feed, MeteredSource, Source
     from torchwatt.sensors.readers import open_reader
-    from torchwatt.sensors.replay import Replay, load_recording, save_recording
+    from torchwatt.sensors.recordings import Replay, load_recording, save_recording
     from torchwatt.sensors.sampler import Sampler
 
 __all__ = [
@@ -30,13 +30,13 @@ _HOMES = {
     "Discovery": "torchwatt.sensors.protocol",
     "Feed": "torchwatt.sensors.protocol",
     "MeteredSource": "torchwatt.sensors.protocol",
-    "Replay": "torchwatt.sensors.replay",
+    "Replay": "torchwatt.sensors.recordings",
     "Sampler": "torchwatt.sensors.sampler",
     "Source": "torchwatt.sensors.protocol",
     "discover": "torchwatt.sensors.discovery",
-    "load_recording": "torchwatt.sensors.replay",
+    "load_recording": "torchwatt.sensors.recordings",
     "open_reader": "torchwatt.sensors.readers",
-    "save_recording": "torchwatt.sensors.replay",
+    "save_recording": "torchwatt.sensors.recordings",
 }
 
 

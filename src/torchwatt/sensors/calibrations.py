@@ -10,8 +10,8 @@ from typing import Any
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.meter import Meter
-from torchwatt.disk.path_safety import read_named
-from torchwatt.disk.private import private_folder, replace_file
+from torchwatt.disk.path_safety import read_user_path
+from torchwatt.disk.private_files import make_private_folder, replace_file
 
 FOLDER_VARIABLE = "TORCHWATT_CALIBRATIONS"
 _FORMAT = "torchwatt-calibrations"
@@ -41,7 +41,7 @@ def load_calibrations(path: Path) -> dict[str, Any]:
         ConfigError: The file cannot be read or is not a calibrations file of this version.
     """
     try:
-        content = json.loads(read_named(path, _MAX_BYTES))
+        content = json.loads(read_user_path(path, _MAX_BYTES))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
@@ -57,6 +57,6 @@ def load_calibrations(path: Path) -> dict[str, Any]:
 def save_calibration(path: Path, key: str, model: Mapping[str, object]) -> None:
     """Add or replace one calibration; the file is replaced atomically."""
     sensors = load_calibrations(path) | {key: dict(model)}
-    private_folder(path.parent)
+    make_private_folder(path.parent)
     text = json.dumps({"format": _FORMAT, "version": _VERSION, "sensors": sensors}, indent=1) + "\n"
     replace_file(path, text.encode())

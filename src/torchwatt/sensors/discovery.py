@@ -6,12 +6,10 @@ import os
 from collections.abc import Mapping
 
 from torchwatt.core.meter import Unavailable
-from torchwatt.sensors.modelled import modelled_source, process_source
-from torchwatt.sensors.nameplate import cpu_info
+from torchwatt.sensors.load_model import modelled_source, process_source, read_cpu_info
 from torchwatt.sensors.nvml import discover_nvml
-from torchwatt.sensors.perf import discover_perf
-from torchwatt.sensors.protocol import Discovery, merge
-from torchwatt.sensors.rapl import ROOT_VARIABLE, discover_rapl
+from torchwatt.sensors.protocol import Discovery, merge_discoveries
+from torchwatt.sensors.rapl import ROOT_VARIABLE, discover_perf, discover_rapl
 
 
 def discover(
@@ -41,30 +39,30 @@ def discover(
     env = os.environ if environ is None else environ
     discoveries = [discover_nvml(env, pid=family)] if nvml else []
     gpus = any(discovery.sources for discovery in discoveries)
-    cpu = _cpu(powercap_root or env.get(ROOT_VARIABLE), rapl=rapl, perf=perf)
+    cpu = _discover_cpu(powercap_root or env.get(ROOT_VARIABLE), rapl=rapl, perf=perf)
     kinds = {meter.domain.kind for meter in cpu.meters}
     discoveries += [cpu, Discovery((process_source(cuda=gpus),))]
     if modelled:
         model = modelled_source(cpu="cpu" not in kinds, ram="dram" not in kinds)
         discoveries.append(Discovery((model,) if model else ()))
-    return merge(discoveries)
+    return merge_discoveries(discoveries)
 
 
-def _cpu(root: str | os.PathLike[str] | None, *, rapl: bool, perf: bool) -> Discovery:
-    model = cpu_info().model
+def _discover_cpu(root: str | os.PathLike[str] | None, *, rapl: bool, perf: bool) -> Discovery:
+    model = read_cpu_info().model
     powercap = discover_rapl(root, model) if rapl else Discovery()
     if not perf or any(meter.domain.kind == "cpu" for meter in powercap.meters):
-        return _with_dram(powercap)
+        return _report_missing_dram(powercap)
     second = discover_perf(model=model)
     if second.sources:
-        return _with_dram(second)
-    return merge([powercap, second])
+        return _report_missing_dram(second)
+    return merge_discoveries([powercap, second])
 
 
-def _with_dram(discovery: Discovery) -> Discovery:
+def _report_missing_dram(discovery: Discovery) -> Discovery:
     """Add `dram` to the unavailable domains if CPU packages are metered but memory is not."""
     kinds = {meter.domain.kind for meter in discovery.meters} | {u.domain.split(":")[0] for u in discovery.unavailable}
     if not discovery.sources or "dram" in kinds:
         return discovery
     missing = Unavailable("dram", "this CPU has no DRAM energy counter (AMD and most desktop CPUs have none)")
-    return merge([discovery, Discovery((), (missing,))])
+    return merge_discoveries([discovery, Discovery((), (missing,))])

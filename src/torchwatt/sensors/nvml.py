@@ -14,12 +14,11 @@ from torchwatt.core.meter import Channel, Event, Meter, Unavailable
 from torchwatt.core.terms import MODULE_POWER, POWER_SAMPLES, USERS, Domain
 from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.helper_thread import HelperThread
-from torchwatt.sensors.gpu_facts import cpu_affinity, gpu_facts, sharing
-from torchwatt.sensors.nvml_ring import read_period_ns, ring_of
-from torchwatt.sensors.protocol import Discovery, MeteredSource, event, read_cost_s
-from torchwatt.sensors.readers.nvml import USERS as LISTED
-from torchwatt.sensors.readers.nvml import NvmlReader, load_nvml, nvml_error, power_samples, text_of
-from torchwatt.sensors.visible import Pick, select
+from torchwatt.sensors.cuda_visible_devices import VisibleDevice, select_devices
+from torchwatt.sensors.gpu_facts import cpu_affinity, describe_sharing, measure_ring, read_gpu_facts, ring_period_ns
+from torchwatt.sensors.protocol import Discovery, MeteredSource, event_now, read_cost_s
+from torchwatt.sensors.readers.nvml_reader import PROCESS_LIST as LISTED
+from torchwatt.sensors.readers.nvml_reader import NvmlReader, load_nvml, nvml_error, read_power_samples, read_text
 
 ACCURACY = (-0.05, 0.05)
 ACCURACY_SOURCE = (
@@ -32,7 +31,7 @@ GAUGE_PERIOD_NS = NS_PER_S
 # Energy and power reads may each take 1 % of the time, together 2 %.
 _TIME_SHARE = 0.01
 _PROBE_S = 10.0
-LATE_S = 0.5
+APPEARED_PROBE_S = 0.5
 _POWERS = ("nvml_power_instant", "nvml_power_average", "nvml_power")
 _MODULE_POWERS = ("nvml_module_power_instant", "nvml_module_power_average", "nvml_module_power_samples")
 _GAUGES = {  # name -> (unit, scale)
@@ -48,7 +47,7 @@ _FIXES = {
     "NOT_SUPPORTED": "this GPU has no such sensor; a newer driver may know one",
     "SENSOR_LOST": "the GPU fell off the bus: look at `dmesg | grep -i xid`, reset or reboot",
 }
-_HIDDEN = "CUDA_VISIBLE_DEVICES shows no GPU to this process"
+_HIDDEN_REASON = "CUDA_VISIBLE_DEVICES shows no GPU to this process"
 
 
 def discover_nvml(
@@ -65,18 +64,18 @@ def discover_nvml(
 
     def probe() -> None:
         try:
-            discoveries.append(_probe(env, pid or os.getpid()))
+            discoveries.append(_probe_nvml(env, pid or os.getpid()))
         except BaseException as error:  # an unknown binding: the run continues without GPUs
             discoveries.append(Discovery((), (Unavailable("gpu", f"NVML discovery failed: {error!r}"),)))
 
-    _run_within(probe, probe_s)
+    _run_with_timeout(probe, probe_s)
     if not discoveries:
         reason = f"NVML has not answered within {probe_s:g} s"
         return Discovery((), (Unavailable("gpu", reason, "the driver hangs: look at `dmesg`, then reboot"),))
     return discoveries[0]
 
 
-def late_gpus(initial_uuids: Sequence[str], probe_s: float = LATE_S) -> tuple[Event, ...]:
+def appeared_gpu_events(initial_uuids: Sequence[str], probe_s: float = APPEARED_PROBE_S) -> tuple[Event, ...]:
     """Return an event for each GPU that appeared after discovery; never raises.
 
     Args:
@@ -91,31 +90,31 @@ def late_gpus(initial_uuids: Sequence[str], probe_s: float = LATE_S) -> tuple[Ev
             try:
                 for index in range(nvml.nvmlDeviceGetCount()):
                     with contextlib.suppress(nvml.NVMLError):
-                        uuids.append(text_of(nvml.nvmlDeviceGetUUID, nvml.nvmlDeviceGetHandleByIndex(index)))
+                        uuids.append(read_text(nvml.nvmlDeviceGetUUID, nvml.nvmlDeviceGetHandleByIndex(index)))
             finally:
                 nvml.nvmlShutdown()
 
-    _run_within(probe, probe_s)
+    _run_with_timeout(probe, probe_s)
     message = "is there now and was not when the run began: its joules are not metered; begin a new run to meter it"
     return tuple(
-        event("warning", "GPU_APPEARED", "gpu", f"{uuid} {message}") for uuid in uuids if uuid not in initial_uuids
+        event_now("warning", "GPU_APPEARED", "gpu", f"{uuid} {message}") for uuid in uuids if uuid not in initial_uuids
     )
 
 
-def _run_within(probe: Callable[[], None], probe_s: float) -> None:
+def _run_with_timeout(probe: Callable[[], None], probe_s: float) -> None:
     """Run a probe of the driver in a thread and wait at most `probe_s` for it: the driver may hang."""
     thread = HelperThread(probe, "torchwatt-nvml")
     thread.start()
     thread.join(probe_s)
 
 
-def _probe(environ: Mapping[str, str], pid: int) -> Discovery:
+def _probe_nvml(environ: Mapping[str, str], pid: int) -> Discovery:
     try:
         nvml = load_nvml()
     except SensorError as error:
         return Discovery((), (Unavailable("gpu", str(error), _FIXES.get(error.code, "")),))
     try:
-        return _Probe(nvml, environ, pid).run()
+        return _NvmlProbe(nvml, environ, pid).run()
     except nvml.NVMLError as error:
         failure = nvml_error("gpu", "discovery", error)
         return Discovery((), (Unavailable("gpu", str(failure), _FIXES.get(failure.code, "")),))
@@ -125,7 +124,7 @@ def _probe(environ: Mapping[str, str], pid: int) -> Discovery:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _ProbedGpu:
     """One tested GPU: its meter; by channel key the reader's spec, seconds per read and ring periods in ns."""
 
     meter: Meter
@@ -134,7 +133,7 @@ class _Found:
     rings: dict[str, int]
 
 
-class _Probe:
+class _NvmlProbe:
     """Discovery of the GPUs while NVML is initialised."""
 
     def __init__(self, nvml: Any, environ: Mapping[str, str], pid: int) -> None:
@@ -150,24 +149,24 @@ class _Probe:
         picks = self._visible()
         self._devices = len(picks)
         gpus = [gpu for gpu in (self._device(n, pick) for n, pick in enumerate(picks)) if gpu is not None]
-        sources = (_source(gpus, self._pid),) if gpus else ()
+        sources = (_nvml_source(gpus, self._pid),) if gpus else ()
         if len({gpu.meter.model for gpu in gpus}) > 1 and self._environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
             message = "GPU models differ: CUDA may number them fastest first, we count in PCI order; match by uuid"
-            self._events.append(event("info", "VISIBLE_DEVICES", "gpu", message))
+            self._events.append(event_now("info", "VISIBLE_DEVICES", "gpu", message))
         return Discovery(sources, tuple(self._unavailable), tuple(self._events), self._uuids)
 
-    def _visible(self) -> tuple[Pick, ...]:
+    def _visible(self) -> tuple[VisibleDevice, ...]:
         nvml, value = self._nvml, self._environ.get("CUDA_VISIBLE_DEVICES")
         handles = {i: self._handle(i) for i in range(nvml.nvmlDeviceGetCount())}
         uuids = [self._uuid(i, handle) for i, handle in handles.items()]
         self._uuids = tuple(uuids) if value is None else None
         migs = self._migs(handles) if value and "MIG-" in value else {}
-        selection = select(value, uuids, migs)
+        selection = select_devices(value, uuids, migs)
         if selection.stopped:
             message = f"CUDA_VISIBLE_DEVICES={value}: {selection.stopped}; CUDA shows what comes before it"
-            self._events.append(event("warning", "VISIBLE_DEVICES", "gpu", message))
+            self._events.append(event_now("warning", "VISIBLE_DEVICES", "gpu", message))
         if not selection.picks:
-            reason = f"{_HIDDEN} ({value!r})" if value is not None else "NVML finds no GPU"
+            reason = f"{_HIDDEN_REASON} ({value!r})" if value is not None else "NVML finds no GPU"
             fix = "unset CUDA_VISIBLE_DEVICES, or name a device of `nvidia-smi -L`" if value is not None else ""
             self._unavailable.append(Unavailable("gpu", reason, fix))
         return selection.picks
@@ -182,7 +181,7 @@ class _Probe:
     def _uuid(self, index: int, handle: Any) -> str:
         with contextlib.suppress(self._nvml.NVMLError):
             if handle is not None:
-                return text_of(self._nvml.nvmlDeviceGetUUID, handle)
+                return read_text(self._nvml.nvmlDeviceGetUUID, handle)
         return f"(lost {index})"
 
     def _migs(self, handles: Mapping[int, Any]) -> dict[str, int]:
@@ -190,7 +189,9 @@ class _Probe:
         for index, handle in ((i, h) for i, h in handles.items() if h is not None):
             for i in range(self._most_migs(handle)):
                 with contextlib.suppress(nvml.NVMLError):  # no slice at this index
-                    slices[text_of(nvml.nvmlDeviceGetUUID, nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i))] = index
+                    slices[read_text(nvml.nvmlDeviceGetUUID, nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i))] = (
+                        index
+                    )
         return slices
 
     def _most_migs(self, handle: Any) -> int:
@@ -198,12 +199,12 @@ class _Probe:
             return int(self._nvml.nvmlDeviceGetMaxMigDeviceCount(handle))
         return 0
 
-    def _device(self, ordinal: int, pick: Pick) -> _Found | None:
+    def _device(self, ordinal: int, pick: VisibleDevice) -> _ProbedGpu | None:
         domain = Domain("gpu", ordinal)
         try:
             handle = self._nvml.nvmlDeviceGetHandleByIndex(pick.index)
-            uuid = text_of(self._nvml.nvmlDeviceGetUUID, handle)
-            facts = gpu_facts(self._nvml, handle, pick.index)
+            uuid = read_text(self._nvml.nvmlDeviceGetUUID, handle)
+            facts = read_gpu_facts(self._nvml, handle, pick.index)
         except self._nvml.NVMLError as error:
             self._give_up(domain, nvml_error(str(domain), "opening it", error))
             return None
@@ -219,14 +220,14 @@ class _Probe:
     def _give_up(self, domain: Domain, error: SensorError) -> None:
         self._unavailable.append(Unavailable(str(domain), str(error), _FIXES.get(error.code, "")))
 
-    def _sharing(self, domain: Domain, handle: Any, pick: Pick) -> tuple[bool, tuple[str, ...]]:
-        shared, notes, message = sharing(self._nvml, handle, pick.mig)
+    def _sharing(self, domain: Domain, handle: Any, pick: VisibleDevice) -> tuple[bool, tuple[str, ...]]:
+        shared, notes, message = describe_sharing(self._nvml, handle, pick.mig)
         if message:
             severity = "warning" if shared else "info"
-            self._events.append(event(severity, "SHARED_DEVICE", str(domain), message))
+            self._events.append(event_now(severity, "SHARED_DEVICE", str(domain), message))
         return shared, notes
 
-    def _test(self, domain: Domain, uuid: str) -> _Found:
+    def _test(self, domain: Domain, uuid: str) -> _ProbedGpu:
         """Read every sensor of a GPU; it supports those that can be read, whatever its product name."""
         channels: list[Channel] = []
         spec: dict[str, list[str]] = {}
@@ -240,7 +241,7 @@ class _Probe:
                 errors.append(error)
                 if error.code != "ZERO_READING":  # a sensor that reads 0 may recover: keep it and add an event
                     return False
-                self._events.append(event("warning", error.code, channel.key, str(error)))
+                self._events.append(event_now("warning", error.code, channel.key, str(error)))
             channels.append(channel)
             spec[channel.key] = [uuid, via]
             return True
@@ -253,9 +254,9 @@ class _Probe:
         any(offer(_module_power(domain, via), via) for via in _MODULE_POWERS)
         offer(Channel(domain, USERS, "gauge", "1", 1.0, GAUGE_PERIOD_NS, LISTED), LISTED)
         meter = Meter(domain, tuple(channels), "measured", "device", "", "NVIDIA", ACCURACY, ACCURACY_SOURCE)
-        return _Found(meter, spec, call_s, {})
+        return _ProbedGpu(meter, spec, call_s, {})
 
-    def _with_ring(self, gpu: _Found, handle: Any) -> _Found:
+    def _with_ring(self, gpu: _ProbedGpu, handle: Any) -> _ProbedGpu:
         """Add a channel for the driver's ring buffer of power samples if they are finer than polled power."""
         meter, power = gpu.meter, gpu.meter.channel("power")
         if power is None:
@@ -263,15 +264,15 @@ class _Probe:
         fine = replace(power, name="power_fine", sensor=POWER_SAMPLES)
         via = [gpu.spec[power.key][0], POWER_SAMPLES]
         try:
-            ring = ring_of(power_samples(self._nvml, handle))
+            ring = measure_ring(read_power_samples(self._nvml, handle))
             call_s = _cost_s(fine.key, via)
-            read_ns = read_period_ns(ring, call_s, self._devices)
+            read_ns = ring_period_ns(ring, call_s, self._devices)
         except (SensorError, self._nvml.NVMLError, AttributeError) as error:
             message = f"the driver's ring of power samples is not used, power is polled: {error}"
-            self._events.append(event("info", "RING_UNUSED", str(meter.domain), message))
+            self._events.append(event_now("info", "RING_UNUSED", str(meter.domain), message))
             return gpu
         channels = (*meter.channels, replace(fine, period_ns=ring.gap_ns))
-        return _Found(
+        return _ProbedGpu(
             replace(meter, channels=channels),
             gpu.spec | {fine.key: via},
             gpu.call_s | {fine.key: call_s},
@@ -284,7 +285,7 @@ class _Probe:
             self._give_up(domain, worst)
         for error in errors if channels else ():
             if error.code != "ZERO_READING":
-                self._events.append(event("info", error.code, str(domain), str(error)))
+                self._events.append(event_now("info", error.code, str(domain), str(error)))
 
 
 def _cost_s(key: str, via: list[str]) -> float:
@@ -312,16 +313,16 @@ def _module_power(domain: Domain, sensor: str) -> Channel:
     return Channel(domain, MODULE_POWER, "gauge", "W", 1e-3, BESIDE_RING_NS, sensor)
 
 
-def period_ns(total_call_s: float) -> int:
+def poll_period_ns(total_call_s: float) -> int:
     """Return the period in ns at which reads of this total cost take 1 % of the time: whole ms, at least 20 ms."""
     return max(BASE_PERIOD_NS, math.ceil(total_call_s / _TIME_SHARE * 1e3) * 1_000_000)
 
 
-def _source(gpus: list[_Found], pid: int) -> MeteredSource:
+def _nvml_source(gpus: list[_ProbedGpu], pid: int) -> MeteredSource:
     """Put all GPUs behind one reader: one thread, one wake-up for all, since wake-ups cost more than calls."""
     call_s = {key: cost for gpu in gpus for key, cost in gpu.call_s.items()}
     periods = {
-        name: period_ns(sum(cost for key, cost in call_s.items() if key.endswith(f"/{name}")))
+        name: poll_period_ns(sum(cost for key, cost in call_s.items() if key.endswith(f"/{name}")))
         for name in ("energy", "power")
     }
 

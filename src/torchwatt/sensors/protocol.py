@@ -84,7 +84,7 @@ class Discovery:
         return tuple(meter for source in self.sources for meter in source.meters)
 
 
-def merge(discoveries: Sequence[Discovery]) -> Discovery:
+def merge_discoveries(discoveries: Sequence[Discovery]) -> Discovery:
     """Concatenate discoveries; `gpus` is the first that is not None."""
     return Discovery(
         tuple(s for d in discoveries for s in d.sources),
@@ -108,7 +108,7 @@ class Feed(Protocol):
     def read_now(self) -> None:
         """Read all counters in the calling process; the readings are merged into the recording."""
 
-    def linger(self) -> None:
+    def wait_for_update(self) -> None:
         """Wait until slow meters have published the energy up to this instant."""
 
     def snapshot(self, since_ns: int = 0) -> Recording:
@@ -118,7 +118,7 @@ class Feed(Protocol):
         """Read all meters a last time, end sampling and return all readings; later calls return the same."""
 
 
-def event(severity: str, code: str, subject: str, message: str) -> Event:
+def event_now(severity: str, code: str, subject: str, message: str) -> Event:
     """Return an event with the current time."""
     return Event(time.monotonic_ns(), "warning" if severity == "warning" else "info", code, subject, message)
 
@@ -138,10 +138,49 @@ def read_cost_s(reader: Reader, key: str, looks: int = 5) -> float:
     return statistics.median(costs)
 
 
-def why_unreadable(reader: Reader, key: str) -> SensorError | None:
+def read_error(reader: Reader, key: str) -> SensorError | None:
     """Return why a channel cannot be read, None if it can."""
     try:
         reader.read(key)
     except SensorError as error:
         return error
     return None
+
+
+SAMPLER_LOST = "SAMPLER_LOST"
+
+
+class NullFeed:
+    """A `Feed` without meters: the user's program runs, and its report contains the reason why nothing was metered."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.reason = f"sampling could not begin: {type(error).__name__}: {error}"
+        self._fix = "raise the limits (ulimit -n, -v, -u), or free some memory; the program itself ran on"
+        self._event = event_now("warning", SAMPLER_LOST, "run", self.reason)
+
+    @property
+    def meters(self) -> tuple[Meter, ...]:
+        """Return no meters."""
+        return ()
+
+    @property
+    def unavailable(self) -> tuple[Unavailable, ...]:
+        """Return the reason, for the domain `run`."""
+        return (Unavailable("run", self.reason, self._fix),)
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def read_now(self) -> None:
+        """Do nothing."""
+
+    def wait_for_update(self) -> None:
+        """Do nothing."""
+
+    def snapshot(self, since_ns: int = 0) -> Recording:
+        """Return no readings."""
+        return Recording((), (), self.unavailable, (self._event,) if self._event.t_ns >= since_ns else ())
+
+    def stop(self) -> Recording:
+        """Return no readings, and the reason."""
+        return self.snapshot()

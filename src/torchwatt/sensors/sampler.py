@@ -15,20 +15,28 @@ from torchwatt.core.errors import SensorError
 from torchwatt.core.meter import Event, Meter, Quantity, Recording, SamplerStats, Unavailable
 from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.helper_thread import HelperThread
-from torchwatt.sensors import gather
-from torchwatt.sensors.board import CPU_NS, ROUNDS, Board, anonymous_file, largest_file
-from torchwatt.sensors.edges import EdgeReader, edge_channels, look_at_all
-from torchwatt.sensors.nvml import late_gpus
+from torchwatt.sensors import recording_builder
+from torchwatt.sensors.boundary_reader import BoundaryReader, boundary_channels, read_boundaries
+from torchwatt.sensors.nvml import appeared_gpu_events
 from torchwatt.sensors.protocol import Discovery
-from torchwatt.sensors.ring import MISSED, READS, Ring
-from torchwatt.sensors.sampler_main import anchor, capacities, make_loops, start_threads
-from torchwatt.sensors.spawn import THRIFTY_PERIODS, Child, sampler_config
+from torchwatt.sensors.sample_buffer import (
+    CPU_NS,
+    MISSED,
+    READS,
+    ROUNDS,
+    SampleBuffer,
+    SampleRing,
+    create_memory_file,
+    file_size_limit,
+)
+from torchwatt.sensors.sampler_main import make_loops, record_anchor, ring_capacities, start_threads
+from torchwatt.sensors.sampler_process import LOW_OVERHEAD_PERIODS, SamplerProcess, sampler_config
 
 CAPACITY = 1 << 20  # readings per channel before thinning: 5.8 h at 20 ms; unwritten pages use no memory
 PRIVATE_CAPACITY = 1 << 16
-LEAST_CAPACITY, LEAST_SHARED_BYTES = 64, 1 << 18  # below these no memory is shared with a sampler process
+MIN_CAPACITY, MIN_SHARED_BYTES = 64, 1 << 18  # below these no memory is shared with a sampler process
 FIRST_SAMPLE_S = 2.0
-_OTHERS_S = 0.25  # wait for slow sources after the first one has been read
+_SLOW_SOURCES_S = 0.25  # wait for slow sources after the first one has been read
 _COARSE_NS = 20_000_000
 _TAIL_NS = 150_000_000
 
@@ -36,21 +44,21 @@ Mode = Literal["process", "thread"]
 
 
 @dataclass(slots=True)
-class _Running:
+class _SamplerResources:
     """Resources of a running sampler: the process or the threads, the edge readers, the memory."""
 
-    board: Board
+    board: SampleBuffer
     config: dict[str, Any]
-    edges: list[EdgeReader]
+    edges: list[BoundaryReader]
     pid: int
     start_ns: int
     alone: bool = False  # no other process can see the board
-    child: Child | None = None
+    child: SamplerProcess | None = None
     watch: HelperThread | None = None
     threads: list[HelperThread] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
 
-    def rings(self) -> dict[str, Ring]:
+    def rings(self) -> dict[str, SampleRing]:
         """Return the rings by channel key."""
         keys = [tap["key"] for source in self.config["sources"] for tap in source["taps"]]
         return dict(zip(keys, self.board.rings, strict=False))
@@ -75,14 +83,14 @@ class _Running:
             self.board.close()
 
 
-def _abandon(running: _Running) -> None:
+def _release(running: _SamplerResources) -> None:
     """Release the resources of a sampler that was garbage-collected without `stop`; no effect in a forked child."""
     if running.pid == os.getpid():
         with contextlib.suppress(Exception):  # at interpreter shutdown modules may be gone already
             running.halt(timeout_s=0)
 
 
-def _watch(sampler: weakref.ref[Sampler], child: Child) -> None:
+def _replace_when_ended(sampler: weakref.ref[Sampler], child: SamplerProcess) -> None:
     """Replace a sampler process as soon as it dies, so that no wrap-around of a counter is missed."""
     child.wait()
     owner = None if child.stopping else sampler()
@@ -107,7 +115,7 @@ class Sampler:
         self._capacity = capacity
         self._thrifty = thrifty
         self._lock = threading.RLock()
-        self._running: _Running | None = None
+        self._running: _SamplerResources | None = None
         self._events: list[Event] = []
         self._result: Recording | None = None
         self._pid: int | None = None
@@ -137,65 +145,70 @@ class Sampler:
             if self._running is not None or self._result is not None:
                 return
             self._pid = os.getpid()
-            fd = anonymous_file("torchwatt-board")
+            fd = create_memory_file("torchwatt-board")
             try:
                 self._running = running = self._open(fd)
                 if self._mode == "process" and not running.alone:
                     self._spawn(running, fd)
             finally:
                 os.close(fd)
-            weakref.finalize(self, _abandon, running).atexit = False
-            running.edges += [EdgeReader(source) for source in self._sources if edge_channels(source)]
+            weakref.finalize(self, _release, running).atexit = False
+            running.edges += [BoundaryReader(source) for source in self._sources if boundary_channels(source)]
             for edge in running.edges:
                 edge.ask()  # opens the drivers here while the process starts
             if not self._ready(running):
                 self._fall_back(running)
             self.read_now()
 
-    def _open(self, fd: int) -> _Running:
+    def _open(self, fd: int) -> _SamplerResources:
         """Map the shared memory; if that fails (address space limit, ulimit -v), with rings 1/16 as long.
 
         With a file size limit (ulimit -f), rings are as long as it allows. If it is too small, threads of this process
         sample into private memory.
         """
-        most_bytes = largest_file()
+        most_bytes = file_size_limit()
         if most_bytes is not None:
             return self._open_small(fd, most_bytes)
         config = sampler_config(self._sources, self._capacity, thrifty=self._thrifty)
         try:
-            board = Board.map(fd, len(config["sources"]), capacities(config))
+            board = SampleBuffer.map(fd, len(config["sources"]), ring_capacities(config))
         except OSError:
             config = sampler_config(self._sources, max(self._capacity // 16, 2), thrifty=self._thrifty)
-            board = Board.map(fd, len(config["sources"]), capacities(config))
-        return _Running(board, config, [], os.getpid(), anchor(board))
+            board = SampleBuffer.map(fd, len(config["sources"]), ring_capacities(config))
+        return _SamplerResources(board, config, [], os.getpid(), record_anchor(board))
 
-    def _open_small(self, fd: int, most_bytes: int) -> _Running:
+    def _open_small(self, fd: int, most_bytes: int) -> _SamplerResources:
         capacity = self._capacity
         config = sampler_config(self._sources, capacity, thrifty=self._thrifty)
-        while capacity > LEAST_CAPACITY and Board.size(len(config["sources"]), capacities(config)) > most_bytes:
+        while (
+            capacity > MIN_CAPACITY and SampleBuffer.size(len(config["sources"]), ring_capacities(config)) > most_bytes
+        ):
             capacity //= 2
             config = sampler_config(self._sources, capacity, thrifty=self._thrifty)
-        if most_bytes >= LEAST_SHARED_BYTES and Board.size(len(config["sources"]), capacities(config)) <= most_bytes:
-            board = Board.map(fd, len(config["sources"]), capacities(config))
-            return _Running(board, config, [], os.getpid(), anchor(board))
+        if (
+            most_bytes >= MIN_SHARED_BYTES
+            and SampleBuffer.size(len(config["sources"]), ring_capacities(config)) <= most_bytes
+        ):
+            board = SampleBuffer.map(fd, len(config["sources"]), ring_capacities(config))
+            return _SamplerResources(board, config, [], os.getpid(), record_anchor(board))
         config = sampler_config(self._sources, min(self._capacity, PRIVATE_CAPACITY), thrifty=self._thrifty)
-        board = Board.private(len(config["sources"]), capacities(config))
+        board = SampleBuffer.private(len(config["sources"]), ring_capacities(config))
         message = (
             f"sampling in threads of this process: files of {most_bytes} bytes at most (ulimit -f) share no readings"
         )
         self._event("warning", "SAMPLER_THREAD", "run", message)
-        return _Running(board, config, [], os.getpid(), anchor(board), alone=True)
+        return _SamplerResources(board, config, [], os.getpid(), record_anchor(board), alone=True)
 
-    def _spawn(self, running: _Running, fd: int) -> None:
+    def _spawn(self, running: _SamplerResources, fd: int) -> None:
         try:
-            running.child = Child({**running.config, "journal": self.journal}, fd)
+            running.child = SamplerProcess({**running.config, "journal": self.journal}, fd)
         except SensorError as error:
             self._event("warning", error.code, "run", f"sampling in threads of this process: {error}")
             return
-        running.watch = HelperThread(partial(_watch, weakref.ref(self), running.child), "torchwatt-watch")
+        running.watch = HelperThread(partial(_replace_when_ended, weakref.ref(self), running.child), "torchwatt-watch")
         running.watch.start()
 
-    def _ready(self, running: _Running) -> bool:
+    def _ready(self, running: _SamplerResources) -> bool:
         """Wait until every source has been read once, or one plus 0.25 s; return whether the process samples."""
         if running.child is None:
             return False
@@ -205,11 +218,11 @@ class Sampler:
             if rounds >= len(running.config["sources"]):
                 return True
             if rounds:
-                end_s = min(end_s, time.monotonic() + _OTHERS_S)
+                end_s = min(end_s, time.monotonic() + _SLOW_SOURCES_S)
             time.sleep(0.002)
         return running.board.word(ROUNDS) > 0 and running.child.alive()
 
-    def _fall_back(self, running: _Running) -> None:
+    def _fall_back(self, running: _SamplerResources) -> None:
         """Switch to sampling in threads of this process, into the same memory."""
         child, running.child = running.child, None
         if child is not None:
@@ -228,11 +241,11 @@ class Sampler:
             running = self._running
             if running is None:
                 return
-            for subject, code, message in look_at_all(running.edges):
+            for subject, code, message in read_boundaries(running.edges):
                 self._event("warning", code, subject, message)
             self._check(running)
 
-    def take_over(self, child: Child) -> None:
+    def take_over(self, child: SamplerProcess) -> None:
         """Replace a sampler process that has ended by threads, if it is still the current one."""
         if self._forked():
             return
@@ -240,14 +253,14 @@ class Sampler:
             if self._running is not None and self._running.child is child:
                 self._check(self._running)
 
-    def _check(self, running: _Running) -> None:
+    def _check(self, running: _SamplerResources) -> None:
         """Fall back to threads if the sampler process has ended; its readings remain in memory."""
         if running.child is not None and not running.child.alive():
             self._fall_back(running)
         if running.child is None:
-            anchor(running.board)
+            record_anchor(running.board)
 
-    def linger(self) -> None:
+    def wait_for_update(self) -> None:
         """Keep sampling until slow sensors have published the energy up to now."""
         running = self._running
         if running is not None and not self._forked():
@@ -273,7 +286,7 @@ class Sampler:
                 return self._nothing()
             rings = self._running.rings()
             channels = [c for meter in self.meters for c in meter.channels if c.quantity != "gauge"]
-            series = tuple(gather.make_series(c, rings[c.key], (), since_ns) for c in channels)
+            series = tuple(recording_builder.make_series(c, rings[c.key], (), since_ns) for c in channels)
             return Recording(self.meters, series, self.unavailable)
 
     def stop(self) -> Recording:
@@ -289,17 +302,17 @@ class Sampler:
             self._check(running)
             self._say_what_came(running)
             running.halt()
-            anchor(running.board)
+            record_anchor(running.board)
             self._result = self._gather(running)
             self._running = None
             running.close()
             return self._result
 
-    def _say_what_came(self, running: _Running) -> None:
+    def _say_what_came(self, running: _SamplerResources) -> None:
         """Add events for GPUs that appeared during the run, and for a suspended sampler process."""
         if self._discovery.gpus is not None:
-            self._events += late_gpus(self._discovery.gpus)
-        if running.child is not None and running.child.standing():
+            self._events += appeared_gpu_events(self._discovery.gpus)
+        if running.child is not None and running.child.is_suspended():
             newest = [ring.newest_ns() for ring in running.rings().values()]
             silent_s = (time.monotonic_ns() - max(newest, default=running.start_ns)) / NS_PER_S
             message = (
@@ -308,7 +321,7 @@ class Sampler:
             )
             self._event("warning", "SAMPLER_STOPPED", "run", message)
 
-    def _tail_ns(self, running: _Running) -> int:
+    def _tail_ns(self, running: _SamplerResources) -> int:
         """Return how long to sample on, so that the last publication of coarse sensors is seen: two updates."""
         now_ns = time.monotonic_ns()
         recent = self._gather(running, now_ns - 2 * NS_PER_S).series
@@ -316,30 +329,34 @@ class Sampler:
         for series in recent:
             quantity: Quantity = series.channel.quantity
             if quantity == "counter":
-                update_ns = gather.update_period_ns(series) or 0
+                update_ns = recording_builder.update_period_ns(series) or 0
                 waits.append(2 * update_ns if update_ns > _COARSE_NS else 0)
             elif quantity == "power" and series.channel.period_ns > _COARSE_NS:
                 waits.append(series.channel.period_ns * 3 // 2)  # jitter may delay the next read this much
-        return min(max(waits), _TAIL_NS * (THRIFTY_PERIODS if self._thrifty else 1))
+        return min(max(waits), _TAIL_NS * (LOW_OVERHEAD_PERIODS if self._thrifty else 1))
 
-    def _gather(self, running: _Running, since_ns: int = 0) -> Recording:
+    def _gather(self, running: _SamplerResources, since_ns: int = 0) -> Recording:
         rings, notes = running.rings(), running.board.notes()
         edges = {key: list(readings) for reader in running.edges for key, readings in reader.edges.items()}
         channels = [channel for meter in self.meters for channel in meter.channels]
-        series = tuple(gather.make_series(c, rings[c.key], edges.get(c.key, ()), since_ns) for c in channels)
-        pairs = gather.anchors(running.board.rings[-1])
-        notes_and_events = (*self._discovery.events, *self._events, *gather.events(notes))
-        events = (*notes_and_events, *gather.clock_steps(pairs), *gather.throttling(series))
+        series = tuple(recording_builder.make_series(c, rings[c.key], edges.get(c.key, ()), since_ns) for c in channels)
+        pairs = recording_builder.clock_anchors(running.board.rings[-1])
+        notes_and_events = (*self._discovery.events, *self._events, *recording_builder.note_events(notes))
+        events = (
+            *notes_and_events,
+            *recording_builder.clock_step_events(pairs),
+            *recording_builder.throttling_events(series),
+        )
         return Recording(
             self.meters,
             series,
-            (*self.unavailable, *gather.silent(series, rings, notes)),
+            (*self.unavailable, *recording_builder.lost_domains(series, rings, notes)),
             tuple(sorted(events, key=lambda e: e.t_ns)),
             pairs,
             self._stats(running, rings),
         )
 
-    def _stats(self, running: _Running, rings: dict[str, Ring]) -> SamplerStats:
+    def _stats(self, running: _SamplerResources, rings: dict[str, SampleRing]) -> SamplerStats:
         process = running.child is not None
         return SamplerStats(
             "process" if process else "thread",

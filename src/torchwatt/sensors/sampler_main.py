@@ -19,26 +19,25 @@ from typing import TYPE_CHECKING, Any
 
 from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.helper_thread import HelperThread
-from torchwatt.sensors.board import CPU_NS, STARTED_NS, Board
-from torchwatt.sensors.loop import LONG_READ_NS, SourceLoop, Stop, Tap
-from torchwatt.sensors.ring import PERIOD_NS
+from torchwatt.sensors.sample_buffer import CPU_NS, PERIOD_NS, STARTED_NS, SampleBuffer
+from torchwatt.sensors.source_loop import LONG_READ_NS, PolledChannel, SourceLoop, StopSignal
 
 if TYPE_CHECKING:
-    from torchwatt.sensors.journal.rings import RingJournal
+    from torchwatt.sensors.ring_journal import RingJournal
 
 ANCHOR_NS = 2 * NS_PER_S
-LOOK_NS = NS_PER_S // 2  # period at which the main thread monitors the others
+CHECK_NS = NS_PER_S // 2  # period at which the main thread monitors the others
 _GC_OBJECTS = 50_000  # loops create no reference cycles, errors do: collect rarely
 _ENDING_S = 0.2
 _HOST = "host"  # reads /proc only: no driver that could hang
 
 
-def capacities(config: Mapping[str, Any]) -> list[int]:
+def ring_capacities(config: Mapping[str, Any]) -> list[int]:
     """Return the capacity of every ring: each source's channels in order, then the anchors."""
     return [tap["capacity"] for source in config["sources"] for tap in source["taps"]] + [config["anchors"]]
 
 
-def anchor(board: Board, clock_ns: Callable[[], int] = time.monotonic_ns) -> int:
+def record_anchor(board: SampleBuffer, clock_ns: Callable[[], int] = time.monotonic_ns) -> int:
     """Record a pair of monotonic and wall clock time in ns, the latter as an integer; return the former."""
     before_ns = clock_ns()
     real_ns = time.time_ns()
@@ -47,7 +46,7 @@ def anchor(board: Board, clock_ns: Callable[[], int] = time.monotonic_ns) -> int
     return t_ns
 
 
-class Nap:
+class InterruptibleSleep:
     """Stop signal of driver threads: sleeping costs half of waiting for an Event, and the exit waits for no thread."""
 
     def __init__(self) -> None:
@@ -67,7 +66,9 @@ class Nap:
         return self._stopping
 
 
-def make_loops(board: Board, config: Mapping[str, Any], stop: Stop, host_stop: Stop | None = None) -> list[SourceLoop]:
+def make_loops(
+    board: SampleBuffer, config: Mapping[str, Any], stop: StopSignal, host_stop: StopSignal | None = None
+) -> list[SourceLoop]:
     """Return one loop per source, with the periods of its channels; `host_stop`, if any, stops the loop of /proc."""
     loops, rings = [], iter(board.rings)
     for index, source in enumerate(config["sources"]):
@@ -75,7 +76,7 @@ def make_loops(board: Board, config: Mapping[str, Any], stop: Stop, host_stop: S
         for tap in source["taps"]:
             ring = next(rings)
             ring.put(PERIOD_NS, ring.word(PERIOD_NS) or tap["period_ns"])
-            taps.append(Tap(tap["key"], ring, tap.get("calm_ns", 0), tap.get("read_ns", 0)))
+            taps.append(PolledChannel(tap["key"], ring, tap.get("calm_ns", 0), tap.get("read_ns", 0)))
         ends = host_stop if host_stop is not None and source["spec"]["kind"] == _HOST else stop
         loops.append(SourceLoop(board, index, source["spec"], taps, stop=ends))
     return loops
@@ -89,10 +90,10 @@ def start_threads(loops: Sequence[SourceLoop]) -> list[HelperThread]:
     return threads
 
 
-class Housekeeper:
+class Watchdog:
     """Records clock anchors every 2 s, and detects reads that hang for more than 0.5 s."""
 
-    def __init__(self, board: Board, config: Mapping[str, Any]) -> None:
+    def __init__(self, board: SampleBuffer, config: Mapping[str, Any]) -> None:
         self._board = board
         self._names = [", ".join(t["key"] for t in source["taps"][:2]) for source in config["sources"]]
         self._hung: dict[int, int] = {}
@@ -102,7 +103,7 @@ class Housekeeper:
         """Record an anchor if one is due; add a note for each hanging read."""
         now_ns = time.monotonic_ns()
         if now_ns - self._anchor_ns >= ANCHOR_NS:
-            self._anchor_ns = anchor(self._board)
+            self._anchor_ns = record_anchor(self._board)
         for source, name in enumerate(self._names):
             since_ns = self._board.busy_since(source)
             if since_ns and now_ns - since_ns > LONG_READ_NS and self._hung.get(source) != since_ns:
@@ -111,16 +112,15 @@ class Housekeeper:
                 self._board.note(now_ns, "warning", "SENSOR_HANG", name, message)
 
 
-def _journal(board: Board, config: Mapping[str, Any]) -> RingJournal:
-    from torchwatt.sensors.journal.append import AppendFile
-    from torchwatt.sensors.journal.rings import RingJournal
+def _open_ring_journal(board: SampleBuffer, config: Mapping[str, Any]) -> RingJournal:
+    from torchwatt.sensors.ring_journal import JournalFile, RingJournal
 
     fd, folder, most_bytes = config["journal"]
     keys = [tap["key"] for source in config["sources"] for tap in source["taps"]]
-    return RingJournal(board, keys, AppendFile(fd, os.fstat(fd).st_size), folder, most_bytes)
+    return RingJournal(board, keys, JournalFile(fd, os.fstat(fd).st_size), folder, most_bytes)
 
 
-class Parent:
+class ParentMonitor:
     """Stop signal set by the parent process: a byte on stdin, a closed pipe, or its end; calls `on_check` meanwhile."""
 
     def __init__(self, ppid: int, on_check: Callable[[], None], *, detached: bool = False) -> None:
@@ -129,7 +129,7 @@ class Parent:
         self._on_check = on_check
         self._next_check_ns = 0
         self._stopping = False
-        self.said_so = False  # the parent requested the end, and has not just ended
+        self.stop_requested = False  # the parent requested the end, and has not just ended
         self._poll = select.poll()
         self._poll.register(0, select.POLLIN)
         if detached:
@@ -145,10 +145,10 @@ class Parent:
     def wait(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds for the stop signal; return whether sampling is to end."""
         if not self._stopping and (ready := dict(self._poll.poll(timeout * 1e3))):
-            self._stopping, self.said_so = True, 0 in ready and os.read(0, 1) != b""
+            self._stopping, self.stop_requested = True, 0 in ready and os.read(0, 1) != b""
         now_ns = time.monotonic_ns()
         if now_ns >= self._next_check_ns:
-            self._next_check_ns = now_ns + LOOK_NS
+            self._next_check_ns = now_ns + CHECK_NS
             self._on_check()
             self._stopping = self._stopping or (not self._detached and os.getppid() != self._ppid)
         return self._stopping
@@ -156,10 +156,10 @@ class Parent:
 
 def main(arguments: Sequence[str]) -> None:
     """Read the configuration from stdin and sample until stopped; never returns."""
-    sample(json.loads(_received(int(arguments[0]))))
+    run_sampler(json.loads(_read_stdin(int(arguments[0]))))
 
 
-def _received(size: int) -> bytes:
+def _read_stdin(size: int) -> bytes:
     """Read exactly `size` bytes from stdin: a stop byte that follows at once stays in the pipe for `select`."""
     data = b""
     while len(data) < size:
@@ -170,39 +170,39 @@ def _received(size: int) -> bytes:
     return data
 
 
-def sample(config: Mapping[str, Any]) -> None:
+def run_sampler(config: Mapping[str, Any]) -> None:
     """Sample until stopped; ends the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C must reach the user's program only
     gc.set_threshold(_GC_OBJECTS)
-    board = Board.map(config["fd"], len(config["sources"]), capacities(config))
+    board = SampleBuffer.map(config["fd"], len(config["sources"]), ring_capacities(config))
     os.close(config["fd"])
     board.put(STARTED_NS, time.monotonic_ns())
-    housekeeper = Housekeeper(board, config)
-    journal = _journal(board, config) if config.get("journal") else None
+    housekeeper = Watchdog(board, config)
+    journal = _open_ring_journal(board, config) if config.get("journal") else None
 
     def check() -> None:
         housekeeper.check()
         board.put(CPU_NS, time.process_time_ns())
 
-    stop, parent = Nap(), Parent(config["ppid"], check, detached=config["detached"])
+    stop, parent = InterruptibleSleep(), ParentMonitor(config["ppid"], check, detached=config["detached"])
     loops = make_loops(board, config, stop, parent)
     start_threads([loop for loop in loops if loop.stop is stop])
     for loop in loops:
         if loop.stop is parent:
             loop.run()
-    while not parent.wait(LOOK_NS / NS_PER_S):
+    while not parent.wait(CHECK_NS / NS_PER_S):
         pass
     stop.set()
-    _last_looks(loops)
-    _let_finish(board, range(len(loops)))
-    anchor(board)
+    _read_rings_finally(loops)
+    _await_reads(board, range(len(loops)))
+    record_anchor(board)
     board.put(CPU_NS, time.process_time_ns())
     if journal is not None:
-        journal.finish(gone=not parent.said_so)
+        journal.finish(gone=not parent.stop_requested)
     os._exit(0)  # do not wait for threads that hang in a driver or sleep
 
 
-def _last_looks(loops: Sequence[SourceLoop]) -> None:
+def _read_rings_finally(loops: Sequence[SourceLoop]) -> None:
     """Read the drivers' rings of samples a last time, each in a thread, as drivers may hang; wait 0.2 s at most."""
     threads = [threading.Thread(target=loop.finish, daemon=True) for loop in loops if loop.follows]
     deadline_s = time.monotonic() + _ENDING_S
@@ -212,7 +212,7 @@ def _last_looks(loops: Sequence[SourceLoop]) -> None:
         thread.join(max(deadline_s - time.monotonic(), 0))
 
 
-def _let_finish(board: Board, sources: Sequence[int]) -> None:
+def _await_reads(board: SampleBuffer, sources: Sequence[int]) -> None:
     """Wait until current reads are recorded, 0.2 s at most; loops that wake up later stop."""
     deadline_s = time.monotonic() + _ENDING_S
     while any(board.busy_since(source) for source in sources) and time.monotonic() < deadline_s:

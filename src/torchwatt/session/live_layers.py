@@ -15,37 +15,37 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from torchwatt.attribution.scopes import CONTAINS
-from torchwatt.core.instants import interpolate
+from torchwatt.attribution.counter_scope import MODULE_GPUS_FACT
+from torchwatt.core.energy_curve import interpolate
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.report import Report
-from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Domain, Slot, kind_of
+from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Domain, Slot, domain_kind
 from torchwatt.core.units import NS_PER_S
-from torchwatt.session.pulse import Pulse
+from torchwatt.session.live_meter import LiveMeter
 
 if TYPE_CHECKING:
     from torchwatt.session.session import Session
     from torchwatt.tracing import Tracer
-    from torchwatt.tracing.tally import Stretch, Sums
+    from torchwatt.tracing.tally_reader import TimeSums, WorkInterval
 
 HOST_KINDS = frozenset({"cpu", "dram", "ram"})
-LATE_NS = 4 * NS_PER_S  # a call that has not ended by then is included up to now
-READ_NS = NS_PER_S
+OPEN_CALL_NS = 4 * NS_PER_S  # a call that has not ended by then is included up to now
+LOG_PERIOD_NS = NS_PER_S
 IDLE_CPU_SHARE = 0.05  # of one CPU, as in the report
 RECENT_NS = 10 * NS_PER_S  # window for the mean joules per step
-LIVE = Domain("live")
+LIVE_DOMAIN = Domain("live")
 
 
 class LiveLayers:
     """Call `update` from one thread, a few times a second and after each `Pulse.update`; call `report` when needed."""
 
-    def __init__(self, session: Session, tracer: Tracer, pulse: Pulse) -> None:
-        from torchwatt.tracing.tally import Sums
+    def __init__(self, session: Session, tracer: Tracer, pulse: LiveMeter) -> None:
+        from torchwatt.tracing.tally_reader import TimeSums
 
         self._session, self._tracer, self._pulse = session, tracer, pulse
         self._tally = tracer.tally(pulse.start_ns)
-        self._pending: deque[Stretch] = deque()  # stretches of time with incomplete joules
-        self._booked_j, self._calls = Sums(), Sums()
+        self._pending: deque[WorkInterval] = deque()  # stretches of time with incomplete joules
+        self._booked_j, self._calls = TimeSums(), TimeSums()
         self._gap_j: dict[str, float] = defaultdict(float)  # of time in which nothing was logged
         self._as_of_ns = pulse.start_ns
         self._cpu: deque[tuple[int, int]] = deque([(pulse.start_ns, time.process_time_ns())], maxlen=1_024)
@@ -77,7 +77,7 @@ class LiveLayers:
         now_ns = time.monotonic_ns()
         self._cpu.append((now_ns, time.process_time_ns()))
         steps = self._tally.steps_now()
-        if read or steps is None or now_ns - self._read_ns >= READ_NS:
+        if read or steps is None or now_ns - self._read_ns >= LOG_PERIOD_NS:
             self._read_ns = now_ns
             self._read(now_ns)
             steps = self._tally.steps
@@ -106,15 +106,15 @@ class LiveLayers:
 
     def report(self) -> Report:
         """Return the layers as a report with one ledger; its joules are all that were used until `as_of_s`."""
-        from torchwatt.tracing.tally import Sums
+        from torchwatt.tracing.tally_reader import TimeSums
 
         booked_j, gap_j, calls = self._booked_j, dict(self._gap_j), self._calls
         as_of_ns = self._as_of_ns
         known_ns = self._known_ns()
-        if not self._pending and known_ns - as_of_ns > LATE_NS:
+        if not self._pending and known_ns - as_of_ns > OPEN_CALL_NS:
             late = self._tally.open(known_ns)
             late.pauses = [(late.last_ns or late.start_ns, late.end_ns)]
-            booked_j, calls = Sums(), Sums()
+            booked_j, calls = TimeSums(), TimeSums()
             booked_j.add(self._booked_j)
             calls.add(self._calls)
             self._add(late, booked_j, gap_j)
@@ -122,10 +122,10 @@ class LiveLayers:
             as_of_ns = late.end_ns
         entries = tuple(self._entries(booked_j, gap_j, calls, as_of_ns))
         total_j = fsum(entry.energy_self_j for entry in entries)
-        ledger = Ledger(LIVE, total_j, entries, "time_share", "apportioned", 0.0, 0.0)
+        ledger = Ledger(LIVE_DOMAIN, total_j, entries, "time_share", "apportioned", 0.0, 0.0)
         return Report(
             run_id=self._session.run_id,
-            name=self._session.asked.name,
+            name=self._session.options.name,
             status="running",
             start_ns=self._pulse.start_ns,
             end_ns=as_of_ns,
@@ -139,12 +139,12 @@ class LiveLayers:
     def _known_ns(self) -> int:
         return self._pulse.start_ns + round(self._pulse.as_of_s * NS_PER_S)
 
-    def _book(self, stretch: Stretch) -> None:
+    def _book(self, stretch: WorkInterval) -> None:
         self._add(stretch, self._booked_j, self._gap_j)
         self._calls.add(stretch.calls)
         self._as_of_ns = stretch.end_ns
 
-    def _add(self, stretch: Stretch, booked_j: Sums, gap_j: dict[str, float]) -> None:
+    def _add(self, stretch: WorkInterval, booked_j: TimeSums, gap_j: dict[str, float]) -> None:
         length_ns = stretch.end_ns - stretch.start_ns
         if length_ns <= 0:
             return
@@ -153,7 +153,7 @@ class LiveLayers:
         for name, ns in self._gap(stretch):
             gap_j[name] = gap_j.get(name, 0.0) + joules * ns / length_ns
 
-    def _gap(self, stretch: Stretch) -> Iterator[tuple[str, float]]:
+    def _gap(self, stretch: WorkInterval) -> Iterator[tuple[str, float]]:
         """Divide the time without logged calls: before the first call, idle, and work outside of modules."""
         outside_ns = 0.0
         if stretch.start_ns == self._pulse.start_ns and stretch.first_ns:
@@ -176,9 +176,9 @@ class LiveLayers:
         """Return the joules of CPU and memory, and of a superchip module those that its metered GPUs did not use."""
         parts = []
         for domain, (name, _) in self._pulse.metered().items():
-            if kind_of(name) in HOST_KINDS:
+            if domain_kind(name) in HOST_KINDS:
                 parts.append(self._pulse.energy_at(domain, t_ns))
-            elif kind_of(name) == "module":
+            elif domain_kind(name) == "module":
                 gpu_j = [self._pulse.energy_at(gpu, t_ns) for gpu in self._inside(domain)]
                 parts.append(max(self._pulse.energy_at(domain, t_ns) - fsum(gpu_j), 0.0) if gpu_j else 0.0)
         return fsum(parts)
@@ -186,20 +186,22 @@ class LiveLayers:
     def _inside(self, domain: str) -> list[str]:
         """Return the metered GPUs of a superchip module."""
         meters = {str(meter.domain): meter for meter in self._session.feed.meters}
-        gpus = (meters[domain].fact(CONTAINS) or "").split(";") if domain in meters else []
+        gpus = (meters[domain].fact(MODULE_GPUS_FACT) or "").split(";") if domain in meters else []
         return [gpu for gpu in gpus if gpu in meters]
 
     def _device_j(self, t_ns: int) -> dict[str, float]:
         """Return the joules of each device; a module without metered parts is one device."""
         device_j: dict[str, float] = {}
         for domain, (name, _) in self._pulse.metered().items():
-            if kind_of(name) == "module" and self._inside(domain):
+            if domain_kind(name) == "module" and self._inside(domain):
                 device_j |= {gpu: self._pulse.energy_at(gpu, t_ns) for gpu in self._inside(domain)}
-            elif kind_of(name) not in HOST_KINDS:
+            elif domain_kind(name) not in HOST_KINDS:
                 device_j[domain] = self._pulse.energy_at(domain, t_ns)
         return device_j
 
-    def _entries(self, booked_j: Sums, gap_j: Mapping[str, float], calls: Sums, as_of_ns: int) -> Iterator[Entry]:
+    def _entries(
+        self, booked_j: TimeSums, gap_j: Mapping[str, float], calls: TimeSums, as_of_ns: int
+    ) -> Iterator[Entry]:
         slot_j = self._tally.slots(self._tally.spread(booked_j))
         for name, joules in gap_j.items():
             slot_j[Slot(name, "other")] = slot_j.get(Slot(name, "other"), 0.0) + joules
@@ -224,4 +226,6 @@ class LiveLayers:
 
 
 def _entry(slot: Slot, joules: float, calls: int | None) -> Entry:
-    return Entry(LIVE, slot.fqn, slot.phase, joules, None, None, None, None, 0.0, calls, "time_share", "apportioned")
+    return Entry(
+        LIVE_DOMAIN, slot.fqn, slot.phase, joules, None, None, None, None, 0.0, calls, "time_share", "apportioned"
+    )

@@ -9,18 +9,24 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Never, NoReturn, ParamSpec, TypeVar, cast
 
-from torchwatt.core.errors import ConfigError, TorchwattError
-from torchwatt.core.replay import ReplayedPower
+from torchwatt.core.errors import ConfigError, TorchwattError, warn
 from torchwatt.core.report import Status
 from torchwatt.core.terms import Slot
-from torchwatt.core.tracebacks import below_own_frames, drop_own_frames, hide_own_frames
-from torchwatt.core.warn import warn
+from torchwatt.core.trace import ReplayedPower
+from torchwatt.core.tracebacks import drop_own_frames, hide_own_frames, skip_own_frames
+from torchwatt.reports.run_options import (
+    DEFAULT_BASELINE_S,
+    DEFAULT_JOB_WAIT_S,
+    ProfileArguments,
+    check_options,
+    named_models,
+    reject_positional,
+    reject_unknown,
+)
 from torchwatt.sensors import Feed
-from torchwatt.session.models import models_of, refuse_misplaced, refuse_unknown
-from torchwatt.session.options import DEFAULT_BASELINE_S, DEFAULT_JOB_WAIT_S, ProfileArguments, options
 from torchwatt.session.run import Run
 from torchwatt.session.session import Session
-from torchwatt.session.watch import watcher
+from torchwatt.session.session_registry import make_run_view
 from torchwatt.tracing import scope
 
 if TYPE_CHECKING:
@@ -134,16 +140,16 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
             job_wait_s=job_wait_s,
         )
         try:
-            refuse_misplaced(misplaced)
-            refuse_unknown(unknown, arguments)
-            self._models = models_of(model)
+            reject_positional(misplaced)
+            reject_unknown(unknown, arguments)
+            self._models = named_models(model)
         except ConfigError as error:
-            error.__traceback__ = below_own_frames(error.__traceback__)  # the message says it; the user's line remains
+            error.__traceback__ = skip_own_frames(error.__traceback__)  # the message says it; the user's line remains
             raise
         self._model = model
         self._arguments = arguments
         self._session: Session | None = None
-        self._watcher = watcher("off")
+        self._watcher = make_run_view("off")
 
     def __getattr__(self, name: str) -> NoReturn:
         """Raise an AttributeError that points to the result (`run`) for names that exist there."""
@@ -156,14 +162,14 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         try:
             return self._begin()
         except TorchwattError as error:
-            error.__traceback__ = below_own_frames(error.__traceback__)  # the message says it; the user's line remains
+            error.__traceback__ = skip_own_frames(error.__traceback__)  # the message says it; the user's line remains
             raise
 
     def _begin(self) -> Run:
         if self._session is not None and self._session.running:
             raise ConfigError("this profile() is already running: make a new one for a nested block")
-        self._session = Session(options(self._arguments), self._models)
-        self._watcher = watcher(self._arguments["live"])
+        self._session = Session(check_options(self._arguments), self._models)
+        self._watcher = make_run_view(self._arguments["live"])
         self._session.start()
         run = Run(self._session)
         try:

@@ -11,16 +11,15 @@ from typing import Any
 from torchwatt.carbon import HOW_TO_GET_GRAMS
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.report import Report
-from torchwatt.session.faces import ReportFaces
-from torchwatt.session.jobs.job_run import JobRun
+from torchwatt.reports.report_result import JobRun, ReportResult
 from torchwatt.session.live_layers import LiveLayers
-from torchwatt.session.pulse import Pulse
-from torchwatt.session.session import MOST_COUNTED, Session
+from torchwatt.session.live_meter import LiveMeter
+from torchwatt.session.session import MAX_COUNT, Session
 
-LEAST_COUNTED = 1e-9  # for smaller counts, joules per unit may overflow a float
+MIN_COUNT = 1e-9  # for smaller counts, joules per unit may overflow a float
 
 
-def _number(n: Any) -> float | None:
+def _parse_count(n: Any) -> float | None:
     """Return a count from a number or a scalar of numpy or torch; None if it is not a valid count."""
     if getattr(n, "shape", None) == () and callable(getattr(n, "item", None)):
         try:
@@ -30,10 +29,10 @@ def _number(n: Any) -> float | None:
     if not isinstance(n, Real) or isinstance(n, bool):
         return None
     exact: Any = n  # compare before conversion: 2**53 + 1 is 2**53 as a float
-    return float(exact) if exact == 0 or LEAST_COUNTED <= exact <= MOST_COUNTED else None
+    return float(exact) if exact == 0 or MIN_COUNT <= exact <= MAX_COUNT else None
 
 
-def _shown(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     """Return a short repr for error messages; never raises."""
     try:
         return " ".join(reprlib.repr(value).split())
@@ -41,7 +40,7 @@ def _shown(value: Any) -> str:
         return f"a {type(value).__name__}"
 
 
-class Run(ReportFaces):
+class Run(ReportResult):
     """The result of a profiled block; while the block runs, the values so far.
 
     Energies are joules in the measured boundary; None (never 0) where nothing could be metered.
@@ -74,7 +73,7 @@ class Run(ReportFaces):
     @property
     def name(self) -> str:
         """The name shown in reports."""
-        return self._session.asked.name
+        return self._session.options.name
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -94,22 +93,22 @@ class Run(ReportFaces):
     @property
     def traces(self) -> bool:
         """Whether layers are traced."""
-        return self._session.asked.layers
+        return self._session.options.layers
 
     @property
     def carbon_how(self) -> str:
         """The source of the carbon intensity, or how to get grams."""
-        location = self._session.asked.carbon.location
+        location = self._session.options.carbon.location
         if not location:
             return HOW_TO_GET_GRAMS
         always = location[0].always
         return location[0].label if always is None else f"{always.value:.3g} g/kWh · {location[0].label}"
 
-    def pulse(self) -> Pulse:
+    def pulse(self) -> LiveMeter:
         """Return a cheap live view of the meters while the run runs."""
-        return Pulse(self._session)
+        return LiveMeter(self._session)
 
-    def live_layers(self, pulse: Pulse) -> LiveLayers | None:
+    def live_layers(self, pulse: LiveMeter) -> LiveLayers | None:
         """Return steps and layers while the run runs; None if layers are not traced."""
         tracer = self._session.tracer
         return None if tracer is None else LiveLayers(self._session, tracer, pulse)
@@ -134,10 +133,10 @@ class Run(ReportFaces):
                 2**53.
         """
         if not isinstance(unit, str) or not unit:
-            raise ConfigError(f"count({_shown(unit)}, ...): name the unit, such as 'image'")
-        number = _number(n)
+            raise ConfigError(f"count({_short_repr(unit)}, ...): name the unit, such as 'image'")
+        number = _parse_count(n)
         if number is None:
-            raise ConfigError(f"count({_shown(unit)}, {_shown(n)}): give 0 or a number from 1e-9 to 2**53")
+            raise ConfigError(f"count({_short_repr(unit)}, {_short_repr(n)}): give 0 or a number from 1e-9 to 2**53")
         self._session.count(unit, number)
 
     def energy_per(self, unit: str) -> float | None:

@@ -6,40 +6,70 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from torchwatt.attribution.kernel import SensorModel
-from torchwatt.attribution.known import Known
-from torchwatt.core.errors import ConfigError
+from torchwatt.attribution.device_priors import DevicePriors
+from torchwatt.attribution.sensor_response import SensorModel
+from torchwatt.core.errors import ConfigError, warn
 from torchwatt.core.meter import Event, Recording
 from torchwatt.core.report import Report, Status, Window
 from torchwatt.core.trace import EMPTY_TRACE, Trace
 from torchwatt.core.units import NS_PER_S
-from torchwatt.core.warn import warn
+from torchwatt.distributed.rank_session import RankSession, join_job
+from torchwatt.journal.journal_records import RunState, RunStop
+from torchwatt.journal.journal_writer import JournalWriter
+from torchwatt.reports.process_identity import new_run_id
+from torchwatt.reports.report_builder import (
+    RunInterval,
+    RunOutcome,
+    build_report,
+    load_sensor_models,
+    read_cuda_use,
+    report_window,
+)
+from torchwatt.reports.run_options import RunOptions
 from torchwatt.sensors import Feed
-from torchwatt.session import active, listeners
-from torchwatt.session.feeding import SessionTracing, found_feed, rest, started
-from torchwatt.session.jobs.member import Member, member_of
-from torchwatt.session.journal.opening import open_journal
-from torchwatt.session.journal.told import State, Stop
-from torchwatt.session.journal.writer import Journal
-from torchwatt.session.known import calibrated_sensors, cuda_use
-from torchwatt.session.late import Late
-from torchwatt.session.options import Options
-from torchwatt.session.settle import Bounds, Outcome, settle, window_of
-from torchwatt.session.software import new_run_id
+from torchwatt.session import session_registry
+from torchwatt.session.session_setup import SessionTracing, open_feed, open_journal, sample_baseline, start_feed
 from torchwatt.tracing import Tracer, wait_for_devices
 
 if TYPE_CHECKING:
-    from torchwatt.session.files import Written
+    from torchwatt.reports.output_files import WrittenFiles
 
-MOST_COUNTED = 2**53  # above this, floats do not hold every count exactly
-MOST_FILLED = 20_000  # limit on filled spans in a journal
+
+StepResult = TypeVar("StepResult")
+
+
+class DeferredInterrupt:
+    """Runs the steps that close a session; a step interrupted by Ctrl-C runs once more, and the interrupt is kept.
+
+    A second Ctrl-C in one step is raised at once.
+    """
+
+    def __init__(self) -> None:
+        self._interrupt: KeyboardInterrupt | None = None
+
+    def run(self, step: Callable[[], StepResult]) -> StepResult:
+        """Return the result of a step, which must be safe to run again."""
+        try:
+            return step()
+        except KeyboardInterrupt as interrupt:
+            self._interrupt = interrupt
+            return step()
+
+    def raise_it(self) -> None:
+        """Raise the interrupt that was kept, if any."""
+        if self._interrupt is not None:
+            raise self._interrupt
+
+
+MAX_COUNT = 2**53  # above this, floats do not hold every count exactly
+MAX_FILLED_SPANS = 20_000  # limit on filled spans in a journal
 CLOCK_DIFFERS_NS = NS_PER_S // 10
 _now_ns = partial(time.monotonic_ns)  # the system's clock, also where the program replaces `time.monotonic_ns`
-LOSSES = frozenset({"TRACE_LOST", "READINGS_LOST", "ATTRIBUTION_LOST", "SETTLING_LOST"})
+LOSS_CODES = frozenset({"TRACE_LOST", "READINGS_LOST", "ATTRIBUTION_LOST", "SETTLING_LOST"})
 
 
 class Session:
@@ -49,26 +79,26 @@ class Session:
     outer's, not additional ones. In a forked child every method does nothing.
     """
 
-    def __init__(self, options: Options, models: Sequence[tuple[str, Any]] = ()) -> None:
-        self.asked = options
+    def __init__(self, options: RunOptions, models: Sequence[tuple[str, Any]] = ()) -> None:
+        self.options = options
         self.run_id = new_run_id()
         self.thread = threading.get_ident()
         self.pid = os.getpid()
         self.report: Report | None = None
         self.units: dict[str, float] = {}
-        self.written: Written | None = None
-        self.task = active.current_task()
+        self.written: WrittenFiles | None = None
+        self.task = session_registry.current_task()
         self._counting = threading.Lock()
         self.windows: list[Window] = []
         self._events: list[Event] = []
         self._sensors: dict[str, SensorModel] = {}
         self._outer: Session | None = None
         self._feed: Feed | None = None
-        self._journal: Journal | None = None
+        self._journal: JournalWriter | None = None
         self._tracing = SessionTracing(options, models, self._fault)
         self._start_ns = self._start_unix_ns = 0
         self._model = models[0][1] if models else None  # identifies the device of this process
-        self._member: Member | None = None  # if this process is a rank of a job
+        self._member: RankSession | None = None  # if this process is a rank of a job
         self.job_report: Report | None = None
         self.ended_ns: int | None = None  # readings after this are not part of the run
 
@@ -79,34 +109,34 @@ class Session:
 
     def start(self) -> None:
         """Start metering and tracing; if a part fails, those that started are undone."""
-        self.thread, self.task = threading.get_ident(), active.current_task()
-        self._outer = cast("Session | None", active.enclosing(self.thread, self.task))
+        self.thread, self.task = threading.get_ident(), session_registry.current_task()
+        self._outer = cast("Session | None", session_registry.enclosing_session(self.thread, self.task))
         if self._outer is None:
-            self._member = member_of(
+            self._member = join_job(
                 self.run_id,
                 self._model,
-                root=self.asked.job,
-                wants_report=self.asked.files,
-                wait_s=self.asked.job_wait_s,
+                root=self.options.job,
+                wants_report=self.options.files,
+                wait_s=self.options.job_wait_s,
             )
         self._model = None
-        feed = self._outer.feed if self._outer is not None else found_feed(self.asked, self._member)
+        feed = self._outer.feed if self._outer is not None else open_feed(self.options, self._member)
         try:
-            self._sensors, events = calibrated_sensors(feed.meters)
+            self._sensors, events = load_sensor_models(feed.meters)
             self._events += events
             if self._member is not None:
                 self._member.begin(feed.meters)
-                self.asked = self._member.journalled(self.asked)
-            self._journal = open_journal(self.asked, self.run_id, feed, self._sensors, self._events)
+                self.options = self._member.journalled(self.options)
+            self._journal = open_journal(self.options, self.run_id, feed, self._sensors, self._events)
             wait_for_devices()  # work queued before is not part of this run; this may take up to a minute
             if self._outer is None:
                 if self._journal is not None:
                     self._journal.lend(feed)
-                feed = started(feed, is_user_feed=feed is self.asked.feed)
-                rest(feed, self.asked.baseline_s)
+                feed = start_feed(feed, is_user_feed=feed is self.options.feed)
+                sample_baseline(feed, self.options.baseline_s)
             self._tracing.start(feed.meters, is_running=lambda: self.running)
             self._feed = feed
-            active.enter(self)
+            session_registry.register_session(self)
             self._note_nested()
             self._note_concurrent()  # after entering: of two that start together, the second sees the first
             # The run begins before its first reading and ends after its last, so that both lie inside.
@@ -114,10 +144,10 @@ class Session:
             feed.read_now()
             if self._journal is not None:
                 self._journal.begin(self, self._start_unix_ns)
-            listeners.began(self)
+            session_registry.notify_start(self)
         except BaseException:  # also KeyboardInterrupt
             self._feed = None
-            active.leave(self)
+            session_registry.unregister_session(self)
             self._undo(feed)
             raise
 
@@ -161,7 +191,7 @@ class Session:
         """
         with self._counting:
             counted = self.units.get(unit, 0.0) + n
-            if counted > MOST_COUNTED:
+            if counted > MAX_COUNT:
                 raise ConfigError(f"count: {counted:.6g} of a unit exceed 2**53, beyond which sums are not exact")
             self.units[unit] = counted
 
@@ -189,23 +219,23 @@ class Session:
         """
         if not self.running:
             return
-        late = Late()
+        late = DeferredInterrupt()
         late.run(self._end_jitter)
         self.ended_ns = end_ns = late.run(self._last_look)
         trace = late.run(lambda: self._tracing.stop(self._start_ns, end_ns))
-        active.leave(self)
+        session_registry.unregister_session(self)
         recording = late.run(self._end_feed)
         if (journal := self._journal) is not None:
-            stop = Stop(end_ns, status, reason)
+            stop = RunStop(end_ns, status, reason)
             late.run(lambda: journal.stopped(self.state(recording), recording, trace, stop))
         self.report = late.run(lambda: self._best_report(end_ns, recording, trace, status, reason))
         if self._outer is not None:
-            self._outer.windows.append(window_of(self.report))
-        late.run(lambda: listeners.ended(self, recording))
+            self._outer.windows.append(report_window(self.report))
+        late.run(lambda: session_registry.notify_end(self, recording))
         late.run(lambda: self._end_job(self.report, recording, trace))
         written = late.run(self._write_files)
         if journal is not None:
-            complete = written and not any(event.code in LOSSES for event in self._events)
+            complete = written and not any(event.code in LOSS_CODES for event in self._events)
             late.run(lambda: journal.ended(complete=complete))
         if self._member is not None:
             late.run(self._member.tidy)
@@ -236,7 +266,7 @@ class Session:
             # continue sampling until slow counters have published
             if self._outer is None:
                 return self.feed.stop()
-            self.feed.linger()
+            self.feed.wait_for_update()
             return self.feed.snapshot()
         except Exception as error:
             self._fault("READINGS_LOST", "the readings were lost", error)
@@ -261,18 +291,18 @@ class Session:
         return self._settle(end_ns, nothing, EMPTY_TRACE, "partial", reason)
 
     def _settle(self, end_ns: int, recording: Recording, trace: Trace, status: Status, reason: str) -> Report:
-        bounds = Bounds(self._start_ns, end_ns, self._start_unix_ns)
+        bounds = RunInterval(self._start_ns, end_ns, self._start_unix_ns)
         stopped = self._journal.event(recording.events) if self._journal is not None else None
-        outcome = Outcome(
+        outcome = RunOutcome(
             status,
             reason,
             dict(self.units),
             tuple(self.windows),
             (*self._events, stopped) if stopped is not None else tuple(self._events),
-            Known(sensors=self._sensors, cuda=cuda_use(recording.meters)),
+            DevicePriors(sensors=self._sensors, cuda=read_cuda_use(recording.meters)),
             excluded=self._member.owned.excluded if self._member is not None else (),
         )
-        return settle(self.run_id, self.asked, bounds, recording, trace, outcome)
+        return build_report(self.run_id, self.options, bounds, recording, trace, outcome)
 
     def _end_job(self, report: Report | None, recording: Recording, trace: Trace) -> None:
         """Write this rank's part, and merge the job if this rank can."""
@@ -291,12 +321,12 @@ class Session:
 
     def _write_files(self) -> bool:
         """Write the requested files; return whether all were written."""
-        from torchwatt.session.files import write_all
+        from torchwatt.reports.output_files import write_outputs
 
         report = self._of_record()
         if report is None:
             return False
-        self.written = write_all(report, self.asked)
+        self.written = write_outputs(report, self.options)
         return self.written.complete
 
     def _undo(self, feed: Feed) -> None:
@@ -318,7 +348,7 @@ class Session:
 
     def _note_concurrent(self) -> None:
         now_ns = time.monotonic_ns()
-        for session in active.others(self, self._outer):
+        for session in session_registry.concurrent_sessions(self, self._outer):
             message = "another session ran at the same time; both metered the same devices: do not add them up"
             event = Event(now_ns, "warning", "CONCURRENT_SESSION", "run", message)
             self._events.append(event)
@@ -326,15 +356,16 @@ class Session:
 
     def trace(self) -> Trace | None:
         """Return the trace so far, with at most `MOST_FILLED` filled spans; None without tracer. Thread-safe."""
-        return self._tracing.tracer.snapshot(MOST_FILLED) if self._tracing.tracer is not None else None
+        return self._tracing.tracer.snapshot(MAX_FILLED_SPANS) if self._tracing.tracer is not None else None
 
-    def state(self, recording: Recording) -> State:
+    def state(self, recording: Recording) -> RunState:
         """Return the state so far beside readings and spans."""
-        return State(
+        return RunState(
             dict(self.units),
             tuple(self.windows),
             tuple(
-                Window(s.asked.name, s.start_ns, s.start_ns, None) for s in cast("list[Session]", active.inside(self))
+                Window(s.options.name, s.start_ns, s.start_ns, None)
+                for s in cast("list[Session]", session_registry.nested_sessions(self))
             ),
             (*recording.events, *self._events),
             recording.unavailable,

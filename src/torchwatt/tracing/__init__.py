@@ -2,6 +2,6 @@
 
 from torchwatt.tracing.scope import Scope, scope
 from torchwatt.tracing.tracer import Tracer
-from torchwatt.tracing.waiting import cuda_domains, wait_for_devices
+from torchwatt.tracing.user_process import cuda_domains, wait_for_devices
 
 __all__ = ["Scope", "Tracer", "cuda_domains", "scope", "wait_for_devices"]

@@ -15,28 +15,40 @@ from torch import nn
 from torch.optim import Optimizer
 
 from torchwatt.core.meter import Severity
-from torchwatt.tracing.compile_watch import CompileWatch
-from torchwatt.tracing.dynamo import outer_codes
-from torchwatt.tracing.log import Log
-from torchwatt.tracing.quiet import Quiet
-from torchwatt.tracing.registry import Registry
-from torchwatt.tracing.rows import ASLEEP, BACKWARD_TASK, FORWARD_TASK, FULL, KEY, LIGHT, LIGHT_TASK, OFF, OPTIMIZER_KEY
-from torchwatt.tracing.wrappers import MOST_CALLS_ASLEEP, Wrapped, graph_task_id, sequence_nr
+from torchwatt.tracing.compile_monitor import CompileMonitor
+from torchwatt.tracing.fast_path import FastPath
+from torchwatt.tracing.log_rows import (
+    ALL_CALLS,
+    AROUND_KEY,
+    BACKWARD_TASK,
+    END,
+    FORWARD_TASK,
+    KEY,
+    OFF,
+    OPTIMIZER_KEY,
+    OUTERMOST,
+    OUTERMOST_TASK,
+    STEP_ENDS,
+)
+from torchwatt.tracing.module_registry import ModuleRegistry
+from torchwatt.tracing.module_wrappers import MOST_CALLS_PER_STEP
+from torchwatt.tracing.patches import Patches, Wrapped, graph_task_id, is_dynamo_compiling, outer_codes, sequence_nr
+from torchwatt.tracing.thread_log import ThreadLog
 
 # Code that uses one of these names computes gradients itself, so that its call is more than a forward pass.
 GRADIENTS = frozenset({"backward", "grad", "value_and_grad", "grad_and_value", "vjp", "jacrev"})
 
 
-class Host(Protocol):
+class CompiledContext(Protocol):
     """The attributes of the hub that are used here."""
 
     clock_ns: Callable[[], int]
     manual_steps: bool
-    quiet: Quiet
-    registry: Registry
-    compile_watch: CompileWatch
+    quiet: FastPath
+    registry: ModuleRegistry
+    compile_watch: CompileMonitor
 
-    def log(self) -> Log:
+    def log(self) -> ThreadLog:
         """Return this thread's log."""
 
     def scope_key(self, name: str) -> int:
@@ -45,21 +57,21 @@ class Host(Protocol):
     def note(self, severity: Severity, code: str, message: str) -> None:
         """Record an event, once per code."""
 
-    def outermost_begins(self, log: Log) -> None:
+    def outermost_begins(self, log: ThreadLog) -> None:
         """Handle the start of an outermost call: where nothing marks steps, each such call is one."""
 
-    def outermost_ended(self, log: Log) -> None:
+    def outermost_ended(self, log: ThreadLog) -> None:
         """Handle the end of such a call."""
 
-    def step_ended(self, log: Log, end_ns: int) -> None:
+    def step_ended(self, log: ThreadLog, end_ns: int) -> None:
         """Handle the end of a step of this thread."""
 
-    def decide_if_due(self, log: Log) -> None:
+    def decide_if_due(self, log: ThreadLog) -> None:
         """Decide on the next steps, where that was postponed to the end of a call."""
 
 
 @dataclass(slots=True, eq=False)
-class Function:
+class CompiledFunction:
     """A compiled function, as its calls so far describe it."""
 
     name: str
@@ -69,12 +81,12 @@ class Function:
 
 
 @dataclass(slots=True, eq=False)
-class Call:
+class CompiledCall:
     """A call in progress."""
 
     frame: FrameType
-    log: Log
-    function: Function
+    log: ThreadLog
+    function: CompiledFunction
     start_ns: int
     number: int  # autograd's sequence number at the start
     rows: int  # number of rows in the log at the start
@@ -91,10 +103,10 @@ class CompiledCalls:
     module, an optimizer's step or another compiled function are part of these.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: CompiledContext) -> None:
         self._host = host
         self._local = threading.local()
-        self._functions: dict[int, tuple[Callable[[], Any], Function]] = {}
+        self._functions: dict[int, tuple[Callable[[], Any], CompiledFunction]] = {}
         self._codes: frozenset[CodeType] = frozenset()
         self.named: dict[int, tuple[str, int]] = {}  # functions with forward rows of their own: name, parameters used
         self.running = 0
@@ -128,28 +140,28 @@ class CompiledCalls:
         log = host.log()
         if log.mode == OFF or log.inside or log.opened or host.quiet.inside == log.ident or graph_task_id() >= 0:
             return
-        if log.mode == FULL and host.registry.enclosed(frame):
+        if log.mode == ALL_CALLS and host.registry.enclosed(frame):
             return
         log.settle()
         function = self._function(frame)
         is_step = False
         if (
-            log.mode == ASLEEP
-            and log.calls_asleep < MOST_CALLS_ASLEEP
+            log.mode == STEP_ENDS
+            and log.calls_asleep < MOST_CALLS_PER_STEP
             and (log.calls_asleep or torch.is_grad_enabled())
         ):
             log.calls_asleep += 1
-        elif not function.step_key and (log.stepless or log.mode == ASLEEP or not torch.is_grad_enabled()):
+        elif not function.step_key and (log.stepless or log.mode == STEP_ENDS or not torch.is_grad_enabled()):
             is_step = True
             host.outermost_begins(log)
         log.inside = True
         self.running += 1
-        local.call = Call(
+        local.call = CompiledCall(
             frame, log, function, host.clock_ns(), sequence_nr(), len(log.rows), log.ends, len(log.ends), is_step
         )  # fmt: skip
 
     def _ended(self, frame: FrameType) -> None:
-        call: Call | None = getattr(self._local, "call", None)
+        call: CompiledCall | None = getattr(self._local, "call", None)
         if call is None or call.frame is not frame:
             return
         self._local.call = None
@@ -159,7 +171,7 @@ class CompiledCalls:
         if log.mode == OFF:
             return
         log.settle()
-        if log.mode != ASLEEP or call.is_step:
+        if log.mode != STEP_ENDS or call.is_step:
             self._log(call, end_ns)
         stepped = len(log.ends) > (call.ended if log.ends is call.ends else 0)
         if function.step_key and not stepped and not host.manual_steps:
@@ -168,11 +180,11 @@ class CompiledCalls:
             host.outermost_ended(log)
         host.decide_if_due(log)
 
-    def _log(self, call: Call, end_ns: int) -> None:
+    def _log(self, call: CompiledCall, end_ns: int) -> None:
         log, function = call.log, call.function
-        if log.mode == FULL:
+        if log.mode == ALL_CALLS:
             function.is_opaque = all(row[KEY] <= 0 for row in log.rows[call.rows :])
-        task = LIGHT_TASK if log.mode != FULL and function.key > 0 else FORWARD_TASK
+        task = OUTERMOST_TASK if log.mode != ALL_CALLS and function.key > 0 else FORWARD_TASK
         log.rows.append((function.key, call.start_ns, end_ns, call.number, sequence_nr(), task))
         if function.step_key and function.key != OPTIMIZER_KEY and function.is_opaque:
             text = (
@@ -181,7 +193,7 @@ class CompiledCalls:
             )
             self._host.note("warning", "COMPILED_WHOLE", text)
 
-    def _end_step(self, log: Log, key: int, end_ns: int) -> None:
+    def _end_step(self, log: ThreadLog, key: int, end_ns: int) -> None:
         if log.lead_optimizer is None:
             log.lead_optimizer, log.stepless = key, False
         log.ends.append((key, end_ns))
@@ -190,12 +202,12 @@ class CompiledCalls:
 
     def takes_backward(self) -> bool:
         """Return whether a backward call that begins now is inside a compiled function without visible modules."""
-        call: Call | None = getattr(self._local, "call", None)
+        call: CompiledCall | None = getattr(self._local, "call", None)
         return call is not None and call.function.is_opaque
 
     def run_backward(self, original: Wrapped, args: Any, kwargs: Any) -> Any:
         """Run a backward call within a compiled function; each call of that function then counts as a whole step."""
-        call: Call = self._local.call
+        call: CompiledCall = self._local.call
         function, log, number = call.function, call.log, sequence_nr()
         if function.key > 0 or not function.step_key:
             self._make_step(function)
@@ -203,15 +215,15 @@ class CompiledCalls:
         try:
             return original(*args, **kwargs)
         finally:
-            if log.mode in {FULL, LIGHT}:
+            if log.mode in {ALL_CALLS, OUTERMOST}:
                 log.settle()
                 log.rows.append((function.key, start_ns, self._host.clock_ns(), number, sequence_nr(), BACKWARD_TASK))
 
-    def _make_step(self, function: Function) -> None:
+    def _make_step(self, function: CompiledFunction) -> None:
         function.key = self._host.scope_key(function.name)
         function.step_key = function.step_key or function.key
 
-    def _function(self, frame: FrameType) -> Function:
+    def _function(self, frame: FrameType) -> CompiledFunction:
         values = frame.f_locals
         fn = values.get("fn")
         described = self._functions.get(id(fn))
@@ -225,19 +237,19 @@ class CompiledCalls:
             self._functions[id(fn)] = (lambda: fn), function
         return function
 
-    def _described(self, fn: Any, arguments: tuple[Any, ...]) -> Function:
+    def _described(self, fn: Any, arguments: tuple[Any, ...]) -> CompiledFunction:
         name = str(getattr(fn, "__name__", type(fn).__name__))
         for layer in _layers(fn):
             owner = getattr(layer, "__self__", None)
             if isinstance(owner, nn.Module):
-                return Function(name, self._host.registry.register(owner), 0, is_opaque=False)
+                return CompiledFunction(name, self._host.registry.register(owner), 0, is_opaque=False)
             if isinstance(owner, Optimizer) and name == "step":
-                return Function(name, OPTIMIZER_KEY, self._host.registry.optimizer_key(owner))
-        words, used = _words(fn), [*_used(fn), *arguments]
+                return CompiledFunction(name, OPTIMIZER_KEY, self._host.registry.optimizer_key(owner))
+        words, used = _code_names(fn), [*_referred_objects(fn), *arguments]
         optimizers = [value for value in used if isinstance(value, Optimizer)] if "step" in words else []
         modules = [value for value in used if isinstance(value, nn.Module)]
         key = self._host.registry.function_key()
-        function = Function(name, key, 0)
+        function = CompiledFunction(name, key, 0)
         if optimizers:
             distinct = {id(optimizer) for optimizer in optimizers}
             optimizer_key = self._host.registry.optimizer_key(optimizers[0]) if len(distinct) == 1 else 0
@@ -267,7 +279,7 @@ def _code(fn: Any) -> CodeType | None:
     return code if isinstance(code, CodeType) else None
 
 
-def _words(fn: Any) -> set[str]:
+def _code_names(fn: Any) -> set[str]:
     """Return the names that the code of a function uses, nested functions included."""
     open_codes = [code for layer in _layers(fn) if (code := _code(layer)) is not None]
     words: set[str] = set()
@@ -278,9 +290,9 @@ def _words(fn: Any) -> set[str]:
     return words
 
 
-def _used(fn: Any) -> Iterator[Any]:
+def _referred_objects(fn: Any) -> Iterator[Any]:
     """Yield the objects a function refers to by name: free variables, globals, attributes of its bound object."""
-    words = _words(fn)
+    words = _code_names(fn)
     for layer in _layers(fn):
         for cell in getattr(layer, "__closure__", None) or ():
             try:
@@ -291,3 +303,68 @@ def _used(fn: Any) -> Iterator[Any]:
         own = getattr(getattr(layer, "__self__", None), "__dict__", {})
         yield from (scope[word] for word in words if word in scope)
         yield from (own[word] for word in words if word in own)
+
+
+class FunctionalContext(Protocol):
+    """The attributes of the hub that the wrappers use."""
+
+    quiet: FastPath
+    clock_ns: Callable[[], int]
+
+    def log(self) -> ThreadLog:
+        """Return this thread's log."""
+
+
+def wrap_functional(host: FunctionalContext, patches: Patches) -> None:
+    """Wrap the two functions, unless something was compiled before."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    if utils is not None and any(utils.counters.values()):
+        return
+    patches.add_until_compiled("torch.nn.utils.stateless", "_functional_call", _forward(host))
+    patches.add_until_compiled("torch._functorch.eager_transforms", "grad_and_value_impl", _backward(host))
+
+
+def _recording_log(host: FunctionalContext) -> ThreadLog | None:
+    """Return the thread's log if it records outermost calls now, else None."""
+    if is_dynamo_compiling() or host.quiet.asleep == threading.get_ident():
+        return None
+    log = host.log()
+    return None if log.mode >= STEP_ENDS or log.inside or graph_task_id() >= 0 else log
+
+
+def _forward(host: FunctionalContext) -> Callable[[Wrapped], Wrapped]:
+    def wrap(original: Wrapped) -> Wrapped:
+        def _functional_call(*args: Any, **kwargs: Any) -> Any:
+            log = _recording_log(host)
+            if log is None:
+                return original(*args, **kwargs)
+            number, began = sequence_nr(), host.clock_ns()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                log.rows.append((AROUND_KEY, began, host.clock_ns(), number, sequence_nr(), FORWARD_TASK))
+
+        return _functional_call
+
+    return wrap
+
+
+def _backward(host: FunctionalContext) -> Callable[[Wrapped], Wrapped]:
+    def wrap(original: Wrapped) -> Wrapped:
+        def grad_and_value_impl(*args: Any, **kwargs: Any) -> Any:
+            log = _recording_log(host)
+            if log is None:
+                return original(*args, **kwargs)
+            began = host.clock_ns()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                backward_end_ns = log.backwards[-1].end_ns if log.backwards else 0
+                if backward_end_ns > began:
+                    number = sequence_nr()
+                    since = max(backward_end_ns, log.rows[-1][END] if log.rows else 0)
+                    log.rows.append((AROUND_KEY, since, host.clock_ns(), number, number, BACKWARD_TASK))
+
+        return grad_and_value_impl
+
+    return wrap

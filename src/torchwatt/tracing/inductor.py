@@ -22,12 +22,12 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.terms import ROOT, UNATTRIBUTED
-from torchwatt.disk.path_safety import read_named
-from torchwatt.disk.private import replace_file
-from torchwatt.tracing.traces.sidecar import FORMAT, MAX_BYTES
+from torchwatt.disk.path_safety import read_user_path
+from torchwatt.disk.private_files import replace_file
+from torchwatt.kineto.sidecar import FORMAT, MAX_BYTES
 
 Owner = tuple[str, str]  # fqn, phase
-Rows = list[tuple[str, str, float]]
+ShareRows = list[tuple[str, str, float]]
 
 
 class NodeOwners(CustomGraphPass):
@@ -68,13 +68,13 @@ def module_name(path: str) -> str:
     return ".".join(parts) or ROOT
 
 
-class Recorder:
+class ProvenanceRecorder:
     """Kernels and their modules by graph key, of all graphs compiled while it was active."""
 
     def __init__(self) -> None:
-        self.graphs: dict[str, dict[str, Rows]] = {}
+        self.graphs: dict[str, dict[str, ShareRows]] = {}
         self._pass = NodeOwners()
-        self._unnamed: list[tuple[Any, dict[str, Rows]]] = []  # Inductor assigns a graph's key after compiling it
+        self._unnamed: list[tuple[Any, dict[str, ShareRows]]] = []  # Inductor assigns a graph's key after compiling it
 
     def note(self, compiled: Any, kernels: Mapping[str, Sequence[str]]) -> None:
         """Record the modules of one compiled graph's kernels."""
@@ -105,7 +105,7 @@ class Recorder:
 
 def _graphs_in(target: Path) -> dict[str, Any]:
     try:
-        file = json.loads(read_named(target, MAX_BYTES))
+        file = json.loads(read_user_path(target, MAX_BYTES))
         graphs = file["graphs"] if file["format"] == FORMAT else None
     except (ValueError, KeyError, TypeError, RecursionError, OSError):
         graphs = None
@@ -114,7 +114,7 @@ def _graphs_in(target: Path) -> dict[str, Any]:
     return graphs
 
 
-def shares(kernels: Mapping[str, Sequence[str]], owners: Mapping[str, Owner]) -> dict[str, Rows]:
+def shares(kernels: Mapping[str, Sequence[str]], owners: Mapping[str, Owner]) -> dict[str, ShareRows]:
     """Weigh the modules of each kernel by the number of its nodes that belong to them.
 
     Nodes without a module count as (unattributed), so that other modules do not get their share. Inductor generates one
@@ -143,7 +143,7 @@ def _number(handle: str) -> int:
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[Recorder]:
+def recording() -> Iterator[ProvenanceRecorder]:
     """Record every graph that is compiled inside the block.
 
     Graphs from a cache are not compiled and not recorded: keep the file of the run that compiled them. The pass is part
@@ -158,7 +158,7 @@ def recording() -> Iterator[Recorder]:
         raise ConfigError(f"torch {torch.__version__} keeps no provenance of compiled kernels: 2.9 or later does")
     if config.post_grad_custom_post_pass is not None:
         raise ConfigError("another custom pass is set in torch._inductor.config.post_grad_custom_post_pass: unset it")
-    recorder = Recorder()
+    recorder = ProvenanceRecorder()
     module: Any = compile_fx  # its functions are looked up by name at each call
     original = module.fx_codegen_and_compile
 

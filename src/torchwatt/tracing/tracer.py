@@ -18,12 +18,12 @@ from torchwatt.core.trace import EMPTY_TRACE, Trace
 if TYPE_CHECKING:
     from torch import nn
 
-    from torchwatt.tracing.conductor import Conductor
-    from torchwatt.tracing.devices.watch import Watch
-    from torchwatt.tracing.hub import Hub
-    from torchwatt.tracing.log import Log
-    from torchwatt.tracing.marks import Marks
-    from torchwatt.tracing.tally import Tally
+    from torchwatt.tracing.device_profiler import DeviceProfiler
+    from torchwatt.tracing.instrumentation import Instrumentation
+    from torchwatt.tracing.live_tally import LiveTally
+    from torchwatt.tracing.scope import StepMarks
+    from torchwatt.tracing.thread_log import ThreadLog
+    from torchwatt.tracing.tracing_policy import TracingPolicy
 
 DEFAULT_MAX_SPANS = 50_000  # about 10 MB with what belongs to them; a thousand steps of fifty modules
 TOLERATED = 1.2  # multiple of the budget beyond which an event is recorded
@@ -71,14 +71,14 @@ class Tracer:
         self._max_spans = max_spans
         self._clock_ns = clock_ns
         self._device_meters: Mapping[str, str] = {}
-        self._hub: Hub | None = None
-        self._conductor: Conductor | None = None
+        self._hub: Instrumentation | None = None
+        self._conductor: TracingPolicy | None = None
         self._spent_ns = 0  # by others, before the start
         self._given: int | None = None
-        self._log: Log | None = None
+        self._log: ThreadLog | None = None
         self._pid = 0
         self._start_ns = 0
-        self._marks: Marks | None = None  # steps that the user marked
+        self._marks: StepMarks | None = None  # steps that the user marked
         self._trace: Trace | None = None
         self._lock = threading.Lock()
 
@@ -86,7 +86,7 @@ class Tracer:
         """Set the domain of each GPU's meter, by UUID ("GPU-..."), before the start; the outermost tracer's counts."""
         self._device_meters = dict(meters)
 
-    def start(self, marks: Marks | None = None) -> None:
+    def start(self, marks: StepMarks | None = None) -> None:
         """Start tracing, on the calling thread.
 
         Args:
@@ -95,20 +95,20 @@ class Tracer:
         Raises:
             TraceError: It was started before.
         """
-        from torchwatt.tracing.conductor import Conductor
-        from torchwatt.tracing.hub import acquire
+        from torchwatt.tracing.instrumentation import acquire_instrumentation
+        from torchwatt.tracing.tracing_policy import TracingPolicy
 
         if self._hub is not None or self._trace is not None:
             raise TraceError("a tracer can be started once: make a new one")
         self._pid = os.getpid()
-        hub = self._hub = acquire(self._clock_ns, self._max_spans)
+        hub = self._hub = acquire_instrumentation(self._clock_ns, self._max_spans)
         self._clock_ns = hub.clock_ns
         try:
             self._log = hub.log()
             self._spent_ns = hub.stepping.spent_ns()
             self._start_ns = self._clock_ns()
             self._log.tracers.append((self, self._start_ns))
-            self._conductor = Conductor(
+            self._conductor = TracingPolicy(
                 self._budget,
                 windows=self._windows,
                 max_spans=self._max_spans,
@@ -128,9 +128,9 @@ class Tracer:
             self._leave(hub)
             raise
 
-    def _add_models(self, hub: Hub) -> None:
+    def _add_models(self, hub: Instrumentation) -> None:
         """Register the given models as roots; a single one is the main root, and its names have no prefix."""
-        from torchwatt.tracing.frames import variable_name
+        from torchwatt.tracing.user_process import variable_name
 
         alive = [(name, model) for name, ref in self._models if (model := ref()) is not None]
         for name, model in alive:
@@ -140,21 +140,21 @@ class Tracer:
             self._given = key if alone else None
             hub.watch(key)
 
-    def _new_watch(self, hub: Hub) -> Watch:
-        from torchwatt.tracing.devices.watch import Watch
+    def _new_watch(self, hub: Instrumentation) -> DeviceProfiler:
+        from torchwatt.tracing.device_profiler import DeviceProfiler
 
-        return Watch(self._clock_ns, hub.note, self._device_meters)
+        return DeviceProfiler(self._clock_ns, hub.note, self._device_meters)
 
     def resume(self) -> None:
         """Exclude the time since the last step, such as an evaluation or a checkpoint, from the next one."""
         if self._hub is not None:
             self._own_marks().resume(self._clock_ns())
 
-    def _own_marks(self) -> Marks:
-        from torchwatt.tracing.marks import Marks
+    def _own_marks(self) -> StepMarks:
+        from torchwatt.tracing.scope import StepMarks
 
         if self._marks is None:
-            self._marks = Marks()
+            self._marks = StepMarks()
         return self._marks
 
     def step(self) -> None:
@@ -183,18 +183,18 @@ class Tracer:
                 raise TraceError("snapshot() before start()")
             return self._assemble(self._hub, most_filled=most_filled)
 
-    def tally(self, start_ns: int) -> Tally:
+    def tally(self, start_ns: int) -> LiveTally:
         """Return sums of later work, for a view of the session that began at `start_ns`.
 
         Raises:
             TraceError: The tracer is not running.
         """
-        from torchwatt.tracing.tally import Tally
+        from torchwatt.tracing.live_tally import LiveTally
 
         hub, log = self._hub, self._log
         if hub is None or log is None:
             raise TraceError("tally() of a tracer that does not run")
-        return Tally(
+        return LiveTally(
             hub,
             log,
             lambda: self._logs(hub) if self._log is not None else (),
@@ -225,8 +225,8 @@ class Tracer:
                     self._leave(hub)
             return self._trace
 
-    def _leave(self, hub: Hub) -> None:
-        from torchwatt.tracing.hub import release
+    def _leave(self, hub: Instrumentation) -> None:
+        from torchwatt.tracing.instrumentation import release_instrumentation
 
         if self._log is not None:
             self._log.tracers = [entry for entry in self._log.tracers if entry[0] is not self]
@@ -235,12 +235,13 @@ class Tracer:
             hub.stepping.leave(self._conductor)
         self._hub = self._log = None
         self._models = ()
-        release(hub)
+        release_instrumentation(hub)
 
     def _assemble(
-        self, hub: Hub, *, is_last: bool = False, most_filled: int | None = None, done_ns: int | None = None
+        self, hub: Instrumentation, *, is_last: bool = False, most_filled: int | None = None, done_ns: int | None = None
     ) -> Trace:
-        from torchwatt.tracing.assemble import MAX_FILLED, View, assemble
+        from torchwatt.tracing.span_assembly import MAX_FILLED, TraceInputs
+        from torchwatt.tracing.trace_builder import build_trace
 
         if os.getpid() != self._pid:
             return EMPTY_TRACE  # a forked child: the parent has the trace
@@ -252,7 +253,7 @@ class Tracer:
             hub.devices.abandon()
         events = [event for event in list(hub.events) if event.t_ns >= self._start_ns or event.severity == "warning"]
         events += self._overspent(end)
-        view = View(
+        view = TraceInputs(
             logs=self._logs(hub),
             start_ns=self._start_ns,
             end_ns=end,
@@ -270,7 +271,7 @@ class Tracer:
             cost_ns=hub.stepping.spent_ns() - self._spent_ns,
         )
         try:
-            return assemble(view, events)
+            return build_trace(view, events)
         except Exception as error:
             # The user's run must not fail on our bug: return an empty trace with the reason.
             message = f"spans were lost: {type(error).__name__}: {error}"
@@ -292,7 +293,7 @@ class Tracer:
         )
         return [Event(end_ns, "info", "BUDGET_EXCEEDED", "run", text)]
 
-    def _logs(self, hub: Hub) -> tuple[Log, ...]:
+    def _logs(self, hub: Instrumentation) -> tuple[ThreadLog, ...]:
         own = self._log
         assert own is not None  # noqa: S101 - set by start()
         return (own, *(log for log in list(hub.logs) if log is not own and not log.claimed(self._start_ns)))

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-from torchwatt.views.html import to_html_fragment
-from torchwatt.views.live import Point, beat_payload, begin_payload, live_layers, live_steps
-from torchwatt.views.numbers import (
-    DASH,
-    format_energy,
-    format_interval,
-    format_mass,
-    format_power,
-    format_time,
-)
-from torchwatt.views.page import to_html_page
-from torchwatt.views.payload import MIME, to_payload
-from torchwatt.views.rows import LAYER_COLUMNS, layer_rows
-from torchwatt.views.table import to_text
+from torchwatt.views.html_report import to_html_fragment, to_html_page
+from torchwatt.views.live_payload import LivePoint, live_layers_payload, start_payload, steps_payload, update_payload
+from torchwatt.views.module_tree import LAYER_COLUMNS, layer_rows
+from torchwatt.views.number_format import DASH, format_energy, format_interval, format_mass, format_power, format_time
+from torchwatt.views.report_payload import MIME, to_payload
+from torchwatt.views.terminal_report import to_text
 
 __all__ = [
     "DASH",
     "LAYER_COLUMNS",
     "MIME",
-    "Point",
-    "beat_payload",
-    "begin_payload",
+    "LivePoint",
     "format_energy",
     "format_interval",
     "format_mass",
     "format_power",
     "format_time",
     "layer_rows",
-    "live_layers",
-    "live_steps",
+    "live_layers_payload",
+    "start_payload",
+    "steps_payload",
     "to_html_fragment",
     "to_html_page",
     "to_payload",
     "to_text",
+    "update_payload",
 ]

@@ -10,10 +10,10 @@ from math import fsum, sqrt
 from pathlib import Path
 
 from torchwatt.audit import Seal, write_files
+from torchwatt.audit.cell_codec import sort_value
 from torchwatt.audit.formula import evaluate
 from torchwatt.audit.schema import TABLE_BY_NAME
 from torchwatt.audit.seal import NO_SEAL
-from torchwatt.audit.table import sortable
 from torchwatt.core.errors import BundleError
 from torchwatt.core.factor import content_id
 from torchwatt.core.terms import PROVENANCES
@@ -267,7 +267,7 @@ def table_bytes_of(forger: Forger, name: str) -> bytes:
     table = TABLE_BY_NAME[name]
     types = {column.name: column.type for column in table.columns}
     rows = forger.tables[name]
-    rows.sort(key=lambda row: tuple(sortable(_value(row[part], types[part])) for part in table.key))
+    rows.sort(key=lambda row: tuple(sort_value(_value(row[part], types[part])) for part in table.key))
     out = StringIO(newline="")
     writer = csv.DictWriter(out, forger.headers[name], lineterminator="\n")
     writer.writeheader()

@@ -14,16 +14,16 @@ from tests.support.nvml_simulator import PowerTrace, Scenario
 from tests.support.ranks import lost, record
 from tests.support.worlds import World
 from tests.tracing_files.build import BASE_NS, module, pair, save
-from torchwatt.attribution.jobs.merge import merge
-from torchwatt.attribution.jobs.record import jobs_sum
 from torchwatt.audit import write_bundle
-from torchwatt.carbon import Asked, second
-from torchwatt.carbon.plan import plan
+from torchwatt.carbon import CarbonOptions, ecologits
+from torchwatt.carbon.pricing_plan import make_plan
 from torchwatt.core.report import Report
-from torchwatt.session.grams import with_grams
-from torchwatt.session.options import Options
-from torchwatt.session.reprice import reprice
-from torchwatt.session.settle import Bounds, Outcome, settle
+from torchwatt.distributed.job_merge import merge_job
+from torchwatt.distributed.rank_records import merge_records
+from torchwatt.offline.repricing import reprice
+from torchwatt.reports.emissions import add_impacts
+from torchwatt.reports.report_builder import RunInterval, RunOutcome, build_report
+from torchwatt.reports.run_options import RunOptions
 
 RUN_ID = "0193f2c1-7a55-7c11-9d2e-3f1a5b6c7d8e"
 MODULUS = 16_000_000  # microjoules: the recorded counter wraps every 16 J
@@ -65,11 +65,11 @@ def replayed(start_unix_ns: int = BEFORE_NOON_NS, **asked: object) -> Report:
     """Replay a recorded counter of a CPU package (three layers, 40 steps, 3 s) as a live run would be."""
     world = World([30.0, 55.0, 12.0], [20.0, 35.0, 20.0], steps=40, seed=3)
     recording = world.recording(period_ms=10.0, modulus=MODULUS, start_uj=4_242_424)
-    carbon = plan(Asked(**asked), datetime.fromtimestamp(start_unix_ns // 10**9, UTC))
-    options = Options(name="replayed", carbon=carbon, baseline_s=0.0)
-    bounds = Bounds(0, world.end_ns, start_unix_ns)
-    outcome = Outcome("complete", units={"image": 9600.0})
-    return settle(RUN_ID, options, bounds, recording, world.trace, outcome)
+    carbon = make_plan(CarbonOptions(**asked), datetime.fromtimestamp(start_unix_ns // 10**9, UTC))
+    options = RunOptions(name="replayed", carbon=carbon, baseline_s=0.0)
+    bounds = RunInterval(0, world.end_ns, start_unix_ns)
+    outcome = RunOutcome("complete", units={"image": 9600.0})
+    return build_report(RUN_ID, options, bounds, recording, world.trace, outcome)
 
 
 def counter(folder: Path) -> Path:
@@ -94,13 +94,15 @@ def repriced(folder: Path) -> Path:
     """Write a run that was priced a second time, a year later."""
     (folder / "next.csv").write_text(NEXT_YEAR)
     before = factors(folder)
-    return reprice(before, Asked(factors=folder / "next.csv"), scenario="2026", target=folder / "repriced").directory
+    return reprice(
+        before, CarbonOptions(factors=folder / "next.csv"), scenario="2026", target=folder / "repriced"
+    ).directory
 
 
 def job(folder: Path) -> Path:
     """Write a job of three ranks on one machine, one of which left nothing."""
-    report = merge(jobs_sum([record(0, 3), record(1, 3, gpu_j=300.0), lost(2, 3)]))
-    priced = with_grams(report, plan(Asked(region="FRA", pue=1.2), datetime(2026, 11, 24, tzinfo=UTC)))
+    report = merge_job(merge_records([record(0, 3), record(1, 3, gpu_j=300.0), lost(2, 3)]))
+    priced = add_impacts(report, make_plan(CarbonOptions(region="FRA", pue=1.2), datetime(2026, 11, 24, tzinfo=UTC)))
     return write_bundle(priced, folder / "job", samples="csv.gz")
 
 
@@ -159,7 +161,7 @@ MAKERS = {make.__name__: make for make in (counter, factors, hours, repriced, jo
 def make_all(folder: Path) -> dict[str, Path]:
     """Write one bundle a source, but for the simulated GPU's, which needs its library."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(second, "installed", lambda: "")
+        patch.setattr(ecologits, "installed_version", lambda: "")
         made = {}
         for name, make in MAKERS.items():
             (folder / name).mkdir()

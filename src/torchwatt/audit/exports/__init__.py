@@ -7,27 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torchwatt.audit.exports.ai_act import ai_act_markdown
-from torchwatt.audit.exports.boamps import boamps_json
-from torchwatt.audit.exports.cells import AS_RUN, in_utf8, of_scenario
-from torchwatt.audit.exports.codecarbon import emissions_csv
-from torchwatt.audit.exports.huggingface import card_yaml
-from torchwatt.audit.exports.parquet import parquet_files
-from torchwatt.audit.exports.rollup import rollup_xlsx
-from torchwatt.audit.exports.sci import sci_markdown
-from torchwatt.audit.lexical import from_cell
-from torchwatt.audit.reader import Bundle, read_bundle
+from torchwatt.audit.bundle import Bundle, read_bundle
+from torchwatt.audit.bundle_cells import AS_RUN, in_utf8, select_scenario
+from torchwatt.audit.cell_codec import from_cell
+from torchwatt.audit.exports.emissions_csv import emissions_csv
+from torchwatt.audit.exports.markdown_reports import ai_act_markdown, sci_markdown
+from torchwatt.audit.exports.model_cards import boamps_json, card_yaml
+from torchwatt.audit.exports.workbook import parquet_files, rollup_xlsx
 from torchwatt.audit.schema import DECLARED, TABLE_BY_NAME
 from torchwatt.core.errors import BundleError
-from torchwatt.disk.private import FOLDER, new_file, private_folder
+from torchwatt.disk.private_files import FOLDER_MODE, create_file, make_private_folder
 
-__all__ = ["FORMATS", "Format", "export"]
+__all__ = ["FORMATS", "ExportFormat", "export"]
 
 Make = Callable[[Sequence[Bundle]], bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class ExportFormat:
     """An export format: default file, and whether it takes several runs. Parquet writes a folder (`make` is None)."""
 
     file: str
@@ -35,14 +32,14 @@ class Format:
     several: bool = False
 
 
-FORMATS: Mapping[str, Format] = {
-    "codecarbon": Format("emissions.csv", emissions_csv, several=True),
-    "boamps": Format("boamps.json", boamps_json),
-    "huggingface": Format("co2_eq_emissions.yaml", card_yaml),
-    "sci": Format("sci.md", sci_markdown),
-    "ai-act": Format("ai_act.md", ai_act_markdown),
-    "xlsx": Format("rollup.xlsx", rollup_xlsx, several=True),
-    "parquet": Format("parquet", None, several=True),
+FORMATS: Mapping[str, ExportFormat] = {
+    "codecarbon": ExportFormat("emissions.csv", emissions_csv, several=True),
+    "boamps": ExportFormat("boamps.json", boamps_json),
+    "huggingface": ExportFormat("co2_eq_emissions.yaml", card_yaml),
+    "sci": ExportFormat("sci.md", sci_markdown),
+    "ai-act": ExportFormat("ai_act.md", ai_act_markdown),
+    "xlsx": ExportFormat("rollup.xlsx", rollup_xlsx, several=True),
+    "parquet": ExportFormat("parquet", None, several=True),
 }
 
 
@@ -70,16 +67,16 @@ def export(
         raise BundleError(f"no format {to!r}: there are {', '.join(FORMATS)}")
     if len(directories) != 1 and not file_format.several:
         raise BundleError(f"{to} is about one run; {len(directories)} bundles were given")
-    read = [_with(read_bundle(directory), declared or {}) for directory in directories]
+    read = [_with_declarations(read_bundle(directory), declared or {}) for directory in directories]
     # Parquet has the unchanged tables with all scenarios.
-    bundles = read if file_format.make is None else [of_scenario(bundle, scenario) for bundle in read]
+    bundles = read if file_format.make is None else [select_scenario(bundle, scenario) for bundle in read]
     target = Path(out) if out is not None else Path(file_format.file)
     if file_format.make is None:
         return _write_all(target, parquet_files(bundles))
     return _write(target, file_format.make(bundles))
 
 
-def _with(bundle: Bundle, declared: Mapping[str, str]) -> Bundle:
+def _with_declarations(bundle: Bundle, declared: Mapping[str, str]) -> Bundle:
     """Add declarations to the row of the run, parsed by the type of their column.
 
     Raises:
@@ -100,7 +97,7 @@ def _with(bundle: Bundle, declared: Mapping[str, str]) -> Bundle:
 
 def _write(target: Path, content: bytes) -> Path:
     try:
-        with new_file(target) as file:
+        with create_file(target) as file:
             file.write(content)
     except FileExistsError as error:
         raise BundleError(f"{target} exists already: name another file with --out, or move it") from error
@@ -111,8 +108,8 @@ def _write(target: Path, content: bytes) -> Path:
 
 def _write_all(target: Path, files: Mapping[str, bytes]) -> Path:
     try:
-        private_folder(target.parent)
-        target.mkdir(mode=FOLDER)
+        make_private_folder(target.parent)
+        target.mkdir(mode=FOLDER_MODE)
     except FileExistsError as error:
         raise BundleError(f"{target} exists already: name another folder with --out, or move it") from error
     except OSError as error:

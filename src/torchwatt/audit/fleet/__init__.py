@@ -6,20 +6,19 @@ the schema, and a few more in `run`, `layer` and `impact` (see `columns`), so th
 
 from __future__ import annotations
 
-from torchwatt.audit.fleet.check import Broken, check_lake
-from torchwatt.audit.fleet.engine import ROLLUPS, connect, rollup, script
-from torchwatt.audit.fleet.ingest import Ingested, ingest
+from torchwatt.audit.fleet.ingestion import IngestResult, ingest
 from torchwatt.audit.fleet.lake import Lake, open_lake
+from torchwatt.audit.fleet.lake_queries import ROLLUPS, LakeFault, check_lake, connect, rollup, views_script
 
 __all__ = [
     "ROLLUPS",
-    "Broken",
-    "Ingested",
+    "IngestResult",
     "Lake",
+    "LakeFault",
     "check_lake",
     "connect",
     "ingest",
     "open_lake",
     "rollup",
-    "script",
+    "views_script",
 ]

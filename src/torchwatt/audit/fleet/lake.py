@@ -9,28 +9,69 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote, unquote
 
-from torchwatt.audit.fleet.paths import SUFFIX, run_of
 from torchwatt.audit.fleet.probe import check_reachable
 from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.extras import install_command
-from torchwatt.disk.path_safety import LINK, SPECIAL, folder_entries, open_folder, read_own
-from torchwatt.disk.private import FILE, FOLDER, private_folder
+from torchwatt.disk.path_safety import LINK, SPECIAL, folder_entries, open_folder, read_untrusted
+from torchwatt.disk.private_files import FILE_MODE, FOLDER_MODE, make_private_folder
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
+
+PART_SUFFIX = ".parquet"
+# File systems allow names of 255 bytes, including `project=`, `part-` and the suffix.
+MAX_NAME = 200
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+
+def encode_name(name: str) -> str:
+    """Percent-encode text as one part of a path, as Hive does; query engines decode it.
+
+    Raises:
+        ConfigError: It is empty, too long for a file name, or the name that query engines read as null.
+    """
+    if name == _HIVE_NULL:
+        raise ConfigError(f"{name}: query engines read this name as a missing one: give another")
+    text = quote(name, safe="", errors="surrogatepass")
+    if not 0 < len(text) <= MAX_NAME:
+        raise ConfigError(f"{name[:40]!r}: a name in the lake has 1 to {MAX_NAME} characters, percent-encoded")
+    return text
+
+
+def decode_name(text: str) -> str:
+    """Decode the result of `encoded`."""
+    return unquote(text, errors="surrogatepass")
+
+
+def part_path(table: str, project: str, started_at: datetime, run_id: str) -> str:
+    """Return the path of the part of a table with the rows of a run, relative to the lake; the date is in UTC."""
+    day = f"{started_at.astimezone(UTC):%Y-%m-%d}"
+    return f"{table}/project={encode_name(project)}/date={day}/part-{encode_name(run_id)}{PART_SUFFIX}"
+
+
+def run_of_path(path: str) -> tuple[str, str]:
+    """Return the project and the run id of the path of a part."""
+    _, project, _, name = path.split("/")
+    return decode_name(project.removeprefix("project=")), decode_name(
+        name.removeprefix("part-").removesuffix(PART_SUFFIX)
+    )
+
+
 MARKER = "torchwatt-lake.json"
 MOST_PART_BYTES = 1 << 28  # of one run's rows of one table
-_LEVELS = (("project=", ""), ("date=", ""), ("part-", SUFFIX))
+_LEVELS = (("project=", ""), ("date=", ""), ("part-", PART_SUFFIX))
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 _MARK = json.dumps({"format": "torchwatt-lake", "version": 3}) + "\n"
 
 
-class Files(Protocol):
+class LakeFiles(Protocol):
     """File operations that a lake needs; paths are relative to the lake."""
 
     def read(self, path: str) -> bytes | None:
@@ -56,7 +97,7 @@ class LocalFiles:
     def read(self, path: str) -> bytes | None:
         """Return a file's bytes, None if it does not exist."""
         try:
-            return read_own(self.root / path, MOST_PART_BYTES, self.root)
+            return read_untrusted(self.root / path, MOST_PART_BYTES, self.root)
         except FileNotFoundError:
             return None
 
@@ -69,14 +110,14 @@ class LocalFiles:
         target, hidden = self.root / path, f".{token_hex(8)}.part"
         with self._folder(target.parent) as folder:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(hidden, flags, 0o666 if self.shared else FILE, dir_fd=folder)
+            descriptor = os.open(hidden, flags, 0o666 if self.shared else FILE_MODE, dir_fd=folder)
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(content)
                 if replace:
                     os.replace(hidden, target.name, src_dir_fd=folder, dst_dir_fd=folder)
                     return True
-                _appear(hidden, target.name, folder)
+                _publish_file(hidden, target.name, folder)
             except FileExistsError:
                 return False
             finally:
@@ -99,8 +140,8 @@ class LocalFiles:
 
     def _make(self, path: Path) -> None:
         if not self.root.exists():
-            private_folder(self.root.parent)
-        mode = 0o777 if self.shared else FOLDER
+            make_private_folder(self.root.parent)
+        mode = 0o777 if self.shared else FOLDER_MODE
         for folder in (self.root, *(self.root.joinpath(*path.relative_to(self.root).parts[:n]) for n in (1, 2, 3))):
             folder.mkdir(mode, exist_ok=True)
 
@@ -133,7 +174,7 @@ class LocalFiles:
         return not self.root.is_dir() or not folder_entries(self.root)
 
 
-def _appear(hidden: str, name: str, folder: int) -> None:
+def _publish_file(hidden: str, name: str, folder: int) -> None:
     """Give a temporary file its final name.
 
     Raises:
@@ -185,7 +226,7 @@ class StoredFiles:
         selector = FileSelector(f"{self.root}/{table}", recursive=True, allow_not_found=True)
         cut = len(self.root.strip("/")) + 1
         paths = (info.path.strip("/") for info in self.system.get_file_info(selector))
-        names = (path[cut:] for path in paths if path.endswith(SUFFIX))
+        names = (path[cut:] for path in paths if path.endswith(PART_SUFFIX))
         return sorted(name for name in names if name.count("/") == 3)
 
     def empty(self) -> bool:
@@ -195,7 +236,7 @@ class StoredFiles:
         return not self.system.get_file_info(FileSelector(self.root, allow_not_found=True))
 
 
-LOOKS, LOOK_S = 10, 0.05
+MARKER_ATTEMPTS, MARKER_WAIT_S = 10, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +244,7 @@ class Lake:
     """The Parquet parts of many runs, in a folder or an object store."""
 
     name: str  # as the user wrote it
-    files: Files
+    files: LakeFiles
 
     def make(self) -> None:
         """Create a lake in an empty place, unless it exists.
@@ -223,10 +264,10 @@ class Lake:
 
     def _is_being_made(self) -> bool:
         """Wait up to `LOOKS` x `LOOK_S` seconds for another writer to create the marker; return whether it did."""
-        for _ in range(LOOKS):
+        for _ in range(MARKER_ATTEMPTS):
             if self.exists():
                 return True
-            time.sleep(LOOK_S)
+            time.sleep(MARKER_WAIT_S)
         return False
 
     def exists(self) -> bool:
@@ -250,7 +291,7 @@ class Lake:
         Raises:
             BundleError: The lake cannot be read.
         """
-        return {run_of(path)[1]: path for path in self.parts("run")}
+        return {run_of_path(path)[1]: path for path in self.parts("run")}
 
     def parts(self, table: str) -> list[str]:
         """Return the paths of a table's parts.

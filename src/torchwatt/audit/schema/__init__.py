@@ -10,13 +10,10 @@ files with `keep_default_na=False, na_values=[""]`.
 
 from __future__ import annotations
 
-from torchwatt.audit.schema.carbon import FACTOR, IMPACT
-from torchwatt.audit.schema.device import DEVICE
-from torchwatt.audit.schema.energy import HOURLY, LAYER, SAMPLE, WINDOW
-from torchwatt.audit.schema.event import EVENT
-from torchwatt.audit.schema.model import Column, ColumnType, Row, Table, Value
-from torchwatt.audit.schema.rank import RANK, RANK_LAYER
-from torchwatt.audit.schema.run import DECLARED, RUN
+from torchwatt.audit.schema.energy_tables import HOURLY, LAYER, RANK, RANK_LAYER, SAMPLE, WINDOW
+from torchwatt.audit.schema.factor_tables import FACTOR, IMPACT
+from torchwatt.audit.schema.run_tables import DECLARED, DEVICE, EVENT, RUN
+from torchwatt.audit.schema.table_schema import Column, ColumnType, Row, Table, Value
 
 __all__ = ["DECLARED", "SCHEMA_VERSION", "TABLES", "TABLE_BY_NAME", "Column", "ColumnType", "Row", "Table", "Value"]
 

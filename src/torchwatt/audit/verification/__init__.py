@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchwatt.audit.verification.check import verify
 from torchwatt.audit.verification.finding import Finding, Verification
+from torchwatt.audit.verification.verifier import verify
 
 __all__ = ["Finding", "Verification", "verify"]

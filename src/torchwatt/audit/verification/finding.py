@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torchwatt.core.plain_text import printable, printable_here
+from torchwatt.core.plain_text import escape_unprintable, to_printable
 
 Code = Literal[
     "FILE",  # missing, or not what the manifest says
@@ -28,7 +28,7 @@ Code = Literal[
 ]
 LONGEST = 120  # characters of a cell that are shown
 LONGEST_REASON = 2000  # characters
-MOST = 1000  # findings that are kept; more are counted
+MAX_FINDINGS = 1000  # findings that are kept; more are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +44,17 @@ class Finding:
     reason: str
 
     def __str__(self) -> str:
-        place = printable(self.file)
+        place = escape_unprintable(self.file)
         place += f" row {self.row}" if self.row is not None else ""
-        place += f" column {printable(self.column)}" if self.column else ""
-        said = f"{self.code} {place}: {printable(self.reason[:LONGEST_REASON])}"
+        place += f" column {escape_unprintable(self.column)}" if self.column else ""
+        said = f"{self.code} {place}: {escape_unprintable(self.reason[:LONGEST_REASON])}"
         if self.expected or self.found:
-            said += f"; expected {_shown(self.expected)}, found {_shown(self.found)}"
-        return printable_here(said)
+            said += f"; expected {_shorten(self.expected)}, found {_shorten(self.found)}"
+        return to_printable(said)
 
 
-def _shown(text: str) -> str:
-    return (printable(text[:LONGEST]) or "nothing") + ("…" if len(text) > LONGEST else "")
+def _shorten(text: str) -> str:
+    return (escape_unprintable(text[:LONGEST]) or "nothing") + ("…" if len(text) > LONGEST else "")
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class Findings:
         """Add one; past the first thousand they are only counted."""
         self.count += 1
         self.unreadable += code in {"FORM", "CELL"}
-        if len(self.kept) < MOST:
+        if len(self.kept) < MAX_FINDINGS:
             self.kept.append(Finding(code, str(file), row, column, _text(expected), _text(found), reason))
 
 
@@ -82,11 +82,11 @@ def _text(value: object) -> str:
 
 
 SEAL_CODES = frozenset({"CHAIN", "SIGNATURE"})
-NO_CHECK_SHOWS = ("that the meter told the truth, that the run is the one that is claimed, and what its user declared",)
+BEYOND_CHECKS = ("that the meter told the truth, that the run is the one that is claimed, and what its user declared",)
 
 
 @dataclass(frozen=True, slots=True)
-class Sealing:
+class SealStatus:
     """By whom a bundle is sealed, as far as it was checked."""
 
     key: str = ""  # fingerprint of the key whose signature is good; "" where there is none
@@ -136,8 +136,8 @@ class Verification:
     count: int  # of all findings, also of those that were not kept
     notes: tuple[str, ...]
     rows: dict[str, int]  # checked, by file
-    sealing: Sealing = Sealing()
-    unseen: tuple[str, ...] = NO_CHECK_SHOWS
+    sealing: SealStatus = SealStatus()
+    unseen: tuple[str, ...] = BEYOND_CHECKS
 
     @property
     def ok(self) -> bool:
@@ -165,11 +165,11 @@ class Verification:
 
     def lines(self) -> Iterator[str]:
         """Yield the report, a line each."""
-        yield f"{printable(self.directory)}: {sum(self.rows.values())} rows in {len(self.rows)} tables"
+        yield f"{escape_unprintable(self.directory)}: {sum(self.rows.values())} rows in {len(self.rows)} tables"
         yield from (f"  {finding}" for finding in self.findings)
         if self.count > len(self.findings):
             yield f"  and {self.count - len(self.findings)} more findings"
-        yield from (f"  note: {printable(note)}" for note in self.notes)
+        yield from (f"  note: {escape_unprintable(note)}" for note in self.notes)
         kinds = Counter(finding.code for finding in self.findings)
         told = ", ".join(f"{n} {code}" for code, n in kinds.items())
         contradicts = f"NOT consistent: {self.count} findings ({told})"
@@ -178,7 +178,7 @@ class Verification:
         if self.sealing.head:
             yield f"head of {self.sealing.chain}, to be kept where others see it: {self.sealing.head}"
         yield from (f"no check shows: {what}" for what in self.unseen)
-        yield f"{printable(self.directory)}: {self.verdict}"
+        yield f"{escape_unprintable(self.directory)}: {self.verdict}"
 
     def __str__(self) -> str:
-        return printable_here("\n".join(self.lines()))
+        return to_printable("\n".join(self.lines()))

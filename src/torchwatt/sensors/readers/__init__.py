@@ -13,12 +13,12 @@ from typing import Any, Protocol
 from torchwatt.core.errors import SensorError
 
 _HOMES = {
-    "nvml": ("torchwatt.sensors.readers.nvml", "NvmlReader"),
-    "rapl": ("torchwatt.sensors.readers.rapl", "RaplReader"),
-    "perf": ("torchwatt.sensors.readers.perf", "PerfReader"),
-    "process": ("torchwatt.sensors.readers.process", "ProcessReader"),
-    "host": ("torchwatt.sensors.readers.host", "HostReader"),
-    "modelled": ("torchwatt.sensors.readers.modelled", "ModelledReader"),
+    "nvml": ("torchwatt.sensors.readers.nvml_reader", "NvmlReader"),
+    "rapl": ("torchwatt.sensors.readers.rapl_reader", "RaplReader"),
+    "perf": ("torchwatt.sensors.readers.rapl_reader", "PerfReader"),
+    "process": ("torchwatt.sensors.readers.host_reader", "ProcessReader"),
+    "host": ("torchwatt.sensors.readers.host_reader", "HostReader"),
+    "modelled": ("torchwatt.sensors.readers.host_reader", "ModelledReader"),
 }
 
 

@@ -1,6 +1,6 @@
 -- One row a run, a device, a layer, an impact: what may be added, beside what says whether it may.
 -- A run without its part of `run` is still being written and counts nowhere; a run that two writers put under two
--- projects at the same moment counts once. `lake_counts` is what the rule of torchwatt/audit/counting.py says of all runs
+-- projects at the same moment counts once. `lake_counts` is what the rule of torchwatt/audit/deduplication.py says of all runs
 -- of the lake: `energy_j` is what no other run adds, `told_j` what the run itself says.
 
 CREATE OR REPLACE VIEW v_run AS

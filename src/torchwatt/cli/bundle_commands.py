@@ -1,0 +1,227 @@
+"""`torchwatt show DIR`: prints the values in a bundle's files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from math import fsum
+from pathlib import Path
+from typing import IO, Any
+
+from torchwatt.audit import Bundle, Seal, read_bundle
+from torchwatt.audit.counted_run import RunShare
+from torchwatt.audit.exports import export
+from torchwatt.audit.run_index import monthly_sums
+from torchwatt.audit.schema import Row
+from torchwatt.audit.seal import MANIFEST
+from torchwatt.audit.store import MonthlySum, Store, StoredRun, shares_of_runs
+from torchwatt.carbon import CarbonOptions
+from torchwatt.carbon.grid_series import GridSeries
+from torchwatt.cli.report_commands import unrecovered_lines
+from torchwatt.cli.report_outputs import TOKEN_VARIABLE
+from torchwatt.core.errors import ConfigError
+from torchwatt.core.plain_text import escape_unprintable, escape_unprintable_lines
+from torchwatt.offline.repricing import bundle_hours, reprice
+from torchwatt.views import DASH, format_energy, format_mass, format_time
+
+MAX_LAYERS = 25
+
+
+def show_bundle(directory: str, *, everything: bool = False, out: IO[str] | None = None) -> int:
+    """Print run, devices and layers of a bundle.
+
+    Raises:
+        BundleError: The folder is not a bundle, or a file in it is malformed.
+    """
+    bundle = read_bundle(directory)
+    for line in _bundle_lines(bundle, everything=everything):
+        print(escape_unprintable(line), file=out or sys.stdout)  # text in a bundle is untrusted
+    return 0
+
+
+def _bundle_lines(bundle: Bundle, *, everything: bool) -> Iterator[str]:
+    run = bundle.run
+    yield f"{run['name']}  {run['run_id']}  {run['status']}  {format_time(_float_or_none(run['duration_s']))}"
+    yield f"energy {format_energy(_float_or_none(run['energy_it_j']))} ({run['energy_it_provenance'] or 'unknown'})"
+    for impact in bundle["impact"]:
+        if impact["subject"] == "run":
+            yield _impact_text(impact)
+    yield ""
+    for device in bundle["device"]:
+        energy = format_energy(_float_or_none(device["energy_j"]))
+        meter = f"{device['provenance'] or DASH}  {device['model'] or ''}{_exclusion_text(device)}"
+        yield f"{device['device_id']!s:10} {energy:>10}  {meter}"
+    yield ""
+    counted = {device["device_id"] for device in bundle["device"] if device["counted"]}
+    rows = [row for row in bundle["layer"] if row["device_id"] in counted]
+    yield from _layer_lines(rows, everything=everything)
+
+
+def _exclusion_text(device: Row) -> str:
+    """Return why the joules of a metered device are not in the total; "" for a counted or unmetered device."""
+    if device["counted"] or device["energy_j"] is None:
+        return ""
+    return f"  (inside {device['parent_device_id']})" if device["parent_device_id"] else "  (not in the total)"
+
+
+def _impact_text(row: Row) -> str:
+    """Return an impact's amount, criterion, phase, method, scenario and formula."""
+    value = _float_or_none(row["value"])
+    amount = f"{format_mass(value)} CO2e" if row["criterion"] == "gwp" else f"{value:.3g} {row['unit']}"
+    kind = f"{row['criterion']} {row['phase']}, {row['accounting_method']}, {row['scenario']}"
+    return f"{amount} ({kind}) = {row['formula']}"
+
+
+def _layer_lines(rows: Iterable[Row], *, everything: bool) -> Iterator[str]:
+    by_layer: dict[tuple[Any, Any], list[Row]] = defaultdict(list)
+    for row in rows:
+        by_layer[row["fqn"], row["phase"]].append(row)
+    sums = sorted(
+        (
+            (fsum(_float_or_none(r["energy_self_j"]) or 0.0 for r in group), key, group)
+            for key, group in by_layer.items()
+        ),
+        key=lambda item: (-item[0], str(item[1])),
+    )
+    shown = sums if everything else sums[:MAX_LAYERS]
+    yield f"{'layer':40} {'phase':13} {'energy':>10} {'time':>10} {'calls':>8}  provenance"
+    for energy_j, (fqn, phase), group in shown:
+        time_s = max(_float_or_none(r["time_self_s"]) or 0.0 for r in group)
+        calls = max(int(_float_or_none(r["calls"]) or 0) for r in group)
+        provenance = ", ".join(sorted({str(r["provenance"]) for r in group}))
+        amounts = f"{format_energy(energy_j):>10} {format_time(time_s):>10} {calls:>8}"
+        yield f"{fqn!s:40.40} {phase!s:13} {amounts}  {provenance}"
+    if len(sums) > len(shown):
+        rest_j = fsum(item[0] for item in sums[len(shown) :])
+        yield f"and {len(sums) - len(shown)} more rows with {format_energy(rest_j)}; --all shows them"
+
+
+def _float_or_none(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def export_bundles(
+    directories: Sequence[str], to: str, out: str | None, pairs: Sequence[str], scenario: str
+) -> int:  # fmt: skip
+    """Write the file and print its path.
+
+    Raises:
+        BundleError: A bundle cannot be read, something is missing, or the target exists.
+        ConfigError: A `--set` is not NAME=VALUE.
+    """
+    declared = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not value:
+            raise ConfigError(f"--set {pair}: give NAME=VALUE, such as organisation=ACME")
+        declared[name] = value
+    print(escape_unprintable(str(export(directories, to, out, declared, scenario))))
+    return 0
+
+
+def run_reprice(arguments: Namespace, carbon: CarbonOptions) -> int:
+    """Write the new bundle; print its path, its notes and the new grams.
+
+    Raises:
+        BundleError: The bundle cannot be read or the new one cannot be written.
+        ConfigError: No factors were given.
+        FactorError: The factors cannot be used.
+    """
+    scenario = arguments.scenario or _default_scenario(arguments.factors)
+    done = reprice(
+        arguments.directory,
+        carbon,
+        scenario=scenario,
+        target=arguments.to,
+        extra=_fetch_grids(arguments),
+        seal=Seal(chain=Path(arguments.chain) if arguments.chain else None),
+    )
+    for note in done.notes:
+        print(escape_unprintable_lines(f"{note.severity}: {note.code}: {note.message}"), file=sys.stderr)
+    for impact in done.priced.impacts:
+        if impact.subject == "run" and impact.criterion == "gwp":
+            line = f"{impact.accounting_method} {impact.phase}: {format_mass(impact.value)} CO2e = {impact.formula}"
+            print(escape_unprintable(line))
+    print(escape_unprintable(f"{done.scenario} in {done.directory}"))
+    return 0
+
+
+def _default_scenario(paths: list[str] | None) -> str:
+    return Path(paths[0]).stem if paths else f"{datetime.now(UTC):%Y-%m-%d}"
+
+
+def _fetch_grids(arguments: Namespace) -> list[GridSeries]:
+    """Fetch hourly grids from Electricity Maps; no network access without `--electricity-maps`."""
+    if arguments.electricity_maps is None:
+        return []
+    from torchwatt.carbon.electricity_maps_api import API, fetch_hours
+
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if not token:
+        raise ConfigError(f"--electricity-maps needs your API token in the environment variable {TOKEN_VARIABLE}")
+    hours = bundle_hours(arguments.directory)
+    url = arguments.electricity_maps_url or API
+    return [fetch_hours(hours, zone=arguments.electricity_maps, token=token, at=datetime.now(UTC), url=url)]
+
+
+def list_runs(
+    store: Store, *, project: str | None, month: str | None, rebuild: bool, out: IO[str] | None = None
+) -> int:
+    """Print the saved runs and their sums by project and month.
+
+    Raises:
+        BundleError: The store cannot be read.
+    """
+    if rebuild:
+        store.rebuild()
+    everything = store.runs()
+    selected = [run for run in everything if project in {None, run.project} and month in {None, run.month}]
+    for line in _run_lines(store, selected, shares_of_runs(everything)):
+        print(escape_unprintable(line), file=out or sys.stdout)
+    for folder in store.unsealed():
+        print(
+            escape_unprintable(f"not counted: {folder} has no {MANIFEST} and is not a bundle"), file=out or sys.stdout
+        )
+    for line in unrecovered_lines(store, {run.run_id for run in everything}):
+        print(escape_unprintable(line), file=out or sys.stdout)
+    return 0
+
+
+def _run_lines(store: Store, selected: Sequence[StoredRun], among: Mapping[str, RunShare]) -> Iterator[str]:
+    if not selected:
+        yield f"no runs in {store.root}; save one with --keep, or run.keep()"
+        return
+    yield f"{'run':36}  {'project':14} {'began (UTC)':17} {'time':>9} {'energy':>10} {'CO2e':>10}  provenance  name"
+    for run in selected:
+        grams = DASH if run.location_g is None else format_mass(run.location_g)
+        yield (
+            f"{run.run_id:36}  {run.project:14.14} {run.started_at[:16].replace('T', ' '):17} "
+            f"{format_time(run.duration_s):>9} {format_energy(run.energy_j):>10} {grams:>10}  "
+            f"{run.provenance or DASH:11} {run.name}{_counting_state(among[run.key])}"
+        )
+    yield ""
+    for group in monthly_sums(selected, among):
+        yield from _group_lines(group)
+
+
+def _counting_state(share: RunShare) -> str:
+    return "" if share.state == "yes" else f"  [{share.state}]"
+
+
+def _group_lines(group: MonthlySum) -> Iterator[str]:
+    total = group.total
+    words = [f"{total.runs} runs", f"energy {format_energy(total.energy_j)}"]
+    if total.j_per_unit is not None and total.unit != "run":
+        words.append(f"{format_energy(total.j_per_unit)} per {total.unit} (sum over sum)")
+    for method, grams in (("location", total.location_g), ("market", total.market_g)):
+        if grams is not None:
+            words.append(f"{format_mass(grams)} CO2e {method}-based")
+    yield f"{group.project} {group.month}: {', '.join(words)}"
+    for why in total.shared:
+        yield f"    counted once: {why}"
+    for why in total.refused:
+        yield f"    not added: {why}"

@@ -1,0 +1,155 @@
+"""Interpret names in a trace: owner and phase. Pure text."""
+
+from __future__ import annotations
+
+import re
+from typing import get_args
+
+import numpy as np
+
+from torchwatt.core.intervals import NO_INDEX, nest_intervals
+from torchwatt.core.meter import IntArray
+from torchwatt.core.terms import COMMUNICATION, DATA, OPTIMIZER, TRANSFER, UNATTRIBUTED, Phase, Slot
+from torchwatt.core.terms import ORPHAN as ORPHANS
+from torchwatt.core.trace import ModuleInfo
+from torchwatt.kineto.kineto_trace import MODULE, KinetoTrace
+
+MODULE_PREFIX = "nn.Module: "
+OWN_PREFIXES = ("torchwatt::", "tw::")
+STEP_PREFIX = "ProfilerStep#"
+NODE_PREFIX = "autograd::engine::evaluate_function: "
+COMPILED = re.compile(r"## Call CompiledFxGraph (\w+) ##")
+
+ORPHAN_SLOT = Slot(ORPHANS, "other")  # launched before the trace began
+UNATTRIBUTED_SLOT = Slot(UNATTRIBUTED, "other")
+TRANSFER_SLOT = Slot(TRANSFER, "transfer")
+COMMUNICATION_SLOT = Slot(COMMUNICATION, "communication")
+
+# torch.optim, torch.utils.data and FSDP name their own ranges. Zeroing gradients is the optimizer's work.
+_RESERVED: tuple[tuple[str, Slot], ...] = (
+    ("Optimizer.", Slot(OPTIMIZER, "optimizer")),
+    ("enumerate(DataLoader)", Slot(DATA, "data")),
+    ("FSDP::", COMMUNICATION_SLOT),
+    ("FullyShardedDataParallel._", COMMUNICATION_SLOT),
+)
+# NCCL and RCCL (which kept the name), MSCCL, NVSHMEM; the own all-reduce of vLLM, SGLang and AITER.
+_COLLECTIVE = re.compile(
+    r"^(?:void )?(?:nccl|rccl|msccl|nvshmem)|ncclDev|ncclKernel"
+    r"|cross_device_reduce|allreduce_fusion|all_?reduce_(?:one|two)"
+)
+_HOST_COPY = re.compile(r"HtoD|DtoH|HostToDevice|DeviceToHost|Host -> Device|Device -> Host")
+_NO_SCOPE = ("nccl:", "CUDAGraphNode.", "PyTorch Profiler", "[memory]")
+_BACKWARD = re.compile(r"Backward\d*$|^torch::autograd::")
+_CALL = re.compile(r"_\d+$")
+
+
+def is_reserved(name: str) -> bool:
+    """Return whether torch gives this name to a range, whatever its category."""
+    return name.startswith(("Optimizer.", "enumerate(DataLoader)", STEP_PREFIX))
+
+
+def reserved_slot(name: str) -> Slot | None:
+    """Return the slot of an optimizer's, a data loader's or FSDP's range; None for other names."""
+    return next((slot for prefix, slot in _RESERVED if name.startswith(prefix)), None)
+
+
+def is_own(name: str) -> bool:
+    """Return whether the name has torchwatt's prefix."""
+    return name.startswith(OWN_PREFIXES)
+
+
+def own_slot(name: str) -> Slot:
+    """Return the slot of `torchwatt::<fqn>`, with `::<phase>` if given, else forward."""
+    label = name.split("::", 1)[1]
+    fqn, _, phase = label.rpartition("::")
+    if fqn and phase in get_args(Phase):
+        return Slot(fqn, phase)  # type: ignore[arg-type]  # just looked up
+    return Slot(label, "forward")
+
+
+def is_scope(name: str) -> bool:
+    """Return whether a user's annotation is worth a row: profiler steps and single collectives are not."""
+    return not name.startswith((STEP_PREFIX, *_NO_SCOPE)) and COMPILED.match(name) is None
+
+
+def scope_name(name: str) -> str:
+    """Return an annotation without the decoration that some libraries put around it."""
+    return name.strip("# ") or name
+
+
+def is_collective(name: str) -> bool:
+    """Return whether a kernel moves data between devices."""
+    return _COLLECTIVE.search(name) is not None
+
+
+def is_host_copy(name: str) -> bool:
+    """Return whether a copy crosses the bus between host and device."""
+    return _HOST_COPY.search(name) is not None
+
+
+def class_name(module: str) -> str:
+    """Return the class of a name such as `Conv2d_7`."""
+    return _CALL.sub("", module)
+
+
+def node_name(name: str) -> str:
+    """Return the autograd node of an evaluate_function range."""
+    return name.removeprefix(NODE_PREFIX)
+
+
+def is_backward_op(name: str) -> bool:
+    """Return whether an operator is an autograd node by its name, which is all that old traces have."""
+    return _BACKWARD.search(name) is not None
+
+
+def module_paths(trace: KinetoTrace) -> dict[int, str]:
+    """Return for each name code of a module its path, such as `ResNet_0.Sequential_1.Conv2d_7`.
+
+    A module with several callers keeps the path of its deepest call, the first of equals: a call without its callers
+    (the trace began inside, a checkpoint repeats it in backward) has a shorter path.
+    """
+    ranges = trace.ranges
+    calls = np.flatnonzero(ranges.kind == MODULE)
+    if not len(calls):
+        return {}
+    tree = nest_intervals(ranges.thread[calls], ranges.start_ns[calls], ranges.end_ns[calls])
+    name, parent = ranges.name[calls], tree.parent
+    order = np.lexsort((ranges.start_ns[calls], -depths(parent), name))
+    names, deepest = np.unique(name[order], return_index=True)
+    caller = {int(n): _caller(int(order[at]), name, parent) for n, at in zip(names, deepest, strict=True)}
+    return {code: _path(code, caller, trace.names) for code in caller}
+
+
+def depths(parent: IntArray) -> IntArray:
+    """Return the number of intervals that enclose each."""
+    depth = np.zeros(len(parent), dtype=np.int64)
+    above = parent.copy()
+    while True:
+        nested = above != NO_INDEX
+        if not nested.any():
+            return depth
+        depth += nested
+        above = np.where(nested, parent[above], NO_INDEX)
+
+
+def _caller(call: int, name: IntArray, parent: IntArray) -> int:
+    """Return the name of the next enclosing call of another module."""
+    up = int(parent[call])
+    while up != NO_INDEX and name[up] == name[call]:
+        up = int(parent[up])
+    return int(name[up]) if up != NO_INDEX else NO_INDEX
+
+
+def _path(code: int, caller: dict[int, int], names: tuple[str, ...]) -> str:
+    parts: list[str] = []
+    visited: set[int] = set()
+    while code != NO_INDEX and code not in visited:  # two modules that call each other would loop forever
+        visited.add(code)
+        parts.append(names[code].removeprefix(MODULE_PREFIX).replace(".", "_"))
+        code = caller[code]
+    return ".".join(reversed(parts))
+
+
+def module_infos(paths: dict[int, str]) -> tuple[ModuleInfo, ...]:
+    """Return the modules as listed in reports."""
+    return tuple(ModuleInfo(path, class_name(path.rpartition(".")[2])) for path in sorted(paths.values()))

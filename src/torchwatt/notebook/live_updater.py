@@ -1,0 +1,189 @@
+"""Thread that reads a running session four times a second and sends updates to the browser."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from functools import partial
+from math import fsum
+from typing import TYPE_CHECKING, Any
+
+from torchwatt.core.units import NS_PER_S
+from torchwatt.disk.helper_thread import HelperThread
+from torchwatt.notebook.run_history import RunRecord, history_channel
+from torchwatt.views import live_layers_payload, start_payload, steps_payload, update_payload
+
+if TYPE_CHECKING:
+    from torchwatt.core.meter import Recording
+    from torchwatt.notebook.live_widget import LiveWidget
+    from torchwatt.session import Run
+
+
+CPU_SHARE = 0.002  # of one CPU
+CREDIT_S = 0.03  # initial allowance, so that short runs show layers
+MIN_INTERVAL_S = 1.0
+MAX_INTERVAL_S = 3.5  # displayed values should not be older than 5 s
+MAX_CPU_SHARE = 0.02  # of one CPU, to keep to LATEST_S
+
+
+class CostLimiter:
+    """Schedules repeated work so that its CPU time stays below a share of one CPU.
+
+    Work that is `LATEST_S` overdue may use up to `MOST_SHARE`; beyond that its interval grows with its cost. Times are
+    seconds since the run began; the next cost is assumed to equal the last one.
+    """
+
+    def __init__(self, share: float = CPU_SHARE, credit_s: float = CREDIT_S) -> None:
+        self._share = share
+        self._credit_s = credit_s
+        self._spent_s = 0.0
+        self._last_cost_s = 0.0
+        self._last_s = 0.0
+
+    def due(self, t_s: float) -> bool:
+        """Return whether the work may be done now."""
+        waited_s = t_s - self._last_s
+        if waited_s < MIN_INTERVAL_S:
+            return False
+        if self._spent_s + self._last_cost_s <= self._credit_s + self._share * t_s:
+            return True
+        return waited_s >= max(MAX_INTERVAL_S, self._last_cost_s / MAX_CPU_SHARE)
+
+    def paid(self, t_s: float, cost_s: float) -> None:
+        """Record that the work was done at `t_s`, and its CPU time."""
+        self._last_s, self._last_cost_s = t_s, cost_s
+        self._spent_s += cost_s
+
+
+PERIOD_S = 0.25
+FIRST_UPDATE_S = 0.3  # a shorter cell shows only its report
+STATUS_S = 1.0
+RECENT, WHOLE = 12, 240  # points of the power line: 3 s with each update, 60 s with every 40th
+MAX_FAILURES = 5
+
+
+class LiveUpdater:
+    """Reads the live values of a run at a bounded cost and sends them as small messages; the browser draws them.
+
+    Sampling runs in a separate process and does not depend on this thread.
+    """
+
+    def __init__(self, run: Run, handle: Any, cell_id: str | None) -> None:
+        self._run = run
+        self._handle = handle
+        self._cell_id = cell_id
+        self._widget: LiveWidget | None = None
+        self._stop = threading.Event()
+        self._pace = CostLimiter()
+        self._count = 0
+        self._status_s = 0.0
+        self.failures: list[str] = []
+        self.spent_s = 0.0  # CPU time of the thread
+        self._pulse = run.pulse()
+        self._layers = run.live_layers(self._pulse) if handle is not None else None  # None until torch is imported
+        # ipykernel finds the cell of a message in a context variable, which a new thread does not inherit.
+        self._thread = HelperThread(partial(contextvars.copy_context().run, self._loop), "torchwatt-live")
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; waits at most 2 s, as it may hang in a send."""
+        self._stop.set()
+        self._thread.join(2.0)
+        if self._layers is not None:
+            self._layers.close()
+
+    def pause(self) -> None:
+        """End the thread and show in the browser that the report is being made, which may take seconds."""
+        self.stop()
+        if self._widget is not None:
+            self._widget.send({"kind": "settling"})
+
+    def close(self) -> None:
+        """Close the widget."""
+        self.stop()
+        if self._widget is not None:
+            self._widget.end()
+
+    def _loop(self) -> None:
+        due_s = time.monotonic() + FIRST_UPDATE_S
+        while not self._stop.wait(max(due_s - time.monotonic(), 0.0)):
+            try:
+                self._beat()
+            except Exception as error:
+                # The kernel shuts down, or the run has just ended: the report contains the measurements.
+                self.failures.append(f"{type(error).__name__}: {error}")
+                if len(self.failures) >= MAX_FAILURES:
+                    return
+            # Missed updates are skipped.
+            due_s = max(due_s + (STATUS_S if self._handle is None else PERIOD_S), time.monotonic())
+
+    def _beat(self) -> None:
+        began_ns = time.thread_time_ns()
+        self._show_beat()
+        cost_ns = time.thread_time_ns() - began_ns
+        self.spent_s += cost_ns / NS_PER_S
+        if self._layers is not None:
+            self._layers.pay(cost_ns)
+
+    def _show_beat(self) -> None:
+        recording = self._pulse.update()
+        now_s = time.monotonic()
+        if self._handle is None or now_s - self._status_s >= STATUS_S:
+            self._status_s = now_s
+            history_channel().tell(self._record())
+        if self._handle is not None:
+            self._show(recording)
+
+    def _show(self, recording: Recording) -> None:
+        """Send joules and steps, and layers if their cost allows; show the view before the first message."""
+        if self._widget is None:
+            self._open(recording)
+        pulse = self._pulse
+        points = list(pulse.points)[-(WHOLE if self._count % 40 == 0 else RECENT) :]
+        message = update_payload(points, pulse.energy_j, points[-1].power_w, pulse.carbon_g(), pulse.as_of_s)
+        self._count += 1
+        self._layers = self._layers or self._run.live_layers(pulse)
+        if self._layers is None:
+            self._send(message)
+            return
+        t_s = points[-1].t_s
+        due, before_s = self._pace.due(t_s), time.thread_time()
+        self._layers.update(read=due)
+        message |= steps_payload(self._layers.steps, self._layers.step_j())
+        if not due:
+            self._send(message)
+            return
+        self._send(message | live_layers_payload(self._layers.report()))
+        self._pace.paid(t_s, time.thread_time() - before_s)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._widget is not None and not self._stop.is_set():
+            self._widget.send({"kind": "beat", **message})
+
+    def _open(self, recording: Recording) -> None:
+        from torchwatt.notebook.live_widget import LiveWidget
+
+        run = self._run
+        begin = start_payload(
+            run.run_id, run.name, recording.meters, recording.unavailable, run.carbon_how, traces=run.traces
+        )
+        self._widget = LiveWidget(begin)
+        self._handle.update(self._widget)
+
+    def _record(self) -> RunRecord:
+        watts = list(self._pulse.points[-1].power_w.values())
+        joules = self._pulse.energy_j
+        return RunRecord(
+            run_id=self._run.run_id,
+            name=self._run.name,
+            cell_id=self._cell_id,
+            status="running",
+            t_s=self._pulse.points[-1].t_s,
+            energy_j=fsum(joules.values()) if joules else None,
+            carbon_g=self._pulse.carbon_g(),
+            power_w=fsum(w for w in watts if w is not None) if watts and None not in watts else None,
+        )

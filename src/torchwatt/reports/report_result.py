@@ -1,0 +1,181 @@
+"""Displays and output files of a report, of one process or of all ranks of a job."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING, Any
+
+from torchwatt.core.errors import ConfigError
+from torchwatt.core.plain_text import to_printable
+from torchwatt.core.report import Report
+from torchwatt.reports import dataframes
+from torchwatt.reports.output_files import keep_run, write_csv, write_html
+from torchwatt.views import MIME, to_html_fragment, to_payload, to_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from torchwatt.audit import SampleFormat
+
+
+# With the payload and the text, a report adds less than 200 KB to a notebook, whatever ran.
+MAX_HTML_BYTES = 90_000
+
+
+class ReportResult(ABC):
+    """Tables, files and displays of `report`.
+
+    Energies are joules in the measured boundary; None (never 0) where nothing could be metered.
+    """
+
+    @property
+    @abstractmethod
+    def report(self) -> Report:
+        """The immutable value behind everything else."""
+
+    @property
+    def status(self) -> str:
+        """`running`, `complete`, `partial` (a meter was missing) or `aborted` (an exception ended the block)."""
+        return self.report.status
+
+    @property
+    def energy_j(self) -> float | None:
+        """Joules of all metered domains."""
+        return self.report.energy_j
+
+    @property
+    def carbon_g(self) -> float | None:
+        """Grams of CO2e; None without a region."""
+        return self.report.carbon_g
+
+    @property
+    def duration_s(self) -> float:
+        """Wall time of the block in seconds."""
+        return self.report.duration_s
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """One row per (domain, layer, phase), reserved rows included; self energies add up to `energy_j`."""
+        return dataframes.layer_frame(self.report)
+
+    @property
+    def samples(self) -> pd.DataFrame:
+        """The power curve of each domain."""
+        return dataframes.sample_frame(self.report)
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        """One row per step."""
+        return dataframes.step_frame(self.report)
+
+    @property
+    def epochs(self) -> pd.DataFrame:
+        """One row per epoch and one for the time outside of them, of a training that an integration metered."""
+        return dataframes.epoch_frame(self.report)
+
+    @property
+    def events(self) -> pd.DataFrame:
+        """One row per event, such as a fault or a remark on the measurement."""
+        return dataframes.event_frame(self.report)
+
+    def to_csv(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        samples: SampleFormat = "auto",
+        overwrite: bool = False,
+        chain: str | os.PathLike[str] | None = None,
+        sign_key: str | os.PathLike[str] | None = None,
+    ) -> Path:
+        """Write the audit tables into a new folder, which `torchwatt verify` can check; return that folder.
+
+        Args:
+            directory: The folder to make; if it is not empty, the tables are written to `NAME-2` beside it.
+            samples: Format of the power curve, `parquet` or `csv.gz`; `auto` is Parquet if pyarrow is installed.
+            overwrite: Replace an older bundle of that name; anything else is never replaced.
+            chain: A file to which one line per bundle is appended, so that a removed run is detected; default:
+                `TORCHWATT_CHAIN`.
+            sign_key: An SSH key to sign with; default: `TORCHWATT_SIGN_KEY`.
+
+        Raises:
+            BundleError: `directory` is a file, the folder cannot be written, or the key cannot be used.
+        """
+        return write_csv(
+            self.report, directory, samples=samples, overwrite=overwrite, chain=chain, sign_key=sign_key
+        )  # fmt: skip
+
+    def keep(self, store: str | os.PathLike[str] | None = None, *, project: str = "default") -> Path:
+        """Save the run in a local store, which `torchwatt runs` and `torchwatt show` read; return its folder.
+
+        Args:
+            store: A folder; default is `TORCHWATT_STORE`, or `torchwatt/runs` in your data folder.
+            project: The project under which `torchwatt runs` adds up runs by month.
+
+        Raises:
+            BundleError: The run is already in the store, or cannot be written.
+            ConfigError: The project's name is invalid, or the run has not ended.
+        """
+        if self.report.status == "running":
+            raise ConfigError("the run has not ended: save it after its block")
+        return keep_run(self.report, store, project)
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write one self-contained HTML page, replacing an older one.
+
+        Raises:
+            BundleError: `path` exists and is not a file, or cannot be written.
+        """
+        return write_html(self.report, path)
+
+    def __repr__(self) -> str:
+        # Width of the terminal, from 100 to 140 columns; 100 without a terminal.
+        width = min(max(get_terminal_size((100, 24)).columns, 100), 140)
+        return to_printable(to_text(self.report, width=width))  # printing a run must not raise an encoding error
+
+    def _repr_html_(self) -> str:
+        return to_html_fragment(self.report, max_bytes=MAX_HTML_BYTES)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        report = self.report
+        bundle: dict[str, Any] = {
+            "text/plain": to_printable(to_text(report)),
+            "text/html": self._repr_html_(),
+            MIME: to_payload(report),
+        }
+        return {k: v for k, v in bundle.items() if (not include or k in include) and k not in (exclude or ())}
+
+
+class JobRun(ReportResult):
+    """All ranks of a job, each joule counted once; shown, read and written like a `Run`."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    @property
+    def report(self) -> Report:
+        """The immutable value behind everything else."""
+        return self._report
+
+    @property
+    def run_id(self) -> str:
+        """Identifier of the job, the same whenever the same parts are merged."""
+        return self._report.run_id
+
+    @property
+    def name(self) -> str:
+        """The name shown in reports."""
+        return self._report.name
+
+    @property
+    def units(self) -> Mapping[str, float]:
+        """Units counted with `count`, summed over all ranks."""
+        return dict(self._report.units)
+
+    @property
+    def ranks(self) -> pd.DataFrame:
+        """One row per rank, also for ranks without data: joules, communication, CPU time, times, status."""
+        return dataframes.rank_frame(self._report)

@@ -1,1 +1,0 @@
-"""The sampler process's journal of readings. Numpy-free."""

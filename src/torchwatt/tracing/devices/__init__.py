@@ -1,1 +1,0 @@
-"""Device work of a live session: short recorded windows, joined by a worker process, filled in between."""

@@ -1,0 +1,263 @@
+"""Build a trace from logs: names, slots, spans, steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from torchwatt.core.intervals import busy_ns, top_level
+from torchwatt.core.meter import Event, IntArray
+from torchwatt.core.terms import UNATTRIBUTED
+from torchwatt.core.trace import Activity, Trace
+from torchwatt.core.units import s_from_ns
+from torchwatt.tracing.aggregated_spans import (
+    AggregatedSpans,
+    SpanKinds,
+    lies_within_step,
+)
+from torchwatt.tracing.backward_templates import BackwardTemplates
+from torchwatt.tracing.log_rows import (
+    AROUND_KEY,
+    END,
+    FAILED_SIZE,
+    KEY,
+    OPTIMIZER_KEY,
+    PROFILER_KEY,
+    SEQ0,
+    SEQ1,
+    START,
+    STEP_KEY,
+    TASK,
+    is_repeat,
+)
+from torchwatt.tracing.loop_steps import (
+    LoopEvidence,
+    LoopStep,
+    OptimizerEnd,
+    OutermostCalls,
+    find_models,
+    steps_of,
+)
+from torchwatt.tracing.span_assembly import SpanAssembly, TraceInputs
+from torchwatt.tracing.thread_log import ThreadLog
+from torchwatt.tracing.trace_spans import is_forward_kind
+
+
+def build_trace(view: TraceInputs, events: Sequence[Event]) -> Trace:
+    """Build the trace of a view."""
+    view.registry.refresh()
+    return _TraceBuilder(view).trace(events)
+
+
+class _TraceBuilder(SpanAssembly):
+    def trace(self, events: Sequence[Event]) -> Trace:
+        book = BackwardTemplates(self.looks, self.paths)
+        for number, log in enumerate(self.view.logs):
+            self._real(log, number)
+            self._light(log, number, book)
+            if self.calls[log]:
+                book.write(self.columns, self._backward_slot, log, self.calls[log], number)
+            self._asleep(log, number)
+        carried = book.carry_rel_sd(self._backward_slot)
+        arrays: dict[str, Any] = self.columns.arrays()
+        steps, calls = self._steps()
+        activities, lost = self._activities(steps, calls=calls)
+        steps = self._done(steps, calls=calls)
+        return Trace(
+            slots=tuple(self.columns.slots),
+            **arrays,
+            steps=tuple((step.start_ns, step.end_ns) for step in steps),
+            step_counts=tuple(s.count for s in steps) if any(s.count > 1 for s in steps) else (),
+            step_stages=tuple(step.stage for step in steps),
+            modules=self.names.modules,
+            carry_rel_sd=self.carried | carried,
+            events=(*events, *self._notes(book), *lost),
+            activities=activities,
+            cost_s=s_from_ns(self.view.cost_ns),
+            untold_calls=self._untold_slots(),
+            traced_steps=sum(len(snapshot.traced) // 2 for snapshot in self.looks.values()),
+            thread_busy=tuple(self._busy(log, number, arrays) for number, log in enumerate(self.view.logs)),
+            windows=sum(c.nodes is not None for calls in self.calls.values() for c in calls),
+        )
+
+    def _busy(self, log: ThreadLog, number: int, arrays: Mapping[str, IntArray]) -> float:
+        """Return the share of its spans' time that a thread was on a CPU, 0 to 1; 1 where unknown."""
+        cpu_ns, mine = log.cpu.until_now_ns(), arrays["thread"] == number
+        spans_ns = busy_ns(arrays["start_ns"][mine], arrays["end_ns"][mine])
+        return 1.0 if cpu_ns is None or spans_ns <= 0 else min(cpu_ns / spans_ns, 1.0)
+
+    def _steps(self) -> tuple[list[LoopStep], bool]:
+        """Return the steps, and whether they are calls of the model, where nothing else marks steps."""
+        view, log = self.view, self.view.logs[0]
+        rows, records, kinds = self._kept_rows(log), self.records[log], self.looks[log].kinds
+        of_backward, of_step = kinds.where("backward"), kinds.where("row", STEP_KEY)
+        backward = records.take(np.flatnonzero(np.isin(records.kind, of_backward)))
+        asleep = records.take(np.flatnonzero(np.isin(records.kind, of_step)))
+        traced = np.array([(c.start_ns, c.end_ns) for c in self.calls[log]], dtype=np.int64).reshape(-1, 2)
+        backward_ns = np.concatenate((traced, np.column_stack((backward.start, backward.end))))
+        counts = np.concatenate((np.ones(len(traced), dtype=np.int64), backward.count))
+        again = [is_repeat(call.cache["keys"]) for call in self.calls[log]]
+        again += [is_repeat(kinds.of[kind][1:]) for kind in backward.kind.tolist()]
+        calls = self._outermost(log, rows, records, kinds)
+        optimizers, begins = self._optimizers(log), np.zeros(0, dtype=np.int64)
+        if not optimizers and log in self.by_hand:
+            end, count, begins = self.by_hand[log].T
+            backward_ns = np.concatenate((backward_ns, np.column_stack((end - 1, end))))
+            counts, again = np.concatenate((counts, count)), again + [False] * len(count)
+            calls = calls.with_training(begins, end - 1, count)
+        order = np.argsort(backward_ns[:, 0], kind="stable")
+        excluded = [*kinds.where("row", PROFILER_KEY), *kinds.where("row", AROUND_KEY)]
+        excluded += of_step if len(begins) else ()
+        ours = records.take(np.flatnonzero(~np.isin(records.kind, excluded)))
+        own = rows[~np.isin(rows[:, KEY], (PROFILER_KEY, AROUND_KEY)), START]
+        evidence = LoopEvidence(
+            view.start_ns, view.end_ns,
+            starts_ns=np.sort(np.concatenate((own, ours.start, traced[:, 0], begins)).astype(np.int64)),
+            calls=calls,
+            backward_ns=backward_ns[order], backward_count=counts[order],
+            backward_again=np.array(again, dtype=np.bool_)[order],
+            optimizers=optimizers,
+            unseen_ns=np.column_stack((asleep.start, asleep.end)),
+            marks=[mark for mark in view.steps if mark[0] <= view.end_ns], resumed=view.resumed,
+        )  # fmt: skip
+        return steps_of(evidence)
+
+    def _optimizers(self, log: ThreadLog) -> list[list[OptimizerEnd]]:
+        """Return the step ends of a thread's optimizers, on all threads; where it has none, those of each thread."""
+        ends_inside = {
+            other_log: [each for each in snapshot.optimizers if self.view.start_ns < each[1] <= self.view.end_ns]
+            for other_log, snapshot in self.looks.items()
+        }
+        if not ends_inside[log]:
+            return [ends for ends in ends_inside.values() if ends]
+        keys = {key for key, *_ in ends_inside[log]}
+        ours = (each for ends in ends_inside.values() for each in ends if each[0] in keys)
+        return [sorted(ours, key=lambda each: each[1])]
+
+    def _outermost(self, log: ThreadLog, rows: IntArray, records: AggregatedSpans, kinds: SpanKinds) -> OutermostCalls:
+        """Return a thread's outermost module calls that were recorded or made no graph."""
+        traced = rows[(rows[:, KEY] > 0) & (rows[:, TASK] < 0)]
+        traced = traced[top_level(traced[:, START], traced[:, END])]
+        traced = traced[traced[:, SEQ1] - traced[:, SEQ0] != FAILED_SIZE]
+        outermost = [i for i, kind in enumerate(kinds.of) if is_forward_kind(kind) and kind[2] != FAILED_SIZE]
+        number = np.flatnonzero(np.isin(records.kind, outermost))
+        light = records.take(number)
+        of = [kinds.of[kind] for kind in light.kind.tolist()]
+        passed = np.array(self.passed.get(log, ()), dtype=np.int64).reshape(-1, 5)
+        key = np.concatenate(
+            (traced[:, KEY], np.array([description[1] for description in of], dtype=np.int64), passed[:, 3])
+        )
+        grown = np.concatenate((
+            traced[:, SEQ1] > traced[:, SEQ0], np.array([description[2] != 0 for description in of], dtype=np.bool_),
+            np.zeros(len(passed), dtype=np.bool_),
+        ))  # fmt: skip
+        start = np.concatenate((traced[:, START], _began(records)[number], passed[:, 0]))
+        end = np.concatenate((traced[:, END], light.end, passed[:, 1]))
+        count = np.concatenate((np.ones(len(traced), dtype=np.int64), light.count, passed[:, 2]))
+        within_round = np.concatenate((
+            np.zeros(len(traced), dtype=np.bool_),
+            np.array([lies_within_step(description) for description in of], dtype=np.bool_),
+            np.zeros(len(passed), dtype=np.bool_),
+        ))  # fmt: skip
+        rounds = np.concatenate((np.ones(len(traced), np.int64), _steps_beside(records, kinds)[number], passed[:, 4]))
+        order = np.argsort(start, kind="stable")
+        sizes = {each: self._params(each) for each in set(key.tolist())}
+        main = np.isin(key, list(find_models(sizes, self.names.main, trained=bool(grown.any()))))
+        return OutermostCalls(
+            start[order], end[order], count[order], grown[order], main[order], rounds[order], within_round[order]
+        )
+
+    def _params(self, key: int) -> int:
+        """Return the parameters of a module with its submodules, or of the modules that a compiled function uses."""
+        if key in self.view.functions:
+            return self.view.functions[key][1]
+        facts = self.view.registry.facts
+        for root in self.view.registry.roots:
+            for path, own in root.paths:
+                if own == key:
+                    keys_below = {k for p, k in root.paths if p == path or not path or p.startswith(f"{path}.")}
+                    return sum(facts[k].params for k in keys_below if k in facts)
+        return facts[key].params if key in facts else 0
+
+    def _activities(self, steps: Sequence[LoopStep], *, calls: bool) -> tuple[tuple[Activity, ...], tuple[Event, ...]]:
+        view = self.view
+        if view.devices is None:
+            return (), ()
+
+        def name_of(key: int) -> str:
+            return self.names.of(key) if key > 0 else self.scope_names.get(key, UNATTRIBUTED)
+
+        return view.devices.activities(_bounds(steps), name_of, calls=calls, at_end=view.is_last, now_ns=view.done_ns)
+
+    def _done(self, steps: Sequence[LoopStep], *, calls: bool) -> list[LoopStep]:
+        """Return the steps as the device did them; the host's steps without a device or with several."""
+        if self.view.devices is None or not steps:
+            return list(steps)
+        done = self.view.devices.done(_bounds(steps), self.view.done_ns, calls=calls)
+        # A step of zero length on the device was merged with another.
+        end_numbers = np.cumsum([step.count for step in steps])
+        which = np.minimum(np.searchsorted(end_numbers, np.cumsum([n for *_, n in done])), len(steps) - 1)
+        return [LoopStep(*each, steps[i].stage) for each, i in zip(done, which.tolist(), strict=True)]
+
+    def _notes(self, book: BackwardTemplates) -> list[Event]:
+        end = self.view.end_ns
+        total = sum(self.records_of_backward(log) + len(self.calls[log]) for log in self.view.logs)
+        notes = []
+        if book.mismatched:
+            text = f"{book.mismatched} of {total} backward calls are filled from a window of another structure"
+            notes.append(Event(end, "info", "TEMPLATE_MISMATCH", "run", text))
+        if book.unfilled:
+            text = f"{book.unfilled} of {total} backward calls have no window: their layers are not known"
+            notes.append(Event(end, "info", "BACKWARD_UNTRACED", "run", text))
+        if self.filled_calls:
+            text = f"{self.filled_calls} outermost calls were not traced inside: their layers are filled in from others"
+            notes.append(Event(end, "info", "CALLS_FILLED", "run", text))
+        if self.unlike_calls:
+            text = f"{self.unlike_calls} outermost calls are of modules that were never traced inside"
+            notes.append(Event(end, "info", "CALLS_UNLIKE", "run", text))
+        if self.filled_steps:
+            text = f"of {self.filled_steps} steps only the end was noted: their layers are filled in from others"
+            notes.append(Event(end, "info", "STEPS_FILLED", "run", text))
+        if self.unfilled_steps:
+            text = f"{self.unfilled_steps} steps are like none whose parts were noted: their joules are (unattributed)"
+            notes.append(Event(end, "info", "STEPS_UNLIKE", "run", text))
+        if self.untold:
+            names = sorted(self.names.of(key) for key in self.untold)
+            which = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            where = f"{self.untold_calls} calls" if self.untold_calls else f"{self.untold_steps} steps"
+            text = (
+                f"whether {which} ran is not known for {where}: there their joules are in the module around them, and "
+                "their calls are left empty"
+            )
+            notes.append(Event(end, "warning", "PATHS_UNKNOWN", "run", text))
+        return notes
+
+    def records_of_backward(self, log: ThreadLog) -> int:
+        """Return the number of backward calls that a thread's records stand for."""
+        records = self.records[log]
+        own = [i for i, kind in enumerate(self.looks[log].kinds.of) if kind[0] == "backward"]
+        return int(records.count[np.isin(records.kind, own)].sum())
+
+
+def _bounds(steps: Sequence[LoopStep]) -> list[tuple[int, int, int]]:
+    return [(step.start_ns, step.end_ns, step.count) for step in steps]
+
+
+def _steps_beside(records: AggregatedSpans, kinds: SpanKinds) -> IntArray:
+    """Return the number of steps around each record, from the step ends merged with it; at least 1."""
+    _, group = np.unique(np.column_stack((records.run, records.unit)), axis=0, return_inverse=True)
+    counts = np.zeros(len(records), dtype=np.int64)
+    for which in ([*kinds.where("row", STEP_KEY), *kinds.where("row", OPTIMIZER_KEY)], kinds.where("backward")):
+        ends = np.bincount(group, records.count * np.isin(records.kind, which), len(records)).astype(np.int64)
+        counts = np.where(counts > 0, counts, ends[group])  # backward calls where no optimizer steps
+    return np.maximum(counts, 1)
+
+
+def _began(records: AggregatedSpans) -> IntArray:
+    """Return the earliest possible start of each record; of merged records, the start of the first of them."""
+    _, examples, group = np.unique(
+        np.column_stack((records.run, records.unit)), axis=0, return_index=True, return_inverse=True
+    )
+    return np.where(records.count > 1, records.start[examples[group]], records.start)

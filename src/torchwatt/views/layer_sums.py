@@ -1,0 +1,129 @@
+"""Sum the energy of each layer over the counted domains, and select the layers to show."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import fsum, hypot
+
+from torchwatt.core.ledger import Entry
+from torchwatt.core.report import Report
+from torchwatt.core.terms import PHASES, RESERVED, Phase, Provenance, weakest_provenance
+
+TIE_LEGEND = "~ may as well come before the layer above: the interval of their difference includes 0"
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSum:
+    """One layer in one phase, added up over domains.
+
+    `lo_j` to `hi_j` is the 90 % interval between repeats of the run. The bounds of the domains are added, so it is too
+    wide if the domains vary independently, never too narrow. None if a domain has no interval.
+    """
+
+    energy_j: float
+    lo_j: float | None
+    hi_j: float | None
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSum:
+    """One layer, or one reserved name, with its entries of all domains."""
+
+    fqn: str
+    class_name: str
+    phases: Mapping[Phase, PhaseSum]
+    entries: tuple[Entry, ...]
+
+    @property
+    def energy_j(self) -> float:
+        """Return self joules over all phases and domains."""
+        return fsum(entry.energy_self_j for entry in self.entries)
+
+    @property
+    def provenance(self) -> Provenance:
+        """Return the weakest of its entries."""
+        return weakest_provenance(*(entry.provenance for entry in self.entries))
+
+    @property
+    def reserved(self) -> bool:
+        """Return whether this is a reserved row, not a module."""
+        return self.fqn in RESERVED
+
+
+def sum_layers(report: Report) -> tuple[LayerSum, ...]:
+    """Return one sum for every module and reserved name, most joules first."""
+    classes = class_names(report)
+    by_fqn: dict[str, list[Entry]] = defaultdict(list)
+    for ledger in report.counted:
+        for entry in ledger.entries:
+            by_fqn[entry.fqn].append(entry)
+    layers = [_sum_layer(fqn, entries, classes.get(fqn, "")) for fqn, entries in by_fqn.items()]
+    return tuple(sorted(layers, key=lambda layer: (-layer.energy_j, layer.fqn)))
+
+
+def find_ties(layers: Sequence[LayerSum]) -> frozenset[str]:
+    """Return the layers whose order is uncertain: the interval of the difference from the layer before includes 0."""
+    return frozenset(
+        lower.fqn
+        for upper, lower in pairwise(layers)
+        if is_tied(half_interval(upper.entries), half_interval(lower.entries))
+    )
+
+
+def is_tied(upper: tuple[float, float | None], lower: tuple[float, float | None]) -> bool:
+    """Return whether the order of two values is uncertain, each given with half its 90 % interval."""
+    halves = [half for _, half in (upper, lower) if half is not None]
+    return len(halves) == 2 and upper[0] - lower[0] <= hypot(*halves)
+
+
+def half_interval(entries: Sequence[Entry]) -> tuple[float, float | None]:
+    """Return the joules of some entries, and half their 90 % interval; None if an entry has no interval."""
+    energy_j = fsum(entry.energy_self_j for entry in entries)
+    hi_j = _sum_if_known(entry.energy_self_hi_j for entry in entries)
+    return energy_j, None if hi_j is None else hi_j - energy_j
+
+
+def class_names(report: Report) -> dict[str, str]:
+    """Return the class of each module by all of its names."""
+    return {name: m.class_name for m in report.modules for name in (m.fqn, *m.aliases)}
+
+
+def _sum_layer(fqn: str, entries: Sequence[Entry], class_name: str) -> LayerSum:
+    by_phase = {phase: [e for e in entries if e.phase == phase] for phase in PHASES}
+    phases = {phase: _sum_phase(phase_entries) for phase, phase_entries in by_phase.items() if phase_entries}
+    return LayerSum(fqn, class_name, phases, tuple(entries))
+
+
+def _sum_phase(entries: Sequence[Entry]) -> PhaseSum:
+    return PhaseSum(
+        energy_j=fsum(entry.energy_self_j for entry in entries),
+        lo_j=_sum_if_known(entry.energy_self_lo_j for entry in entries),
+        hi_j=_sum_if_known(entry.energy_self_hi_j for entry in entries),
+        provenance=weakest_provenance(*(entry.provenance for entry in entries)),
+    )
+
+
+def _sum_if_known(values: Iterable[float | None]) -> float | None:
+    amounts = list(values)
+    return None if None in amounts else fsum(value for value in amounts if value is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedLayers:
+    """The number and the joules of the layers that are not shown."""
+
+    layers: int
+    energy_j: float
+
+
+def fold_layers(layers: Sequence[LayerSum], shown: int) -> tuple[tuple[LayerSum, ...], FoldedLayers | None]:
+    """Keep the first `shown` layers and sum the others; a single remaining layer is shown instead of summed."""
+    if len(layers) <= shown + 1:
+        return tuple(layers), None
+    folded = layers[shown:]
+    energy_j = fsum(entry.energy_self_j for layer in folded for entry in layer.entries)
+    return tuple(layers[:shown]), FoldedLayers(len(folded), energy_j)

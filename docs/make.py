@@ -18,8 +18,8 @@ from torchwatt.audit.table_descriptions import schema_markdown
 from torchwatt.carbon import CarbonOptions
 from torchwatt.carbon.pricing_plan import make_plan
 from torchwatt.core.report import Report
-from torchwatt.reports.run_options import RunOptions
 from torchwatt.reports.report_builder import RunInterval, RunOutcome, build_report
+from torchwatt.reports.run_options import RunOptions
 
 DOCS = Path(__file__).resolve().parent
 BEGIN, END = "<!-- made by docs/make.py -->", "<!-- end of what docs/make.py made -->"

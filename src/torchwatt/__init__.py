@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torchwatt.core.version import __version__
 
 if TYPE_CHECKING:
-    # import dropped
+    from torchwatt import metrics
     from torchwatt.distributed.job_folder import merge
     from torchwatt.integrations.mlflow import log_to_mlflow
     from torchwatt.journal.recovery import recover

@@ -83,8 +83,9 @@ def checked(folder):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_run_beyond_each_bound_of_the_trace(program, loop, tmp_path, monkeypatch):
-    for module, name in ((thread_log, "MAX_RECORDS"), (aggregated_spans, "MAX_KINDS"), (step_controller, "FOLD_STEPS"), (thread_log, "MAX_SKELETONS"),
-                         (step_controller, "COMPACT_ROWS"), (log_rows, "FORCE_ROWS"), (trace_builder, "MAX_FILLED")):  # fmt: skip
+    for module, name in ((thread_log, "MAX_RECORDS"), (aggregated_spans, "MAX_KINDS"), (step_controller, "FOLD_STEPS"),
+                         (thread_log, "MAX_SKELETONS"), (step_controller, "COMPACT_ROWS"), (log_rows, "FORCE_ROWS"),
+                         (trace_builder, "MAX_FILLED")):  # fmt: skip
         monkeypatch.setattr(module, name, MOST)
     for bounded in (scope.StepMarks, loop_steps.OptimizerEnds):
         monkeypatch.setattr(bounded.__init__, "__defaults__", (MOST,))

@@ -224,8 +224,8 @@ def chains() -> list[bytes]:
     one = chain_hash(FIRST_CHAIN_HASH, "a" * 64)
     two = chain_hash(one, "b" * 64)
     links = [
-        {"index": 0, "run_id": "r0", "bundle": "audit", "manifest_sha256": "a" * 64, "prev_chain_sha256": FIRST_CHAIN_HASH,
-         "chain_sha256": one},
+        {"index": 0, "run_id": "r0", "bundle": "audit", "manifest_sha256": "a" * 64,
+         "prev_chain_sha256": FIRST_CHAIN_HASH, "chain_sha256": one},
         {"index": 1, "run_id": "r1", "bundle": "audit2", "manifest_sha256": "b" * 64, "prev_chain_sha256": one,
          "chain_sha256": two},
     ]  # fmt: skip

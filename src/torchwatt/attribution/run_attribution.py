@@ -179,8 +179,8 @@ def _without_steps(metered: MeteredCurve, power: Series) -> MeteredCurve:
     if not 0 < window < MOST_OF_PERIOD * period_s:
         return metered
     note = (
-        f"{UNCHECKED_PREFIX}: the power sensor looks at {window * 1e3:.3g} ms of every {period_s * 1e3:.3g} ms, without a "
-        "counter, and work that repeats in sync with it is partly unseen"
+        f"{UNCHECKED_PREFIX}: the power sensor looks at {window * 1e3:.3g} ms of every {period_s * 1e3:.3g} ms, "
+        "without a counter, and work that repeats in sync with it is partly unseen"
     )
     return replace(metered, meter=replace(metered.meter, notes=(*metered.meter.notes, note)))
 

@@ -112,7 +112,8 @@ def _add_bundle_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     again.add_argument(
         "--electricity-maps",
         metavar="ZONE",
-        help=f"NETWORK: fetch the hours of the run in this zone from Electricity Maps; the token is read from {TOKEN_VARIABLE}",
+        help="NETWORK: fetch the hours of the run in this zone from Electricity Maps; the token is read from "
+        f"{TOKEN_VARIABLE}",
     )
     again.add_argument("--electricity-maps-url", metavar="URL", help="another address of the Electricity Maps API")
     _add_carbon_options(again)

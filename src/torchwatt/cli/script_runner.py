@@ -73,7 +73,7 @@ class OriginalStderr:
                 os.close(fd)
 
 
-class RefusedRunError(Exception):  # noqa: N818  not a fault of ours
+class RefusedRunError(Exception):
     """The program was not started; the message is the reason. A separate type, as a script may raise TorchwattError."""
 
 

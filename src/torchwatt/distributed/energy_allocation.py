@@ -255,7 +255,8 @@ def _add_no_rank(domain: Domain, ledger: Ledger, parts: EntriesByRank, note: str
     booked = sum_entries(domain, parts.values())
     unallocated_j = ledger.energy_j - fsum(entry.energy_self_j for entry in booked)
     unallocated = Entry(
-        domain, NO_RANK, "other", unallocated_j, None, None, None, None, 0.0, 0, _split_method(ledger), _split_provenance(ledger)
+        domain, NO_RANK, "other", unallocated_j, None, None, None, None, 0.0, 0,
+        _split_method(ledger), _split_provenance(ledger),
     )  # fmt: skip
     # A remainder below the precision of the sum is rounding.
     entries = (*booked, unallocated) if unallocated_j > 1e-10 * ledger.energy_j or not booked else booked

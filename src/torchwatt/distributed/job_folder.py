@@ -36,7 +36,7 @@ from torchwatt.distributed.energy_allocation import (
     select_cpu_points,
     thin_cpu_points,
 )
-from torchwatt.distributed.job_merge import merge_job as merge_job
+from torchwatt.distributed.job_merge import merge_job
 from torchwatt.distributed.rank_facts_file import read_facts, write_facts
 from torchwatt.distributed.rank_records import Job, RankRecord, merge_records
 from torchwatt.journal.journal_reader import read_journal, rebuild_recording

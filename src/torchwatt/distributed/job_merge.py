@@ -230,7 +230,8 @@ def merge_job(job: Job) -> Report:
         exit_reason=reason,
         software=first_report.software,
         declared={
-            **first_report.declared, "job_id": job.name, "world_size": job.world_size, "node_count": len(number_nodes(job)),
+            **first_report.declared, "job_id": job.name, "world_size": job.world_size,
+            "node_count": len(number_nodes(job)),
         },
         ranks=parts,
     )  # fmt: skip

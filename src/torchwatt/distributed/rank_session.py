@@ -27,8 +27,7 @@ from torchwatt.distributed.rank_assignment import AssignedMeters, assign_meters,
 from torchwatt.distributed.rank_facts_file import read_facts
 from torchwatt.distributed.rank_records import Job
 from torchwatt.journal.journal_directory import remove_journal
-from torchwatt.reports.process_identity import HOST_VARIABLE as HOST_VARIABLE
-from torchwatt.reports.process_identity import device_identity, host_id
+from torchwatt.reports.process_identity import HOST_VARIABLE, device_identity, host_id
 from torchwatt.reports.run_options import RunOptions
 from torchwatt.sensors.protocol import Discovery
 

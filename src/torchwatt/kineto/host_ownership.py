@@ -177,9 +177,8 @@ def _outcome(slot: Slot, kind: int) -> int:
         "backward": "module-backward", "optimizer": "optimizer", "data": "data", "transfer": "transfer",
         "communication": "communication", "other": "scope",
     }  # fmt: skip
-    return (
-        OUTCOME_CODES[by_phase.get(slot.phase, "module-forward")] if kind != MODULE else OUTCOME_CODES["module-forward"]
-    )  # type: ignore[index]
+    outcome = by_phase.get(slot.phase, "module-forward") if kind != MODULE else "module-forward"
+    return OUTCOME_CODES[outcome]  # type: ignore[index]
 
 
 def _scope_slots(trace: KinetoTrace, book: SlotIndex, name: IntArray) -> IntArray:

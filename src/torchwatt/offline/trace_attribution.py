@@ -269,10 +269,9 @@ def _check_overlap(recording: Recording, start_ns: int, end_ns: int) -> None:
     if end_ns <= log_start_ns or start_ns >= log_end_ns:
         zone = "; times of the log have no zone and were read as UTC: give --zone NAME if they are of another zone"
         raise ConfigError(
-            f"the power log ({_format_utc(log_start_ns)} to {_format_utc(log_end_ns)}) and the trace ({_format_utc(start_ns)} to "
-            f"{_format_utc(end_ns)}) do not overlap: give --offset SECONDS to add to the trace's times, or --offset fit"
-            + zone
-            * bool(recording.meta.get(ZONELESS))
+            f"the power log ({_format_utc(log_start_ns)} to {_format_utc(log_end_ns)}) and the trace "
+            f"({_format_utc(start_ns)} to {_format_utc(end_ns)}) do not overlap: give --offset SECONDS to add to "
+            "the trace's times, or --offset fit" + zone * bool(recording.meta.get(ZONELESS))
         )
 
 

@@ -309,7 +309,8 @@ def _check_models(models: Iterable[Any], kind: str, argument: Any) -> None:
     for model in each:
         if not _is_module(model):
             raise ConfigError(
-                f"profile() takes models, and {_describe_value(model)} in the {kind} is not one: {_explain_no_model(model)}"
+                f"profile() takes models, and {_describe_value(model)} in the {kind} is not one: "
+                f"{_explain_no_model(model)}"
             )
 
 

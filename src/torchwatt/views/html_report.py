@@ -129,7 +129,8 @@ def _missing_block(report: Report) -> str:
         )
     title = html_tag("summary", f"{html_tag('b', 'Without a meter:')} {names}", "cursor:pointer")
     opened = "" if report.ledgers else " open"
-    return f'<details{opened} style="margin-top:6px">{title}{html_tag("div", "".join(lines), "margin-left:16px")}</details>'
+    text = html_tag("div", "".join(lines), "margin-left:16px")
+    return f'<details{opened} style="margin-top:6px">{title}{text}</details>'
 
 
 def _curve_block(report: Report) -> str:

@@ -56,7 +56,8 @@ def build_layers_block(booked: LayerTree, run_j: float | None, max_modules: int 
 
 def _layers_title() -> str:
     swatches = " &nbsp; ".join(
-        f"{html_tag('span', '&nbsp;', f'display:inline-block;width:18px;height:10px;background:{color}')} {muted_text(name)}"
+        html_tag("span", "&nbsp;", f"display:inline-block;width:18px;height:10px;background:{color}")
+        + f" {muted_text(name)}"
         for name, color in (("forward", FORWARD), ("backward", BACKWARD), ("other", OTHER))
     )
     title = html_tag("span", "Layers", "font-size:15px;font-weight:600")

@@ -71,7 +71,8 @@ def _build_payload(
         "power_w": json_number(report.mean_power_w),
         "carbon": {"value_g": json_number(report.carbon_g), "text": carbon.grams, "how": payload_text(carbon.basis)},
         "rates": [
-            {"label": payload_text(rate.label), "value": rate.value, "detail": rate.detail} for rate in report_summary.energy_rates(report)
+            {"label": payload_text(rate.label), "value": rate.value, "detail": rate.detail}
+            for rate in report_summary.energy_rates(report)
         ],
         "domains": list(_domain_values(report))[:domains],
         "unavailable": [
@@ -87,7 +88,9 @@ def _build_payload(
         ],
         "event_count": len(report.events),
         "cost": report_summary.describe_cost(report),
-        "software": {payload_text(name): payload_text(value) for name, value in report.software.items() if name in _SOFTWARE},
+        "software": {
+            payload_text(name): payload_text(value) for name, value in report.software.items() if name in _SOFTWARE
+        },
     }  # fmt: skip
 
 

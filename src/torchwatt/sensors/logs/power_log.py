@@ -164,8 +164,10 @@ def _read_row(log: _LogState, columns: LogColumns, row: LogRow) -> None:
         readings = log.cards.get(row_card)
         if readings is None:
             if len(log.cards) >= MAX_LOG_CARDS:
-                raise SensorError(f"{log.name}, line {row.number}: more than {MAX_LOG_CARDS} cards: the columns that name "
-                                  "cards change from line to line")  # fmt: skip
+                raise SensorError(
+                    f"{log.name}, line {row.number}: more than {MAX_LOG_CARDS} cards: the columns that name cards "
+                    "change from line to line"
+                )
             readings = log.cards[row_card] = _CardReadings()
         _add_reading(log.name, readings, quantity, t_ns, cell, row.number)
 
@@ -199,7 +201,8 @@ def _add_reading(name: str, readings: _CardReadings, quantity: LogQuantity, t_ns
     if scale is None:
         if not reading.unit:
             raise SensorError(
-                f"{name}, {_cell_location(quantity, cell, number)} names no unit: write it into the column's name, such as [W]"
+                f"{name}, {_cell_location(quantity, cell, number)} names no unit: write it into the column's name, "
+                "such as [W]"
             )
         return  # a temperature, a share
     power_w = reading.value * scale

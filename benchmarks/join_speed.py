@@ -20,8 +20,8 @@ DEFAULT = TRACES / "kineto" / "train_ddp_ckpt_resnet_mi300x.json.gz"
 TASKS = {
     "torchwatt read + join": (
         "msgspec",
-        "from torchwatt.kineto import read_trace, join",
-        "join(read_trace(path))",
+        "from torchwatt.kineto import read_trace, join_trace",
+        "join_trace(read_trace(path))",
     ),
     "orjson.loads only": ("orjson", "import orjson", "orjson.loads(open(path, 'rb').read())"),
     "json.loads only": ("json", "import json", "json.loads(open(path, 'rb').read())"),

@@ -21,7 +21,7 @@ PLANTED = "open({log!r}, 'a').write(__file__ + chr(10))\n"
 HELPERS = {
     "sampler": """
 def start():
-    feed = Sampler(merge([discover_rapl(Path(GIVEN)), Discovery((process_source(),))]))
+    feed = Sampler(merge_discoveries([discover_rapl(Path(GIVEN)), Discovery((process_source(),))]))
     feed.start()
     assert feed.sampler_pid is not None, feed.stop().events
     time.sleep(0.3)
@@ -29,9 +29,9 @@ def start():
 """,
     "trace worker": """
 def start():
-    jobs = Jobs()
+    jobs = JoinWorkers()
     jobs.next_trace().write_text('{"traceEvents": []}')
-    jobs.hand_over(NO_LIVE, 0, (0, 1))
+    jobs.hand_over(NO_RANGES, 0, (0, 1))
     jobs.finish()
     assert 'holds no complete event' in jobs.failures[0]  # so says the worker
     jobs.close()
@@ -56,8 +56,8 @@ from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.load_model import process_source
 from torchwatt.sensors.protocol import Discovery, merge
 from torchwatt.sensors.rapl import discover_rapl
-from torchwatt.tracing.device_windows import Jobs
-from torchwatt.kineto.host_ownership import NO_LIVE
+from torchwatt.tracing.device_windows import JoinWorkers
+from torchwatt.kineto.host_ownership import NO_RANGES
 GIVEN, script_folder = sys.argv[1:]
 {start}
 start()  # loads what this process itself imports late

@@ -7,8 +7,8 @@ from tests.meters.machines import CardMachine
 WATCHED = """
 import json, time
 import torchwatt as tw
-from torchwatt.metrics.energy_counters import Books
-books = Books()
+from torchwatt.metrics.energy_counters import EnergyCounters
+books = EnergyCounters()
 books.open()
 with tw.profile(layers="off", region="FRA") as run:
     pulse = run.pulse()

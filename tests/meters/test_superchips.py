@@ -127,10 +127,10 @@ def test_a_run_too_short_to_tell_the_scope_says_so_and_its_interval_holds_the_tr
 
 DOCTOR = """
 import contextlib, io, json
-from torchwatt.cli.doctor import doctor
+from torchwatt.cli.doctor import print_discovery
 out = io.StringIO()
 with contextlib.redirect_stdout(out):
-    doctor()
+    print_discovery()
 print(json.dumps({"text": out.getvalue()}))
 """
 

@@ -109,12 +109,12 @@ import torchwatt as tw
 from tests.support.reports import sample_report
 from tests.support.bundles import rich_report
 from torchwatt.audit import verify
-from torchwatt.notebook.run_history import History, record_of
+from torchwatt.notebook.run_history import RunHistory, run_record
 from torchwatt.reports.output_files import write_csv
 from torchwatt.reports.report_result import JobRun
 with tw.profile(baseline_s=0, layers="off", name="Größe — µ") as run: pass
-history = History()
-history.put(record_of(run.report, None))
+history = RunHistory()
+history.put(run_record(run.report, None))
 print(run, run.report, history)
 print(JobRun(rich_report()), JobRun(rich_report())._repr_mimebundle_()["text/plain"])
 bundle = write_csv(sample_report(), {str(tmp_path / "audit")!r})

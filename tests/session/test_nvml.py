@@ -144,9 +144,9 @@ from pathlib import Path
 import torchwatt as tw
 time.sleep(0.5)  # the sampler ends by itself
 from torchwatt.journal.journal_reader import read_journal
-from torchwatt.journal.journal_reader import recorded
+from torchwatt.journal.journal_reader import rebuild_recording
 journal = Path({journal!r})
-recording = recorded(read_journal(journal))
+recording = rebuild_recording(read_journal(journal))
 report = tw.recover(journal)
 fine = recording.get("gpu:0/power_fine")
 print(json.dumps({{

@@ -237,8 +237,8 @@ def test_deep_nesting_and_crossing_ranges_are_no_error(tmp_path):
 def test_reading_and_joining_import_no_torch(tmp_path):
     path = save(tmp_path, steps(2))
     code = (
-        "import sys; from torchwatt.kineto import read_trace, join\n"
-        f"join(read_trace({str(path)!r})); print('torch' in sys.modules)"
+        "import sys; from torchwatt.kineto import read_trace, join_trace\n"
+        f"join_trace(read_trace({str(path)!r})); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -255,8 +255,8 @@ def test_memory_is_bounded_by_the_file(tmp_path):
     def peak(path):
         # Not ru_maxrss: that survives exec, and would be this process's.
         code = (
-            "from torchwatt.kineto import read_trace, join\n"
-            f"join(read_trace({str(path)!r}))\n"
+            "from torchwatt.kineto import read_trace, join_trace\n"
+            f"join_trace(read_trace({str(path)!r}))\n"
             "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

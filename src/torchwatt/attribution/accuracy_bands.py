@@ -26,15 +26,15 @@ def add_band(entry: Entry, band: AccuracyBand | None, unknown_j: float = 0.0) ->
         return replace(entry, energy_systematic_lo_j=None, energy_systematic_hi_j=None)
     below_j, above_j = (hypot(entry.energy_self_j * end, unknown_j) for end in band or (0.0, 0.0))
     own_j = entry.energy_self_j
-    lo_j = max(own_j - below_j, min(own_j, 0.0))  # nothing uses less than no joules
+    lo_j = max(own_j - below_j, min(own_j, 0.0))  # energy is not negative
     return replace(entry, energy_systematic_lo_j=lo_j, energy_systematic_hi_j=own_j + above_j)
 
 
 def add_bands(ledgers: Iterable[Ledger], meters: Iterable[Meter]) -> tuple[Ledger, ...]:
     """Complete the intervals of all entries, once their ledgers are.
 
-    Every entry has at least the band of its meter, for another rank may know less of a meter than the entry's own. And
-    no part may use more than its whole: what each row may have used at most ends where the total's does.
+    The band of an entry is at least that of its meter, since ranks may state different accuracies for one meter. The
+    upper bounds of a row are capped at those of the total.
     """
     bands = {meter.domain: meter.accuracy_rel for meter in meters}
     return tuple(_complete_ledger(ledger, bands.get(ledger.domain)) for ledger in ledgers)

@@ -1,4 +1,4 @@
-"""Find out whether this process used a GPU: a device that only others used is not in a run's total."""
+"""Classify whether this process used a GPU; a GPU used only by other processes is excluded from the total."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OBSERVED_BEFORE_NS = 2_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class DeviceUse:
-    """Who used a device during a run, and the evidence."""
+    """Whether this run or only other processes used a device, and the evidence."""
 
     user: Literal["ours", "others", "unknown"]
     why: str = ""
@@ -117,9 +117,9 @@ def _other_user_proof(users: frozenset[DeviceUsers], cuda_state: _CudaState, *, 
 
 
 def exclude_foreign_device(ledger: Ledger, use: DeviceUse | None, module: str = "") -> tuple[Ledger, list[Event]]:
-    """Book a device of others to one row outside the total, with an event; also with an event if its use is unknown.
+    """Exclude a device of other processes from the total, as one row, with an event; report unknown use.
 
-    A `module` counts with all devices on it, since this process ran on its CPU: the device's joules are a row of it.
+    A device in a `module` remains in its total, as one row, since this process ran on the module's CPU.
     """
     if use is None or use.user == "ours":
         return ledger, []

@@ -6,23 +6,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torchwatt.attribution.power_integral import GAP_NS, BoolArray, PowerIntegral, covers_windows, find_increasing
+from torchwatt.attribution.power_integral import (
+    GAP_NS,
+    BoolArray,
+    PowerIntegral,
+    TimeSpans,
+    covers_windows,
+    find_increasing,
+)
 from torchwatt.core.energy_curve import interpolate
 from torchwatt.core.meter import Channel, Event, FloatArray, IntArray, Series
 from torchwatt.core.units import NS_PER_S
 
-# No card, package or memory of one socket draws more: a larger difference is not energy. The largest on the market in
-# 2026: a GPU board 1.4 kW, a package 0.5 kW; about three times that leaves room for later ones.
+# Upper bounds of the power of a board, CPU package or memory of one socket; a larger difference is a fault. About three
+# times the largest on the market in 2026 (a GPU board 1.4 kW, a package 0.5 kW).
 PLAUSIBLE_W = {"gpu": 4000.0, "cpu": 1500.0, "dram": 500.0}
 PLAUSIBLE_DEFAULT_W = 20_000.0
-# A counter may publish the joules of that long at once.
+# A counter may publish the joules of this many seconds at once.
 PUBLICATION_S = 0.25
 # A counter that is constant this long while the power sensor shows work is frozen, not slow.
 FROZEN_NS = NS_PER_S
 # A read that took longer than this, and than several usual ones, hung: the time of its value is unknown.
 HUNG_NS = NS_PER_S // 4
 HUNG_READS = 4.0
-Spans = tuple[tuple[int, int], ...]
 
 
 def max_plausible_j(channel: Channel, for_ns: IntArray) -> FloatArray:
@@ -115,7 +121,7 @@ def find_unrecoverable(t_ns: IntArray, bad: BoolArray, by_power: BoolArray) -> B
     return np.asarray(bad & ~by_power & (np.diff(t_ns) > GAP_NS), dtype=np.bool_)
 
 
-def unrecoverable_events(channel: Channel, spans: Spans) -> list[Event]:
+def unrecoverable_events(channel: Channel, spans: TimeSpans) -> list[Event]:
     """Return events on intervals of unknown joules."""
     return [
         counter_event(
@@ -143,9 +149,9 @@ class FrozenIntervals:
     """Intervals in which a counter was constant: joules to add, intervals of unknown joules, readings to drop."""
 
     add_j: FloatArray
-    silent: Spans
-    bridged: Spans
-    keep: BoolArray  # of the readings: one that repeats a stuck value does not date it
+    silent: TimeSpans
+    bridged: TimeSpans
+    keep: BoolArray  # readings to keep: repeats of a stuck value have no known instant
     events: tuple[Event, ...]
 
 

@@ -21,7 +21,7 @@ from torchwatt.core.units import NS_PER_S
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WorkRecords:
-    """Work of a device in seconds since one origin: interval, column, and whether it was carried over.
+    """Work of a device in seconds since one origin: interval, column, and whether it was extrapolated.
 
     `weight` is 1 for work; a meter's samples are records whose weights are their watts.
     """
@@ -53,7 +53,7 @@ class DesignRows:
     power_w: FloatArray  # (M,)
     design: FloatArray  # (M, C + 1)
     slope: FloatArray  # (M, C + 1)
-    filled: FloatArray  # (M,) share of the work in the window that was carried over
+    filled: FloatArray  # (M,) share of extrapolated work in the window
 
     def __len__(self) -> int:
         return len(self.at_s)
@@ -106,7 +106,7 @@ class _RecordPieces:
     column: IntArray
     start_s: FloatArray
     end_s: FloatArray
-    runs_on: np.ndarray  # it still runs at the interval's end
+    runs_on: np.ndarray  # whether it continues at the interval's end
     filled: np.ndarray
     columns: int
     weight: FloatArray | None
@@ -209,7 +209,9 @@ def build_work_columns(activity: Activity, max_columns: int = MAX_COLUMNS) -> Wo
     count = int(merged.max(initial=-1)) + 1
     seconds = np.zeros((len(activity.slots), count))
     np.add.at(seconds, (activity.slot, of_record), long_s)
-    pair_of_column = np.zeros(count, dtype=np.int64)  # any of the pairs behind a column: all have its signature
+    pair_of_column = np.zeros(
+        count, dtype=np.int64
+    )  # one pair of each column: all pairs of a column have its signature
     pair_of_column[merged] = np.arange(len(names))
     kinds = _number_kinds(activity.slots, slot_of, signature_of)
     return WorkColumns(

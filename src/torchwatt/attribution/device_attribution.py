@@ -47,7 +47,7 @@ class DeviceAttribution:
     sampling_j: FloatArray  # spread between repeats of the fit
     share_j: FloatArray  # by time
     time_s: FloatArray
-    carried: FloatArray  # part of each slot's time that was carried over
+    carried: FloatArray  # share of each slot's time extrapolated from traced steps
     measured: FloatArray | None
     measured_in: tuple[str, ...]
     unwatched_j: float
@@ -56,7 +56,7 @@ class DeviceAttribution:
 
     @property
     def half_j(self) -> FloatArray | None:
-        """Return half the 90 % intervals of the rows, and of what was not watched: what another repeat would give."""
+        """Return half the 90 % intervals between repeats of the rows, and of unrecorded time, in J."""
         if self.spread is None:
             return None
         reading_j = share_reading_error_j(self.curve, np.append(self.energy_j, self.unwatched_j))

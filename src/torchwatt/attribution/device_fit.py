@@ -27,7 +27,7 @@ from torchwatt.core.units import NS_PER_S
 
 MIN_IDLE_UPDATES = 5  # publications before the run needed for an idle baseline
 SETTLE_S = 0.05  # end of the idle baseline, left out before the run begins
-RESPONSE_COLUMNS = 200  # the response is common to all columns: the smallest are pooled while it is fitted
+RESPONSE_COLUMNS = 200  # while the common response is fitted, beyond this number the smallest are pooled
 CHUNK_READINGS = 2000  # readings processed together: bounds the memory of a long run
 
 
@@ -54,7 +54,7 @@ class DeviceFit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceFitInput:
-    """A device's work and its sensor's readings on one clock, and the intervals in which the work was recorded."""
+    """The input of a fit: a device's work and its sensor's updates on one clock, and the recorded intervals."""
 
     records: WorkRecords
     updates: SensorUpdates
@@ -161,7 +161,7 @@ def _estimate_powers(watched: DeviceFitInput, kernel: SensorResponse, replays: M
 
 
 def _idle_baseline_w(updates: SensorUpdates | None, start_ns: int) -> float | None:
-    """Return the mean reading before the run; None with too few."""
+    """Return the mean of the updates before the run, in W; None with fewer than `MIN_QUIET`."""
     if updates is None:
         return None
     quiet = updates.power_w[updates.at_s < (start_ns - updates.origin_ns) / NS_PER_S - SETTLE_S]

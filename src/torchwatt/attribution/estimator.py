@@ -54,7 +54,7 @@ def estimate_reading_weights(rows: DesignRows, residual_w: FloatArray, power_w: 
     """Return weights 1 / Var, mean 1: Var = v0 + v1 J^2 + v2 f.
 
     J is the slope of the model at the reading's instant, so v1 is the variance of publication times; f is the share of
-    carried-over work in the window, whose times are estimates. Non-negative least squares on squared residuals, in
+    extrapolated work in the window, whose times are estimates. Non-negative least squares on squared residuals, in
     three rounds of reweighting.
     """
     slope = rows.slope @ power_w

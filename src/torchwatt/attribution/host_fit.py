@@ -40,7 +40,7 @@ MAX_SLOTS = 1000
 MAX_INTERVAL_SLOTS = (
     2500  # slots of which time share has intervals: computing them takes time with the cube of the slots
 )
-# Relative spread between layers that time share ignores; its typical error (ATTRIBUTION, section 6.1).
+# Relative spread between layers that time share ignores; its typical error (docs/attribution.md).
 ASSUMED_SPREAD_REL = 0.30
 # A slot gets at least this part of the mean power: a meter does not go below idle.
 FLOOR_REL = 0.05
@@ -71,7 +71,7 @@ def fit_host_power(exposure: Exposure, idle: np.ndarray, group: IntArray | None 
     Args:
         exposure: The readings of one domain.
         idle: One flag per slot: nothing runs there, so its power has a separate mean.
-        group: One number per slot, the same for alike modules, whose powers are similar a priori; -1: none is alike.
+        group: One number per slot, the same for alike modules, whose powers are similar a priori; -1: in no group.
     """
     flat_w = np.full(exposure.columns, exposure.energy_j.sum() / max(exposure.length_s.sum(), 1e-12))
     if exposure.columns > MAX_SLOTS:

@@ -29,7 +29,7 @@ from torchwatt.core.meter import Event, FloatArray, IntArray, Meter, Recording, 
 from torchwatt.core.terms import Method
 from torchwatt.core.units import NS_PER_S
 
-# Counter against integrated power, over at least five seconds: ATTRIBUTION guard (d).
+# Counter against integrated power, over at least five seconds: a guard of docs/attribution.md.
 CROSS_CHECK_REL = 0.05
 CROSS_CHECK_NS = 5 * NS_PER_S
 # A counter that publishes less often than that, and fewer times in a run, is replaced by the power sensor beside it.
@@ -51,7 +51,7 @@ class MeteredCurve:
     polls: tuple[IntArray, FloatArray] | None = None  # a counter's readings at the polls, in joules
     wrap_ns: tuple[int, ...] = ()
     silent: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) without any reading: energy unknown
-    leaning: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) in which a counter was bridged by integrated power
+    leaning: tuple[tuple[int, int], ...] = ()  # (start_ns, end_ns) of counter faults filled by integrated power
 
     def wraps_between(self, start_ns: int, end_ns: int) -> int:
         """Return how often the counter wrapped in a window."""
@@ -70,9 +70,8 @@ def build_metered_curve(
     Args:
         meter: One of the recording's.
         recording: Its readings, those before and after the run included.
-        window: Start and end of the run in ns: power is interpolated at both, and gaps outside are no events. By
-            default
-            all of the recording.
+        window: Start and end of the run in ns: power is interpolated at both, and gaps outside give no
+            events. Default: the whole recording.
     """
     power = select_series(recording, meter, "power")
     counter = select_series(recording, meter, "counter")
@@ -161,7 +160,7 @@ def build_counter_curve(
 ) -> MeteredCurve:
     """Build a meter's curve from its counter, with power readings to bridge its faults."""
     unwrapped = unwrap_counter(counter, integral)
-    # A curve with more than half of its joules from integrated power does not count as a counter's.
+    # With more than half of its joules from integrated power, the method is power_integral.
     leaning = unwrapped.bridged_j > 0.5 * max(float(unwrapped.energy_j[-1]), 1e-12)
     cross_j = (
         integrate_window(integral, int(unwrapped.t_ns[0]), int(unwrapped.t_ns[-1])) if integral is not None else None
@@ -197,7 +196,7 @@ def build_counter_curve(
 
 
 def integrate_window(integral: PowerIntegral, start_ns: int, end_ns: int) -> float | None:
-    """Return the integrated joules of a window; None where power was not read throughout: a part of it is no check."""
+    """Return the integrated joules of a window; None unless power was read throughout."""
     if not covers_windows(integral, start_ns, end_ns):
         return None
     return float(np.diff(interpolate([start_ns, end_ns], *integral[:2]))[0])
@@ -261,7 +260,7 @@ def _frozen_power_events(
 ) -> list[Event]:
     """Return an event if a power sensor repeats one value for seconds, unless the counter agrees with it.
 
-    A counter that was bridged by that power over half of the time is no evidence.
+    A counter that was bridged by that power over half of the time does not count as agreement.
     """
     if power.channel.sensor in {"tdp_model", "ram_model"} or len(power) < 2:
         return []

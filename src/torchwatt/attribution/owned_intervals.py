@@ -15,14 +15,14 @@ from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
 
 NO_OWNER = -1
-MIN_BUSY_SHARE = 1e-3  # a thread that only waits gets a part as well
+MIN_BUSY_SHARE = 1e-3  # minimum weight of a thread that only waits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OwnedIntervals:
     """Intervals, each with a slot and a weight; at every instant the weights add up to 1.
 
-    `slot` is an index into the trace's slots, -1 for gaps. `filled` marks carried-over work.
+    `slot` is an index into the trace's slots, -1 for gaps. `filled` marks work extrapolated from traced steps.
     """
 
     start_ns: IntArray
@@ -191,7 +191,7 @@ BLOCK_ROWS = 2048
 class Exposure:
     """Seconds of slot `column[i]` inside reading interval `row[i]`; the rows of an interval add up to its length.
 
-    `energy_j` and `length_s` are per interval. `filled_s` is the part of `seconds` that was carried over.
+    `energy_j` and `length_s` are per interval. `filled_s` is the part of `seconds` extrapolated from traced steps.
     """
 
     row: IntArray
@@ -212,7 +212,7 @@ class Exposure:
         return _sum_by_index(self.column, self.seconds, self.columns)
 
     def carried_s(self) -> FloatArray:
-        """Return carried-over seconds per slot."""
+        """Return seconds per slot that were extrapolated from traced steps."""
         return _sum_by_index(self.column, self.filled_s, self.columns)
 
     def mix(self, per_column: FloatArray) -> FloatArray:
@@ -246,7 +246,7 @@ def compute_exposure(
         t_ns: Strictly increasing instants of n + 1 readings.
         energy_j: Cumulative joules at these instants.
         columns: The number of slots.
-        unheard: Of the n intervals, those with unknown joules: they are left out, since 0 J would count as 0 W.
+        unheard: Of the n intervals, those with unknown joules: they are omitted, since 0 J would count as 0 W.
     """
     first_row = np.searchsorted(t_ns, pieces.start_ns, side="right") - 1
     last_row = np.searchsorted(t_ns, pieces.end_ns, side="left") - 1

@@ -19,7 +19,7 @@ GAP_READINGS = 3
 LONGEST_GAP_NS = 180 * NS_PER_S
 # With fewer readings in a run, the uncertainty of its mean power is the spread of the readings.
 FEW_READINGS = 3
-# These give the mean since the previous reading; all others the power at the reading.
+# Sensors whose readings are the mean since the previous reading; all others give the power at the reading.
 INTERVAL_MEAN = frozenset({"tdp_model"})
 # No board draws more; a driver writes -1 as 2**32-1 mW.
 PLAUSIBLE_BOARD_W = 4000.0
@@ -96,7 +96,7 @@ def find_implausible(series: Series) -> BoolArray:
 
 
 def find_increasing(t_ns: IntArray) -> BoolArray:
-    """Return which timestamps are later than all before them: a clock that stops or goes back gives no times."""
+    """Return which timestamps are later than all before them: repeated and earlier timestamps are invalid."""
     always = np.ones(min(len(t_ns), 1), dtype=np.bool_)
     return np.concatenate((always, t_ns[1:] > np.maximum.accumulate(t_ns)[:-1]))
 
@@ -159,7 +159,7 @@ def integrate_power(series: Series, gone: TimeSpans = ()) -> PowerIntegral:
 
 
 def covers_windows(integral: PowerIntegral, start_ns: IntArray | int, end_ns: IntArray | int) -> BoolArray:
-    """Return for each window whether power was read throughout: outside its readings an integral is constant."""
+    """Return for each window whether power was read throughout: outside its readings the integral is constant."""
     t_ns, _, silent = integral
     edge_ns = max(EDGE_READINGS * int(np.median(np.diff(t_ns))), EDGE_NS) if len(t_ns) > 1 else 0
     lo, hi = np.asarray(start_ns), np.asarray(end_ns)

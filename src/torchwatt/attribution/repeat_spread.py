@@ -2,8 +2,8 @@
 
 A repeat does the same steps on a machine in a different state: other neighbours, clocks, temperatures. Such changes are
 slow, continue between runs as within one, and do not average out. So a repeat is assumed to differ from this run as one
-twelfth of this run differs from another, per step (the floor of the Allan deviation of flicker noise). Work carried
-over from a few traced steps has a second error, which a repeat draws anew: that of the choice of traced steps. Errors
+twelfth of this run differs from another, per step (the floor of the Allan deviation of flicker noise). Work
+extrapolated from a few traced steps has a second error, drawn anew in each repeat: the choice of traced steps. Errors
 that are the same in every repeat (a meter's band, the watts that time share assumes) are not in these intervals.
 """
 
@@ -197,7 +197,7 @@ def estimate_repeat_spread(
         drift_j[part] = share * _drift_sd_j(own, common[:, None], grid, once) + (1.0 - share) * alone
         assumed_rel = np.array([rel_sd.get(start + i, ASSUMED_REL_SD) for i in range(count)])
         error_j, freedom[part] = _traced_error(own, carried, template, parts.energy_j, assumed_rel)
-        traced_j[part] = share * error_j  # of what was traced itself nothing was carried over
+        traced_j[part] = share * error_j  # traced steps have no extrapolation error
     return RepeatSpread(float(total_j), float(_degrees_of_freedom(grid)), drift_j, traced_j, freedom)
 
 

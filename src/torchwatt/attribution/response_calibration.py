@@ -22,7 +22,7 @@ from torchwatt.core.units import NS_PER_S
 
 LAGS_S = (-0.06, 0.16)
 WIDEST_RESPONSE = SensorResponse(0.3, 0.03, LAGS_S[1])  # widest response that can be fitted
-# Maximum timing error of the polls over the whole calibration: one poll of 5 ms.
+# Maximum timing error of the polls over the calibration: one poll of 5 ms.
 MAX_STRETCH_S = 0.005
 # A low-pass is kept if it removes this part of the squares.
 MIN_LOW_PASS_GAIN = 0.05

@@ -105,9 +105,9 @@ def _sites(path: Path, text: str) -> dict[str, Site]:
     sites: dict[str, Site] = {}
     for where, name, factor, validated_at in _rows(path, text):
         site = sites.setdefault(name, Site((), validated_at))
-        if factor.kind in {known.kind for known in site.factors}:
+        if factor.kind in {earlier.kind for earlier in site.factors}:
             raise FactorError(f"{where}: {factor.kind} is given twice for {name}")
-        if any(known.zone != factor.zone for known in site.factors):
+        if any(earlier.zone != factor.zone for earlier in site.factors):
             raise FactorError(f"{where}: a facility is in one zone, found {factor.zone!r} and {site.factors[0].zone!r}")
         if validated_at != site.validated_at:
             raise FactorError(f"{where}: {name} has two values of validated_at")

@@ -16,7 +16,7 @@ from torchwatt.core.units import J_PER_KWH
 
 @dataclass(frozen=True, slots=True)
 class UncertainValue:
-    """A number and its 90 % interval; `lo` and `hi` are None if unstated."""
+    """A number and its 90 % interval; its limits are optional."""
 
     value: float
     lo: float | None = None

@@ -85,7 +85,7 @@ class MeterView:
     rank: int
     record: RankRecord
     meter: Meter | None
-    ledger: Ledger | None  # None: metered, and not in the rank's total
+    ledger: Ledger | None  # None: not in the rank's total
     curve: EnergyCurve | None
     own: bool
 
@@ -196,7 +196,7 @@ class MachineClock:
 
     @property
     def bound_ns(self) -> int | None:
-        """Return the maximum error of a time in ns; None where it rests on wall clocks, whose error is unknown."""
+        """Return the maximum error of a time in ns; None for wall clocks, whose error is unknown."""
         return (
             None
             if self.method == "wall_clock"

@@ -184,8 +184,6 @@ MOST_IN_PLACE, ENOUGH_IN_PLACE = 8, 3
 # The code around is longer than what can be repeated here: in steps of 0.2 and 1.2 ms the margins were 1.4 to 2.7 times
 # what the loop and the program's cold caches account for (torch 2.13, a clock around `step` and `backward`).
 MORE_IN_PLACE = 2.2
-
-
 EARLIEST_NS, LATEST_NS = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 

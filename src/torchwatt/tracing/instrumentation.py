@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader
@@ -338,7 +338,7 @@ class Instrumentation:
 def acquire_instrumentation(clock_ns: Callable[[], int], max_spans: int) -> Instrumentation:
     """Return the running hub, or start one."""
     with _lock:
-        hub = ACTIVE.hub
+        hub = cast("Instrumentation | None", ACTIVE.hub)
         if hub is None:
             hub = Instrumentation(clock_ns, max_spans)
             hub.install()
@@ -373,7 +373,7 @@ class _ForkCleanup:
     def _in_child(self) -> None:
         global _lock  # noqa: PLW0603 - the parent's lock may be held by a thread that does not exist here
         _lock = threading.RLock()
-        hub, ACTIVE.hub = ACTIVE.hub, None
+        hub, ACTIVE.hub = cast("Instrumentation | None", ACTIVE.hub), None
         if hub is not None:
             hub.patches.renew_lock()
             hub.remove()

@@ -1,11 +1,7 @@
-"""Sum the time of each module so far, at an update cost that is independent of the run's length.
+"""Sum the time of each module so far, for a view of a run in progress, at a constant cost an update.
 
-`Tally.update` reads new log entries once. Calls whose modules were not logged are kept as sums: of outermost calls, of
-backward calls, of steps of which only the end was recorded. `Tally.spread` divides these among modules like the calls
-whose modules were logged.
-
-This is for a view of a run in progress. The report divides each call by the nearest traced ones in which the same
-modules ran; both book the same time.
+Calls whose modules were not logged are kept as sums, and divided like the calls whose modules were logged. (The report
+divides each call by the nearest traced ones in which the same modules ran; both book the same time.)
 """
 
 from __future__ import annotations
@@ -19,10 +15,7 @@ import numpy as np
 
 from torchwatt.core.intervals import NO_INDEX, enclosing_array
 from torchwatt.core.meter import FloatArray, IntArray
-from torchwatt.core.terms import (
-    UNATTRIBUTED,
-    Slot,
-)
+from torchwatt.core.terms import UNATTRIBUTED, Slot
 from torchwatt.tracing.device_profiler import KEY_MARK
 from torchwatt.tracing.log_rows import (
     COMPILE_KEY,
@@ -103,12 +96,10 @@ class LiveTally:
         self._patterns: dict[Kind, CallDivision] = defaultdict(CallDivision)
         self._varying: set[int] = set()  # modules whose number of calls per outermost call varies
         self._sizes: dict[int, int] = {}  # parameters of the outermost modules
-        self._trained = False
         self._optimizers: set[int] = set()  # keys of optimizers of the own thread
         self._names, self._named = ModuleNames(), (0, 0, 0)
         self._devices: dict[str, dict[Slot, float]] = {}
-        self._device_windows = 0
-        self.steps = 0
+        self._trained, self._device_windows, self.steps = False, 0, 0
         self.touched = 0  # rows, calls and entries that the last update read
 
     def update(self, now_ns: int) -> WorkInterval | None:
@@ -330,9 +321,8 @@ class LiveTally:
         """Return the division of calls of a kind; for backward calls without one, that of others; None: unknown."""
         pattern = self._patterns.get((kind, key))
         if kind == GRADIENT and (pattern is None or not pattern.count):
-            pattern = next(
-                (each for (name, _), each in self._patterns.items() if name == GRADIENT and each.count), None
-            )
+            gradients = (each for (name, _), each in self._patterns.items() if name == GRADIENT and each.count)
+            pattern = next(gradients, None)
         if pattern is None or pattern.ns.total() <= 0:
             return None
         return self._calm(pattern.ns) if kind == GRADIENT else pattern.ns

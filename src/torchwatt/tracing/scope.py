@@ -8,14 +8,21 @@ import sys
 from array import array
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, Self, TypeVar, cast
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.terms import RESERVED, ROOT
 from torchwatt.core.tracebacks import drop_own_frames
 
-if TYPE_CHECKING:
-    from torchwatt.tracing.instrumentation import Instrumentation
+
+class ScopeRecorder(Protocol):
+    """What a scope uses of the running instrumentation."""
+
+    def scope_begins(self) -> Any:
+        """Open a scope; the result is passed to `scope_ended`, its first item is the recorder."""
+
+    def scope_ended(self, name: str, begun: Any) -> None:
+        """Log a scope on the thread where it began."""
 
 
 class ActiveInstrumentation:
@@ -24,7 +31,7 @@ class ActiveInstrumentation:
     __slots__ = ("hub",)
 
     def __init__(self) -> None:
-        self.hub: Instrumentation | None = None
+        self.hub: ScopeRecorder | None = None
 
 
 ACTIVE = ActiveInstrumentation()

@@ -270,7 +270,7 @@ def fit_template(elastic: ElasticTemplate, records: AggregatedSpans, i: int) -> 
 
 
 def wants_gradients(module: nn.Module) -> bool:
-    """Return whether any parameter of a module takes gradients."""
+    """Return whether any parameter of a module requires a gradient."""
     return any(parameter.requires_grad for parameter in module.parameters())
 
 

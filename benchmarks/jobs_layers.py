@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from tests.jobs.layers_job import KINDS, Seen, job
+from tests.distributed.layers_job import KINDS, Seen, job
 
 
 def percent(values: list[float], total: float) -> str:

@@ -10,7 +10,7 @@ import tempfile
 from math import fsum
 from pathlib import Path
 
-from tests.jobs.launch import Launched, launch
+from tests.distributed.launch import Launched, launch
 from tests.support.powercap import FakePowercap
 
 import torchwatt as tw

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,12 @@ def run_on_gpus(nvml_simulator: Path, tmp_path: Path) -> Callable[..., Any]:
         pytest.fail(f"four runs began to sample {first_s} s or more after their process began")
 
     return run
+
+
+@pytest.fixture
+def run_on(run_on_gpus: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+    """Return `run_on_gpus` with time for runs of several programs."""
+    return partial(run_on_gpus, timeout_s=120.0)
 
 
 @pytest.fixture

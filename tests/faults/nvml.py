@@ -218,7 +218,7 @@ def for_a_while(folder: Path) -> Iterator[Seen]:
     "a card whose processes cannot be seen from here, as in a container",
     sees="`DEVICE_USER_UNKNOWN`, and the head of the report says that the card may be others'",
     keeps="its joules, in the total",
-    proofs=["tests/meters/test_others.py::test_a_card_whose_processes_cannot_be_seen_counts_and_the_head_says_so"],
+    proofs=["tests/sensors/test_gpu_users.py::test_a_card_whose_processes_cannot_be_seen_counts_and_the_head_says_so"],
 )
 def hidden_users(folder: Path) -> Iterator[Seen]:
     report = gpus(folder, users=(4194303, "self"), seconds=2)
@@ -232,7 +232,7 @@ def hidden_users(folder: Path) -> Iterator[Seen]:
     "a card that only others use",
     sees="its joules in `(other processes)`, and in the head of the report that they are not in the total",
     keeps="its books beside the total",
-    proofs=["tests/meters/test_others.py::test_a_card_of_others_keeps_its_joules_outside_of_the_total"],
+    proofs=["tests/sensors/test_gpu_users.py::test_a_card_of_others_keeps_its_joules_outside_of_the_total"],
 )
 def users_are_others(folder: Path) -> Iterator[Seen]:
     report = gpus(folder, users=(1, "self"), seconds=2)  # process 1 is there, and no child of this one

@@ -101,7 +101,7 @@ def exchanges() -> list[bytes]:
 
 def power_logs() -> list[bytes]:
     """Return logs of nvidia-smi, of a script, and of all the programs that docs/power_logs.md names."""
-    from tests.tracing_files.power_log_variants import READ, REFUSED
+    from tests.sensors.logs.power_log_variants import READ, REFUSED
 
     variants = [variant.bytes for variant in (*READ, *REFUSED)]
     return [

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.support.ready import run_script
 from torch import nn
 
 import torchwatt as tw
+from tests.support.ready import run_script
 from torchwatt.audit import verify
 from torchwatt.cli.command_parser import run_command as torchwatt
 from torchwatt.core.errors import BundleError, ConfigError

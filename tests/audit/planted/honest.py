@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.kineto.trace_files import BASE_NS, module, pair, save
 from tests.support import ready
 from tests.support.nvml_simulator import PowerTrace, Scenario
 from tests.support.ranks import lost, record
 from tests.support.worlds import World
-from tests.tracing_files.build import BASE_NS, module, pair, save
 from torchwatt.audit import write_bundle
 from torchwatt.carbon import CarbonOptions, ecologits
 from torchwatt.carbon.pricing_plan import make_plan

@@ -1,0 +1,166 @@
+"""Synthetic Kineto traces: whole programs as torch's profiler would write them, with every layer's time known.
+
+A program runs on a clock of whole microseconds. Its device works off what is launched in order, stream by stream, so
+that kernels lag behind their launches and streams overlap.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tests.kineto.trace_files import BACK, BASE_NS, MAIN, event, kernel, launch, module, node, note, op
+
+Layer = tuple[str, str]  # class and name, such as ("Linear", "Linear_3")
+COMPUTE, COMMUNICATION = 7, 20  # streams
+
+
+class SyntheticProgram:
+    """Writes down what a host does and what its device works off; `owner_ns` is the truth by (module, phase)."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.owner_ns: Counter[tuple[str, str]] = Counter()
+        self.kernel_ns = 0
+        self.captured: list[tuple[str, str]] = []  # (kernel, module) in order
+        self._random = Random(seed)
+        self._t = 0
+        self._free: Counter[int] = Counter()  # until when each stream is busy
+        self._correlation = 0
+        self._sequence = 0
+        self._capturing = False
+
+    def work(self, name: str, owner: str, phase: str, *, tid: int = MAIN, stream: int = COMPUTE) -> None:
+        """Launch one kernel and let its owner have its time; while a graph is captured nothing runs."""
+        self._t += self._random.randint(2, 9)
+        self._correlation += 1
+        if self._capturing:
+            self.events.append(launch(self._t, self._correlation, tid, kernel=name))
+            self.captured.append((name, owner))
+            return
+        self.events.append(launch(self._t, self._correlation, tid))
+        self._run(name, owner, phase, self._t + 3, self._correlation, stream)
+        self._t += 2
+
+    def _run(self, name: str, owner: str, phase: str, earliest: int, correlation: int, stream: int) -> None:
+        start, dur = max(earliest, self._free[stream]), self._random.randint(5, 80)
+        self._free[stream] = start + dur
+        self.events.append(kernel(start, dur, correlation, name, stream=stream))
+        self.owner_ns[owner, phase] += dur * 1000
+        self.kernel_ns += dur * 1000
+
+    def forward(self, layers: Sequence[Layer], *, tid: int = MAIN, phase: str = "forward") -> list[tuple[str, int]]:
+        """Call layers inside a `Net_0`; return each layer with the number of the node that its operator made."""
+        begun, made = self._t, []
+        self._t += 1
+        for kind, name in layers:
+            start = self._t
+            self._t += 2
+            for part in range(self._random.randint(1, 3)):
+                operator = self._t
+                self.work(f"{kind.lower()}_{part}", name, phase, tid=tid)
+                self._t += 1
+                self.events.append(op(f"aten::{kind.lower()}", operator, self._t - operator, tid, self._sequence))
+            made.append((name, self._sequence))
+            self._sequence += 1
+            self._t += 1
+            self.events.append(module(name, start, self._t - start, tid))
+            self._t += 1
+        self.events.append(module("Net_0", begun, self._t - begun, tid))
+        self._t += 5
+        return made
+
+    def backward(
+        self, made: Sequence[tuple[str, int]], *, recompute: Sequence[Layer] = (), reduce: bool = False
+    ) -> None:
+        """Run the nodes in the opposite order; layers of `recompute` are called again inside the first of them."""
+        for i, (name, sequence) in enumerate(reversed(made)):
+            start = self._t
+            self._t += 1
+            if recompute and i == 0:
+                for _, again in recompute:
+                    inner = self._t
+                    self._t += 1
+                    self.work("recomputed", again, "backward", tid=BACK)
+                    self._t += 1
+                    self.events.append(module(again, inner, self._t - inner, BACK))
+                    self._t += 1
+            self.work(f"grad_{i % 2}", name, "backward", tid=BACK)
+            self._t += 1
+            self.events.append(node("Backward0", start, self._t - start, sequence))
+            self._t += 1
+            if reduce:
+                self.work("ncclDevKernel_AllReduce", "(communication)", "communication", stream=COMMUNICATION)
+        self._t += 5
+
+    def optimizer_step(self) -> None:
+        """Run an optimizer's kernel inside its annotation."""
+        start = self._t
+        self._t += 1
+        self.work("adam", "(optimizer)", "optimizer")
+        self.events.append(note("Optimizer.step#Adam.step", start, self._t - start + 1))
+        self._t += 10
+
+    def capture(self, layers: Sequence[Layer]) -> None:
+        """Capture a forward pass into a CUDA graph: launches without records."""
+        self._mark("cudaStreamBeginCapture")
+        self._capturing = True
+        self.forward(layers)
+        self._capturing = False
+        self._mark("cudaStreamEndCapture")
+
+    def replay(self, captured: Sequence[tuple[str, str]], times: int, *, owner: str | None = None) -> None:
+        """Launch a graph several times inside an annotation `decode`, which owns all where `owner` says so."""
+        for _ in range(times):
+            start = self._t
+            self._t += 1
+            self._mark("cudaGraphLaunch")
+            for name, layer in captured:
+                phase = "other" if owner else "forward"
+                self._run(name, owner or layer, phase, self._t + 5, self._correlation, COMPUTE)
+            self.events.append(note("decode", start, 6))
+            self._t = max(self._t + 10, self._free[COMPUTE])
+
+    def _mark(self, name: str) -> None:
+        self._t += 1
+        self._correlation += 1
+        self.events.append(launch(self._t, self._correlation, name=name))
+        self._t += 1
+
+    def save(self, path: Path) -> Path:
+        """Write it as Kineto does with `.json.gz`: events in no order of time, calls of Python between them."""
+        calls = [event("python_function", f"train.py({i}): step", i * 50, 40) for i in range(self._t // 50)]
+        events = [*calls, *self.events]
+        self._random.shuffle(events)
+        head = {"schemaVersion": 1, "baseTimeNanoseconds": BASE_NS, "traceName": "synthetic"}
+        path.write_bytes(gzip.compress(json.dumps({**head, "traceEvents": events}).encode()))
+        return path
+
+
+def layers_of(count: int) -> list[Layer]:
+    """Return so many layers of three kinds."""
+    kinds = ("Linear", "LayerNorm", "GELU")
+    return [(kinds[i % 3], f"{kinds[i % 3]}_{i // 3}") for i in range(count)]
+
+
+def training(*, steps: int = 3, layers: int = 9, recompute: bool = False, reduce: bool = False) -> SyntheticProgram:
+    """Return a training: forward, backward on another thread (with collectives, or recomputed layers), an optimizer."""
+    program, net = SyntheticProgram(steps * layers), layers_of(layers)
+    for _ in range(steps):
+        made = program.forward(net)
+        program.backward(made, recompute=net[-3:] if recompute else (), reduce=reduce)
+        program.optimizer_step()
+    return program
+
+
+def inference(*, calls: int = 4, layers: int = 12) -> SyntheticProgram:
+    """Return forward passes alone."""
+    program = SyntheticProgram(calls)
+    for _ in range(calls):
+        program.forward(layers_of(layers))
+    return program

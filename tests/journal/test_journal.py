@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.support.ready import run_script
 from torch import nn
 
 import torchwatt as tw
+from tests.support.ready import run_script
 from torchwatt.audit import verify
 from torchwatt.cli.command_parser import run_command as torchwatt
 from torchwatt.core.errors import BundleError, ConfigError
@@ -172,13 +172,13 @@ def test_one_file_of_the_two_is_enough_for_an_honest_report(copy, tmp_path, name
 
 
 def test_what_is_no_journal_is_named(tmp_path, copy):
-    with pytest.raises(BundleError, match="is no journal"):
+    with pytest.raises(BundleError, match="is not a journal"):
         tw.recover(tmp_path / "nowhere")
     with pytest.raises(BundleError, match="neither"):
         tw.recover(tmp_path)
     (copy / READINGS_FILE).write_bytes(b"\0" * 500)
     (copy / WORK_FILE).write_bytes(encode_frame(FrameKind.HEAD, 0, b'{"run_id": 3}'))
-    with pytest.raises(BundleError, match="is no Head"):
+    with pytest.raises(BundleError, match="does not contain a valid"):
         tw.recover(copy)
 
 

@@ -3,10 +3,10 @@ from math import isclose
 
 import pytest
 import torch
-from tests.session.test_truth import STATIC_W, STRONG_W, WEAK_W, Layer
-from tests.support.powercap import FakePowercap
 from torch import nn
 
+from tests.session.test_truth import STATIC_W, STRONG_W, WEAK_W, Layer
+from tests.support.powercap import FakePowercap
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.terms import Slot
 from torchwatt.offline.layer_power import ReplayTiming, replay

@@ -7,9 +7,9 @@ from math import fsum, isclose
 
 import numpy as np
 import pytest
+
 from tests.attribution.cases import A100, distinct
 from tests.attribution.simulator import ORIGIN_NS, simulate
-
 from torchwatt.__main__ import main
 
 UNIX_NS = 1_790_000_000_000_000_000  # where the simulated clock's beginning lies in the world

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from tests.support.nvml_simulator import PowerFile, Scenario
 from tests.support.ready import run_script
-
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.meter import Unavailable
 from torchwatt.offline.sensor_calibration import calibrate

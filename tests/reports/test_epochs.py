@@ -6,8 +6,8 @@ from math import fsum, isclose, isnan
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.reports import bare_report, sample_report
 
+from tests.support.reports import bare_report, sample_report
 from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.report import Window
 from torchwatt.core.terms import Domain

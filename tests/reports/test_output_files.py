@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.reports import sample_report
 
 import torchwatt as tw
+from tests.support.reports import sample_report
 from torchwatt.audit import verify
 from torchwatt.core.errors import BundleError
 from torchwatt.disk.private_files import make_private_folder, missing_folders

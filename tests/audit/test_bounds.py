@@ -20,7 +20,8 @@ from torchwatt.core.report import Window
 from torchwatt.core.terms import Domain
 from torchwatt.sensors import sampler
 from torchwatt.session import session
-from torchwatt.tracing import aggregated_spans, log_rows, loop_steps, scope, step_controller, thread_log, trace_builder
+from torchwatt.tracing import aggregated_spans, log_rows, loop_steps, span_assembly, step_controller, thread_log
+from torchwatt.tracing.scope import StepMarks
 
 MOST = 16
 DAY_NS = 86_400 * 10**9
@@ -85,9 +86,9 @@ def checked(folder):
 def test_a_run_beyond_each_bound_of_the_trace(program, loop, tmp_path, monkeypatch):
     for module, name in ((thread_log, "MAX_RECORDS"), (aggregated_spans, "MAX_KINDS"), (step_controller, "FOLD_STEPS"),
                          (thread_log, "MAX_SKELETONS"), (step_controller, "COMPACT_ROWS"), (log_rows, "FORCE_ROWS"),
-                         (trace_builder, "MAX_FILLED")):  # fmt: skip
+                         (span_assembly, "MAX_FILLED")):  # fmt: skip
         monkeypatch.setattr(module, name, MOST)
-    for bounded in (scope.StepMarks, loop_steps.OptimizerEnds):
+    for bounded in (StepMarks, loop_steps.OptimizerEnds):
         monkeypatch.setattr(bounded.__init__, "__defaults__", (MOST,))
     run_program, steps = PROGRAMS[program]
     with tw.profile(csv=tmp_path / "bundle") as run:
@@ -102,7 +103,7 @@ def test_a_run_beyond_each_bound_of_the_trace(program, loop, tmp_path, monkeypat
 
 def test_a_journal_of_few_filled_spans(loop, tmp_path, monkeypatch):
     monkeypatch.setattr(session, "MAX_FILLED_SPANS", MOST)
-    monkeypatch.setattr(scope.StepMarks.__init__, "__defaults__", (MOST,))
+    monkeypatch.setattr(StepMarks.__init__, "__defaults__", (MOST,))
     with tw.profile(journal=tmp_path / "journal") as run:
         train(loop, 101)
     again = tw.recover(tmp_path / "journal")

@@ -37,7 +37,7 @@ def test_overwrite_replaces_a_bundle_and_nothing_else(report, tmp_path):
     assert verify(target).ok
     other.mkdir()
     (other / "chapter.txt").write_text("years")
-    with pytest.raises(ConfigError, match="holds no bundle"):
+    with pytest.raises(ConfigError, match="is not a bundle"):
         lines(report, "--csv", other, "--overwrite")
     assert [path.name for path in other.iterdir()] == ["chapter.txt"]
 

@@ -67,7 +67,7 @@ def test_facts_that_cannot_be_read_lose_that_rank_alone(folder):
 
 def test_the_same_rank_under_two_names_is_refused(folder):
     (folder / "rank-00007.json").write_bytes((folder / "rank-00001.json").read_bytes())
-    with pytest.raises(BundleError, match="rank 1 is there twice"):
+    with pytest.raises(BundleError, match="rank 1 occurs twice"):
         tw.merge(folder)
 
 

@@ -183,7 +183,7 @@ def test_units_are_added_and_what_one_rank_left_to_another_is_not_missing():
 
 
 def test_the_same_rank_twice_and_ranks_of_two_jobs_are_refused():
-    with pytest.raises(BundleError, match="rank 1 is there twice"):
+    with pytest.raises(BundleError, match="rank 1 occurs twice"):
         merge_records([record(0, 2), record(1, 2), record(1, 2)])
     with pytest.raises(BundleError, match="ranks of two jobs"):
         build_job(record(0, 2)) + build_job(record(1, 2, job="other"))

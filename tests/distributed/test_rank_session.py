@@ -19,7 +19,7 @@ def rank(monkeypatch, powercap):
         monkeypatch.setenv(name, value)
 
     def profiled(number, **options):
-        monkeypatch.setattr(rank_session, "_kept", {})  # the process of another rank
+        monkeypatch.setattr(rank_session, "_session_counts", {})  # the process of another rank
         monkeypatch.setenv("RANK", str(number))
         monkeypatch.setenv("LOCAL_RANK", str(number))
         with tw.profile(layers="off", baseline_s=0.05, **options) as run:
@@ -54,7 +54,7 @@ def test_ranks_leave_their_parts_and_are_merged_later_once(rank, tmp_path, power
     (package,) = [x for x in report.ledgers if x.domain.kind == "cpu"]
     curve = next(c for c in report.curves if c.domain == package.domain)
     assert package.energy_j == pytest.approx(powercap.energy_j("package-0", curve.start_ns, curve.end_ns), rel=0.02)
-    with pytest.raises(ConfigError, match="has a rank 1 already"):
+    with pytest.raises(ConfigError, match="already has a rank 1"):
         rank(1, job=tmp_path)
     assert (tmp_path / "lamp" / "rank-00001" / "run.csv").is_file()  # the refusal took nothing away
 

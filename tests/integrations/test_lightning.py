@@ -201,8 +201,8 @@ def test_a_finder_of_batch_sizes_is_no_resumed_training(world, tmp_path, caplog)
 def test_a_fault_of_ours_ends_metering_and_not_training(world, tmp_path, monkeypatch, caplog):
     from torchwatt.session.live_meter import LiveMeter
 
-    beats = iter(range(4))
-    monkeypatch.setattr(LiveMeter, "beat", lambda *_, **__: next(beats))  # StopIteration at the fifth look
+    updates = iter(range(4))
+    monkeypatch.setattr(LiveMeter, "update", lambda *_, **__: next(updates))  # StopIteration at the fifth update
     energy = callback(world, layers="off")
     used = fit(tmp_path, energy, Model(world, 0.005), max_epochs=2, validates=False, logger=False)
     assert used.global_step == 16
@@ -247,5 +247,5 @@ def test_it_is_a_callback_of_the_name_that_was_imported(monkeypatch):
 
 
 def test_a_budget_is_refused_where_ranks_would_wait_for_each_other():
-    with pytest.raises(ConfigError, match="one process"):
+    with pytest.raises(ConfigError, match="a single process"):
         EnergyCallback(energy_budget_j=1.0)._begin(None, processes=4)

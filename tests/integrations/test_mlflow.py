@@ -71,12 +71,12 @@ def test_a_run_that_is_over_is_named_and_a_bundle_that_exists_is_used(store, tmp
     ours.log(sample_report(), over.info.run_id, bundle=bundle)
     kept = artifacts(store, over.info.run_id)
     assert (kept / "MANIFEST.sha256").read_bytes() == (bundle / "MANIFEST.sha256").read_bytes()
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         ours.log(sample_report(), over.info.run_id, bundle=tmp_path)
 
 
 def test_without_a_run_to_log_to_or_before_the_end_the_error_says_so(store):
     with pytest.raises(ConfigError, match="no MLflow run is active"):
         tw.log_to_mlflow(sample_report())
-    with pytest.raises(ConfigError, match="still runs"):
+    with pytest.raises(ConfigError, match="has not ended"):
         tw.log_to_mlflow(replace(sample_report(), status="running"))

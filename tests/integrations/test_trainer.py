@@ -186,7 +186,7 @@ def test_a_carbon_budget_needs_a_grid_and_a_budget_one_process(world):
     with pytest.raises(ConfigError, match="energy_budget_j=-1"):
         EnergyCallback(energy_budget_j=-1)
     energy = callback(world, energy_budget_j=5.0)
-    with pytest.raises(ConfigError, match="one process"):
+    with pytest.raises(ConfigError, match="a single process"):
         energy._begin(None, processes=2)
     assert energy.run is None
 

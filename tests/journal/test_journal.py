@@ -172,13 +172,13 @@ def test_one_file_of_the_two_is_enough_for_an_honest_report(copy, tmp_path, name
 
 
 def test_what_is_no_journal_is_named(tmp_path, copy):
-    with pytest.raises(BundleError, match="is no journal"):
+    with pytest.raises(BundleError, match="is not a journal"):
         tw.recover(tmp_path / "nowhere")
     with pytest.raises(BundleError, match="neither"):
         tw.recover(tmp_path)
     (copy / READINGS_FILE).write_bytes(b"\0" * 500)
     (copy / WORK_FILE).write_bytes(encode_frame(FrameKind.HEAD, 0, b'{"run_id": 3}'))
-    with pytest.raises(BundleError, match="is no Head"):
+    with pytest.raises(BundleError, match="does not contain a valid"):
         tw.recover(copy)
 
 

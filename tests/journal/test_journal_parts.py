@@ -120,7 +120,7 @@ def test_folder_and_files_are_private_and_nothing_that_is_there_is_touched(tmp_p
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for name in ("file", "link"):
-        with pytest.raises(ConfigError, match="cannot be made"):
+        with pytest.raises(ConfigError, match="cannot be created"):
             JournalDirectory(tmp_path / name)
     assert (tmp_path / "file").read_text() == "mine"
     place.remove()

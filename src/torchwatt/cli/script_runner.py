@@ -130,7 +130,8 @@ def run_script(
     modules = dict(sys.modules)
     hide_numpy()
     ended_by = program.execute()
-    status = print_end(ended_by)
+    status, outcome = print_end(ended_by), outcome_of(ended_by)
+    del ended_by  # as Python does: what only its frames held is freed before threads are waited for
     if os.getpid() != pid:  # a forked child: the run is the parent's
         return exit_or_interrupt(status)
     _put_back(modules)
@@ -141,7 +142,7 @@ def run_script(
         remove_exec_hook(report.replaced)
         try:
             try:
-                profiled.end(*outcome_of(ended_by))
+                profiled.end(*outcome)
             finally:
                 report.show()
             written(run.files)

@@ -113,32 +113,12 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         **unknown: Never,
     ) -> None:
         arguments = ProfileArguments(
-            region=region,
-            intensity_g_per_kwh=intensity_g_per_kwh,
-            market=market,
-            facility=facility,
-            pue=pue,
-            factors=factors,
-            allow_expired=allow_expired,
-            name=name,
-            layers=layers,
-            overhead_budget=overhead_budget,
-            baseline_s=baseline_s,
-            csv=csv,
-            html=html,
-            overwrite=overwrite,
-            keep=keep,
-            project=project,
-            journal=journal,
-            live=live,
-            powercap_root=powercap_root,
-            feed=feed,
-            dither_s=dither_s,
-            replays=replays,
-            work=work,
-            job=job,
+            region=region, intensity_g_per_kwh=intensity_g_per_kwh, market=market, facility=facility, pue=pue,
+            factors=factors, allow_expired=allow_expired, name=name, layers=layers, overhead_budget=overhead_budget,
+            baseline_s=baseline_s, csv=csv, html=html, overwrite=overwrite, keep=keep, project=project, journal=journal,
+            live=live, powercap_root=powercap_root, feed=feed, dither_s=dither_s, replays=replays, work=work, job=job,
             job_wait_s=job_wait_s,
-        )
+        )  # fmt: skip
         try:
             reject_positional(misplaced)
             reject_unknown(unknown, arguments)

@@ -74,7 +74,7 @@ def _figure_cards(report: Report) -> list[str]:
         _figure_card("energy", format_energy(report.energy_j), energy, provenance),
         _figure_card("mean power", format_power(report.mean_power_w), power, provenance and "derived"),
         _figure_card("carbon", carbon.grams, basis, None if carbon.grams == DASH else "derived"),
-    ]  # fmt: skip
+    ]
     cards += [_figure_card(rate.label, rate.value, rate.detail, None) for rate in report_summary.energy_rates(report)]
     return cards
 
@@ -114,8 +114,10 @@ def _missing_block(report: Report) -> str:
     """Return one line with the domains without a meter, which expands to reasons and fixes."""
     if not report.unavailable:
         return ""
-    shown = {gone.domain: " (modelled instead)" if report_summary.is_modelled_instead(report, gone) else f" {DASH}"
-             for gone in report.unavailable}  # fmt: skip
+    shown = {
+        gone.domain: " (modelled instead)" if report_summary.is_modelled_instead(report, gone) else f" {DASH}"
+        for gone in report.unavailable
+    }
     names = ", ".join(f"{escape_text(domain)}{muted_text(substitute)}" for domain, substitute in shown.items())
     lines = []
     for gone in report.unavailable:

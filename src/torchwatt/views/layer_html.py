@@ -67,8 +67,13 @@ def _layers_title() -> str:
 def _top_table(layers: Sequence[LayerSum], reserved: Sequence[LayerSum], run_j: float) -> str:
     shown, folded = fold_layers(layers, _TOP_LAYERS)
     scale_j = max((layer.energy_j for layer in (*shown, *reserved)), default=0.0)
-    head = html_tag("tr", "".join(html_tag("th", name, f"{_PADDING};text-align:{'left' if i in {0, 7} else 'right'}")
-                             for i, name in enumerate(_HEAD)))  # fmt: skip
+    head = html_tag(
+        "tr",
+        "".join(
+            html_tag("th", name, f"{_PADDING};text-align:{'left' if i in {0, 7} else 'right'}")
+            for i, name in enumerate(_HEAD)
+        ),
+    )
     unordered = find_ties(layers)
     rows = [_layer_row(layer, scale_j, run_j, tied=layer.fqn in unordered) for layer in shown]
     if folded is not None:

@@ -220,12 +220,16 @@ def _layer_cells(report: Report) -> list[tuple[str, ...]]:
     shown += tuple(row for row in rows[MAX_SHOWN_LAYERS:] if row.name == COMMUNICATION or row.phase == "communication")
     return [
         (
-            escape_unprintable(row.name) + _TIE_MARK * row.tied, row.phase, format_energy(row.sum_j),
-            format_energy(row.min_j), format_energy(row.max_j),
-            DASH if row.imbalance is None else f"{row.imbalance:.2f}", str(row.max_rank),
+            escape_unprintable(row.name) + _TIE_MARK * row.tied,
+            row.phase,
+            format_energy(row.sum_j),
+            format_energy(row.min_j),
+            format_energy(row.max_j),
+            DASH if row.imbalance is None else f"{row.imbalance:.2f}",
+            str(row.max_rank),
         )
         for row in shown
-    ]  # fmt: skip
+    ]
 
 
 def _align_rows(rows: Sequence[Sequence[str]], width: int, left_columns: tuple[int, ...]) -> list[str]:

@@ -82,8 +82,13 @@ def _build_payload(
         "curves": [_curve_value(report, index, points) for index in range(min(len(report.curves), domains))],
         **layers_payload(booked, layers),
         "events": [
-            {"t_s": json_number((e.t_ns - report.start_ns) / 1e9), "severity": e.severity, "code": payload_text(e.code),
-             "subject": payload_text(e.subject), "message": payload_text(e.message)}
+            {
+                "t_s": json_number((e.t_ns - report.start_ns) / 1e9),
+                "severity": e.severity,
+                "code": payload_text(e.code),
+                "subject": payload_text(e.subject),
+                "message": payload_text(e.message),
+            }
             for e in sorted(report.events, key=lambda e: (e.t_ns, e.code, e.subject))[:events]
         ],
         "event_count": len(report.events),
@@ -91,7 +96,7 @@ def _build_payload(
         "software": {
             payload_text(name): payload_text(value) for name, value in report.software.items() if name in _SOFTWARE
         },
-    }  # fmt: skip
+    }
 
 
 _SOFTWARE = ("torchwatt", "python", "torch", "os")  # no host name in a notebook that gets shared

@@ -1,4 +1,4 @@
-"""What is remembered of a bundle while its large tables pass by."""
+"""Facts of a bundle that checks of several tables need."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torchwatt.audit.verification.table_reader import TableChunk
 
 @dataclass(slots=True)
 class ExactSum:
-    """A sum over pieces; each piece is added exactly, so a million rows cost no digits."""
+    """A sum over chunks; each chunk is added exactly, so a million rows cost no digits."""
 
     parts: list[float] = field(default_factory=list)
 
     def add(self, values: list[float]) -> None:
-        """Add the numbers of one piece."""
+        """Add the numbers of one chunk."""
         self.parts.append(fsum(values))
         if len(self.parts) > 4096:
             self.parts = [fsum(self.parts)]
@@ -33,7 +33,7 @@ class ExactSum:
 
 @dataclass(frozen=True, slots=True)
 class WindowFact:
-    """One row of `window`, as far as the samples can say it again."""
+    """The cells of a row of `window` that samples are compared with."""
 
     row: int
     kind: str
@@ -45,7 +45,7 @@ class WindowFact:
 
 @dataclass(slots=True)
 class CurveFact:
-    """What is remembered of one curve: its ends, what is silent, its largest hole and its extremes."""
+    """Summary of one curve: ends, silent time, largest hole, extremes."""
 
     first_ns: int
     last_ns: int = 0
@@ -120,11 +120,11 @@ class BundleFacts:
         return number(self.run, "duration_s") or 0.0
 
 
-def rows_of(piece: TableChunk) -> Iterator[tuple[int, Row]]:
-    """Yield the rows of a piece that have no wrong cell, as (number, row)."""
-    names = list(piece.columns)
-    for row, values in zip(piece.rows, zip(*piece.columns.values(), strict=True), strict=True):
-        if row not in piece.bad:
+def rows_of(chunk: TableChunk) -> Iterator[tuple[int, Row]]:
+    """Yield the rows of a chunk that have no wrong cell, as (number, row)."""
+    names = list(chunk.columns)
+    for row, values in zip(chunk.rows, zip(*chunk.columns.values(), strict=True), strict=True):
+        if row not in chunk.bad:
             yield row, dict(zip(names, values, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Conservation: layers add up to their device, hours too, and the devices that count to the run."""
+"""Checks conservation: layers and hours add up to their device, counted devices to the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BOOKS_REL = 1e-9  # how exactly a ledger promises to balance (core.ledger)
 
 
 class LayerChecks:
-    """Looks at `layer` as it passes by."""
+    """Checks `layer` chunk by chunk."""
 
     def __init__(self, file: str, facts: BundleFacts, findings: Findings) -> None:
         self.file = file
@@ -36,29 +36,29 @@ class LayerChecks:
             name: tuple(number(row, f"sensor_accuracy_{end}_rel") or 0.0 for end in ("lo", "hi"))
             for name, row in facts.devices.items()
         }
-        self.known = {name: text(row, "provenance") for name, row in facts.devices.items()}
+        self.provenances = {name: text(row, "provenance") for name, row in facts.devices.items()}
 
-    def look(self, piece: TableChunk) -> None:
-        """Add one piece to the sums and check its rows."""
-        devices = cast("list[str]", piece.columns["device_id"])
-        self.derived.look(piece, {"device_energy_j": [self.device_j.get(name) for name in devices]})
-        self._add(piece, devices)
-        self._intervals(piece)
-        self._known(piece, devices)
-        names = cast("list[str]", piece.columns["fqn"])
-        for row, name, reserved in zip(piece.rows, names, piece.columns["reserved"], strict=True):
-            if reserved != (name in RESERVED) and row not in piece.bad:
+    def check(self, chunk: TableChunk) -> None:
+        """Add one chunk to the sums and check its rows."""
+        devices = cast("list[str]", chunk.columns["device_id"])
+        self.derived.check(chunk, {"device_energy_j": [self.device_j.get(name) for name in devices]})
+        self._add(chunk, devices)
+        self._intervals(chunk)
+        self._check_provenance(chunk, devices)
+        names = cast("list[str]", chunk.columns["fqn"])
+        for row, name, reserved in zip(chunk.rows, names, chunk.columns["reserved"], strict=True):
+            if reserved != (name in RESERVED) and row not in chunk.bad:
                 self.findings.add(
                     "LAW", self.file, "reserved names are " + ", ".join(RESERVED), row=row, column="reserved",
                     expected=str(name in RESERVED).lower(), found=str(reserved).lower(),
                 )  # fmt: skip
 
-    def _add(self, piece: TableChunk, devices: list[str]) -> None:
+    def _add(self, chunk: TableChunk, devices: list[str]) -> None:
         by_device: dict[str, list[float]] = defaultdict(list)
         by_name: dict[str, list[float]] = defaultdict(list)
-        wanted, unclaimed = self.facts.fqn_j, []
-        names = cast("list[str]", piece.columns["fqn"])
-        for device, name, joules in zip(devices, names, piece.numbers("energy_self_j"), strict=True):
+        sums_of_names, unclaimed = self.facts.fqn_j, []
+        names = cast("list[str]", chunk.columns["fqn"])
+        for device, name, joules in zip(devices, names, chunk.numbers("energy_self_j"), strict=True):
             if joules is None:
                 continue
             by_device[device].append(joules)
@@ -68,49 +68,49 @@ class LayerChecks:
                 continue
             if name == UNATTRIBUTED:
                 unclaimed.append(joules)
-            if name in wanted:
+            if name in sums_of_names:
                 by_name[name].append(joules)
         for device, values in by_device.items():
             self.facts.layer_j[device].add(values)
         for name, values in by_name.items():
-            wanted[name].add(values)
+            sums_of_names[name].add(values)
         if unclaimed:
             self.facts.unattributed_j.add(unclaimed)
 
-    def _intervals(self, piece: TableChunk) -> None:
-        cells = [piece.numbers(f"energy_self_{end}j") for end in ("lo_", "", "hi_")]
-        for row, lo, value, hi in zip(piece.rows, *cells, strict=True):
-            if row not in piece.bad:
+    def _intervals(self, chunk: TableChunk) -> None:
+        cells = [chunk.numbers(f"energy_self_{end}j") for end in ("lo_", "", "hi_")]
+        for row, lo, value, hi in zip(chunk.rows, *cells, strict=True):
+            if row not in chunk.bad:
                 check_interval(self.findings, self.file, row, "energy_self_j", (lo, value, hi))
-        devices = cast("list[str]", piece.columns["device_id"])
+        devices = cast("list[str]", chunk.columns["device_id"])
         for index, end in enumerate(("lo", "hi")):
             column, sign = f"energy_systematic_{end}_j", 2 * index - 1
-            numbers = zip(piece.rows, devices, piece.numbers("energy_self_j"), piece.numbers(column), strict=True)
-            for row, device, value, found in numbers:
-                if value is None or found is None or row in piece.bad:
+            numbers = zip(chunk.rows, devices, chunk.numbers("energy_self_j"), chunk.numbers(column), strict=True)
+            for row, device, value, end_j in numbers:
+                if value is None or end_j is None or row in chunk.bad:
                     continue
                 least = value + value * self.bands[device][index] if device in self.bands else value
-                if sign * (found - least) < 0 and not is_same_number(least, found):
+                if sign * (end_j - least) < 0 and not is_same_number(least, end_j):
                     self.findings.add(
                         "LAW", self.file, "is narrower than the meter's band", row=row, column=column, expected=least,
-                        found=found,
+                        found=end_j,
                     )  # fmt: skip
 
-    def _known(self, piece: TableChunk, devices: list[str]) -> None:
-        told, methods = (cast("list[str]", piece.columns[name]) for name in ("provenance", "method"))
-        found = list(zip(devices, methods, told, strict=True))
-        limits = {key: limit for key in set(found) if (limit := self._limit(*key)) is not None}
-        for row, key in zip(piece.rows, found, strict=True) if limits else ():
-            if key in limits and row not in piece.bad:
+    def _check_provenance(self, chunk: TableChunk, devices: list[str]) -> None:
+        provenances, methods = (cast("list[str]", chunk.columns[name]) for name in ("provenance", "method"))
+        keys = list(zip(devices, methods, provenances, strict=True))
+        limits = {key: limit for key in set(keys) if (limit := self._limit(*key)) is not None}
+        for row, key in zip(chunk.rows, keys, strict=True) if limits else ():
+            if key in limits and row not in chunk.bad:
                 self.findings.add(
                     "KNOWN", self.file, f"better known than {key[1]} on {key[0]} can be", row=row, column="provenance",
                     expected=f"{limits[key]} or weaker", found=key[2],
                 )  # fmt: skip
 
-    def _limit(self, device: str, method: str, told: str) -> str | None:
-        """Return the best that a row may say, if it says better."""
-        limit = self.known.get(device, "")
-        return limit if _better(told, limit) else best_provenance(method, told)
+    def _limit(self, device: str, method: str, provenance: str) -> str | None:
+        """Return the best provenance that a row may state, if it states a better one."""
+        limit = self.provenances.get(device, "")
+        return limit if _better(provenance, limit) else best_provenance(method, provenance)
 
     def finish(self) -> None:
         """Compare the sums with the devices."""
@@ -127,7 +127,7 @@ class LayerChecks:
 def check_interval(
     findings: Findings, file: str, row: int, column: str, cells: tuple[float | None, float | None, float | None]
 ) -> None:
-    """Check that a number lies in its own interval, as far as both are known: (lo, value, hi)."""
+    """Check that a number lies in its own interval, where both are stated: (lo, value, hi)."""
     lo, value, hi = cells
     if value is not None and ((lo is not None and lo > value) or (hi is not None and hi < value)):
         findings.add(
@@ -136,20 +136,22 @@ def check_interval(
         )  # fmt: skip
 
 
-def best_provenance(method: str, told: str) -> str | None:
-    """Return the best that a number of this method can be, if it is said to be better."""
+def best_provenance(method: str, provenance: str) -> str | None:
+    """Return the best provenance of this method, if a better one is stated."""
     limit = BEST_OF_METHOD.get(method, "")
-    return limit if _better(told, limit) else None
+    return limit if _better(provenance, limit) else None
 
 
-def weaker_provenance(one: str, other: str) -> str:
-    """Return the less known of two; what is no provenance counts for nothing."""
-    found = [known for known in (one, other) if known in PROVENANCES]
-    return max(found, key=list[str](PROVENANCES).index, default="")
+def weaker_provenance(left_provenance: str, right_provenance: str) -> str:
+    """Return the weaker of two provenances; other words are ignored."""
+    valid = [provenance for provenance in (left_provenance, right_provenance) if provenance in PROVENANCES]
+    return max(valid, key=list[str](PROVENANCES).index, default="")
 
 
-def _better(told: str, than: str) -> bool:
-    return told in PROVENANCES and than in PROVENANCES and PROVENANCES.index(told) < PROVENANCES.index(than)
+def _better(provenance: str, limit: str) -> bool:
+    return (
+        provenance in PROVENANCES and limit in PROVENANCES and PROVENANCES.index(provenance) < PROVENANCES.index(limit)
+    )
 
 
 def _add_up(facts: BundleFacts, findings: Findings, file: str, column: str, device: str, found_j: float) -> None:
@@ -163,16 +165,16 @@ def _add_up(facts: BundleFacts, findings: Findings, file: str, column: str, devi
 
 
 class HourChecks:
-    """Looks at `hourly` as it passes by."""
+    """Checks `hourly` chunk by chunk."""
 
     def __init__(self, file: str, facts: BundleFacts, findings: Findings) -> None:
         self.file = file
         self.facts = facts
         self.findings = findings
 
-    def look(self, piece: TableChunk) -> None:
+    def check(self, chunk: TableChunk) -> None:
         """Keep the hours' joules."""
-        for row, cells in rows_of(piece):
+        for row, cells in rows_of(chunk):
             hour, joules = cells["hour_utc"], number(cells, "energy_j")
             if not isinstance(hour, datetime) or joules is None:
                 continue
@@ -184,10 +186,10 @@ class HourChecks:
             self._place(row, cells, hour)
 
     def _place(self, row: int, cells: Row, hour: datetime) -> None:
-        """An hour is one of the run's, and known as its device is."""
+        """Check that an hour lies in the run and has its device's provenance."""
         begun, ended = self.facts.run.get("started_at"), self.facts.run.get("ended_at")
-        inside = not isinstance(begun, datetime) or not isinstance(ended, datetime) or begun - HOUR < hour <= ended
-        if not inside:
+        in_run = not isinstance(begun, datetime) or not isinstance(ended, datetime) or begun - HOUR < hour <= ended
+        if not in_run:
             expected = f"{begun:%Y-%m-%dT%H:%MZ} to {ended:%Y-%m-%dT%H:%MZ}"
             self.findings.add(
                 "LAW", self.file, "is no hour of the run", row=row, column="hour_utc", expected=expected, found=hour
@@ -212,7 +214,7 @@ class HourChecks:
 
 
 class WindowChecks:
-    """Looks at `window` as it passes by."""
+    """Checks `window` chunk by chunk."""
 
     def __init__(self, file: str, facts: BundleFacts, findings: Findings) -> None:
         self.file = file
@@ -220,10 +222,10 @@ class WindowChecks:
         self.facts = facts
         self.findings = findings
 
-    def look(self, piece: TableChunk) -> None:
-        """Keep the windows, and check that none is more than the run."""
+    def check(self, chunk: TableChunk) -> None:
+        """Keep the windows, and check that none exceeds the run in time or joules."""
         end_ns = self.facts.duration_s() * 1e9 + 1e6
-        for row, cells in rows_of(piece):
+        for row, cells in rows_of(chunk):
             start, end, joules = (number(cells, name) for name in ("t_start_ns", "t_end_ns", "energy_j"))
             if start is None or end is None:
                 continue
@@ -255,54 +257,55 @@ class WindowChecks:
             )
 
     def _repeats(self, row: int, cells: Row, joules: float, long_ns: float) -> None:
-        """Another repeat differs in a long window as in the whole run; of a short one nothing is stated."""
+        """Check the interval over repeats: in a long window in proportion to the run's, in a short one empty."""
         total_j, run_ns = number(self.facts.run, "energy_it_j"), self.facts.duration_s() * 1e9
         short = long_ns * BLOCKS < run_ns - EDGE_NS
         if not short and long_ns * BLOCKS < run_ns + EDGE_NS:
             return  # as long as a block, to what duration_s tells
         for end in ("lo", "hi"):
-            end_j, found = number(self.facts.run, f"energy_it_{end}_j"), number(cells, f"energy_{end}_j")
+            end_j, window_end_j = number(self.facts.run, f"energy_it_{end}_j"), number(cells, f"energy_{end}_j")
             expected = None if short or end_j is None or not total_j else joules * end_j / total_j
-            if expected is None and found is None:
+            if expected is None and window_end_j is None:
                 continue
-            if expected is None or found is None or not is_same_number(expected, found, rel=BOOKS_REL):
+            if expected is None or window_end_j is None or not is_same_number(expected, window_end_j, rel=BOOKS_REL):
                 self.findings.add(
                     "DERIVED", self.file, "is not the run's interval, in proportion to the window's joules", row=row,
-                    column=f"energy_{end}_j", expected="nothing" if expected is None else expected, found=found,
+                    column=f"energy_{end}_j", expected="nothing" if expected is None else expected, found=window_end_j,
                 )  # fmt: skip
 
     def _bands(self, row: int, cells: Row, joules: float) -> None:
-        """The joules of a window have the bands of their meters: no more and no less than one of them states."""
+        """Check that a window's systematic interval lies between the narrowest and the widest band of its meters."""
         counted, total_j = self.facts.counted.values(), number(self.facts.run, "energy_it_j") or 0.0
         for end in ("lo", "hi"):
             column = f"energy_systematic_{end}_j"
             bands = [number(device, f"sensor_accuracy_{end}_rel") for device in counted]
-            stated, found = [band for band in bands if band is not None], number(cells, column)
+            stated, window_end_j = [band for band in bands if band is not None], number(cells, column)
             slack_j = BOOKS_REL * total_j
-            if found is None or not stated:
+            if window_end_j is None or not stated:
                 continue
             least_j, most_j = (max(joules * (1 + band), 0.0) for band in (min(stated), max(stated)))
-            if len(stated) < len(bands) or not least_j - slack_j <= found <= most_j + slack_j:
+            if len(stated) < len(bands) or not least_j - slack_j <= window_end_j <= most_j + slack_j:
                 self.findings.add(
                     "DERIVED", self.file, "is not of the bands of the meters", row=row, column=column,
-                    expected=f"{least_j!r} to {most_j!r}" if len(stated) == len(bands) else "nothing", found=found,
+                    expected=f"{least_j!r} to {most_j!r}" if len(stated) == len(bands) else "nothing",
+                    found=window_end_j,
                 )  # fmt: skip
 
     def _words(self, row: int, cells: Row) -> None:
-        """A window lies between readings: it is derived, at best; its units are among those of the run."""
-        told, best = (
+        """Check provenance (derived at best), units (at most the run's) and that step numbers are unique."""
+        provenance, best = (
             text(cells, "provenance"),
             weaker_provenance("derived", text(self.facts.run, "energy_it_provenance")),
         )
-        if _better(told, best):
+        if _better(provenance, best):
             self.findings.add(
                 "KNOWN", self.file, "better known than what lies between readings can be", row=row,
-                column="provenance", expected=f"{best} or weaker", found=told,
+                column="provenance", expected=f"{best} or weaker", found=provenance,
             )  # fmt: skip
-        units, most = number(cells, "units"), number(self.facts.run, "functional_unit_count")
-        if units is not None and most is not None and units > most:
+        units, run_units = number(cells, "units"), number(self.facts.run, "functional_unit_count")
+        if units is not None and run_units is not None and units > run_units:
             self.findings.add(
-                "LAW", self.file, "more units than the run", row=row, column="units", expected=f"at most {most!r}",
+                "LAW", self.file, "more units than the run", row=row, column="units", expected=f"at most {run_units!r}",
                 found=units,
             )  # fmt: skip
         if cells["kind"] == "step":
@@ -313,7 +316,7 @@ class WindowChecks:
             self.step_names.setdefault(name, row)
 
     def _limit_j(self, kind: str) -> float | None:
-        """Return the most that a window can hold; None where that cannot be said.
+        """Return the most joules that a window can have; None if the run states no total.
 
         A nested session was settled when it ended, before slow counters had published: it may be off by their readings.
         """

@@ -1,4 +1,4 @@
-"""Events: numbered and dated by both clocks, there where the rows imply one, and as bad as their code says."""
+"""Checks events: numbers, times of both clocks, severity, and those that other rows imply."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SILENT_CODES = frozenset({"SAMPLE_GAP"})  # joules of some time of a meter witho
 
 
 class EventChecks:
-    """Looks at `event` as it passes by."""
+    """Checks `event` chunk by chunk."""
 
     def __init__(self, facts: BundleFacts, findings: Findings) -> None:
         self.facts = facts
@@ -29,9 +29,9 @@ class EventChecks:
         self.last = (0, -1)  # row, event_index
         self.last_ns = -math.inf
 
-    def look(self, piece: TableChunk) -> None:
-        """Check the numbers and the times, and remember which codes there are."""
-        for row, cells in rows_of(piece):
+    def check(self, chunk: TableChunk) -> None:
+        """Check numbers and times of a chunk, and keep the codes."""
+        for row, cells in rows_of(chunk):
             index, expected_index = int(number(cells, "event_index") or 0), self.last[1] + row - self.last[0]
             if index != expected_index:
                 self.findings.add(
@@ -60,7 +60,7 @@ class EventChecks:
             )  # fmt: skip
 
     def _order(self, row: int, cells: Row) -> None:
-        """Events are in the order of time: the writer sorts them."""
+        """Check that events are in order of time, as the writer sorts them."""
         t_ns = number(cells, "t_ns")
         if t_ns is None or self.facts.old:
             return
@@ -72,7 +72,7 @@ class EventChecks:
         self.last_ns = max(t_ns, self.last_ns)
 
     def _subject(self, row: int, cells: Row) -> None:
-        """An event about a domain is about one that has a row, metered or not."""
+        """Check that an event about a domain names a device of `device`, metered or not."""
         subject = text(cells, "subject")
         if self.facts.old or "device" in self.facts.broken or subject in self.facts.devices:
             return
@@ -97,7 +97,7 @@ class EventChecks:
             )  # fmt: skip
 
     def finish(self) -> None:
-        """Compare the events with the rows that imply them."""
+        """Compare events with the rows that imply them."""
         if self.facts.broken & {"event", "run", "device", "factor", "impact"}:
             return
         self._fallback()
@@ -105,15 +105,15 @@ class EventChecks:
         for (code, subject), event in self.facts.events.items():
             device = self.facts.devices.get(subject, {})
             if code in SILENT_CODES and number(device, "coverage_ratio") == 1.0 and not self.facts.merged:
-                self._tell(
+                self._report(
                     event.row, "code", f"{code} in {subject}, which was known all the time", "less than 1.0", 1.0
                 )
 
-    def _tell(self, row: int | None, column: str, reason: str, expected: object = "", found: object = "") -> None:
-        self.findings.add("LAW", FILE, reason, row=row, column=column, expected=expected, found=found)
+    def _report(self, row: int | None, column: str, reason: str, expected: object = "", actual: object = "") -> None:
+        self.findings.add("LAW", FILE, reason, row=row, column=column, expected=expected, found=actual)
 
     def _years(self) -> None:
-        """A grid's number of a later year than the run is told, when the run was priced."""
+        """Check that a grid factor of a later year than the run has an event FACTOR_YEAR."""
         begun = self.facts.run.get("started_at")
         if not isinstance(begun, datetime) or not self.facts.has_losses or self.facts.has_event(YEAR_CODES):
             return
@@ -130,7 +130,7 @@ class EventChecks:
                 )  # fmt: skip
 
     def _fallback(self) -> None:
-        """A factor that stands for another one is told, when the run was priced; repricing adds no events."""
+        """Check that a fallback factor of the run has an event FACTOR_FALLBACK; repricing adds no events."""
         as_run = {
             name for _, cells in self.facts.impacts if cells["scenario"] == "as_run"
             for name in text(cells, "factor_ids").split(";")
@@ -145,4 +145,4 @@ class EventChecks:
                 column="fallback_from", found=self.facts.factors[name]["fallback_from"],
             )  # fmt: skip
         if event is not None and as_run and not stands_in:
-            self._tell(event.row, "code", "FACTOR_FALLBACK, and no factor of the run says what it stands for")
+            self._report(event.row, "code", "FACTOR_FALLBACK, and no factor of the run says what it stands for")

@@ -1,4 +1,4 @@
-"""Factors: their id is a hash of what they say, their unit and value are of their kind, and a row uses them."""
+"""Checks factors: id (hash of the row), unit and value of their kind, dates, and that a row uses each."""
 
 from __future__ import annotations
 
@@ -54,18 +54,20 @@ class FactorChecks:
             self._times(name, row)
             self._run(name, row)
             if name not in used:
-                self._tell(
+                self._report(
                     name, "REFERENCE", "factor_id", "no row of impact.csv uses it: rows are missing", "a row", "none"
                 )
 
-    def _tell(self, name: str, code: str, column: str, reason: str, expected: object = "", found: object = "") -> None:
+    def _report(
+        self, name: str, code: str, column: str, reason: str, expected: object = "", actual: object = ""
+    ) -> None:
         row = self.facts.factor_rows[name]
-        self.findings.add(code, FILE, reason, row=row, column=column, expected=expected, found=found)  # type: ignore[arg-type]
+        self.findings.add(code, FILE, reason, row=row, column=column, expected=expected, found=actual)  # type: ignore[arg-type]
 
     def _id(self, name: str, row: Row) -> None:
         expected = content_id(text(row, "kind"), row)
         if name != expected and not self.facts.old:
-            self._tell(name, "DERIVED", "factor_id", "is not the hash of what the row says", expected, name)
+            self._report(name, "DERIVED", "factor_id", "is not the hash of what the row says", expected, name)
 
     def _value(self, name: str, row: Row) -> None:
         kind, value, lo, hi = text(row, "kind"), number(row, "value"), number(row, "lo"), number(row, "hi")
@@ -73,18 +75,18 @@ class FactorChecks:
             return
         unit = UNITS.get(kind)
         if unit is not None and row["unit"] != unit:
-            self._tell(name, "LAW", "unit", f"of {kind}", unit, row["unit"])
-        least, most = BOUNDS.get(kind, (0.0, float("inf")))
-        if not least <= value <= most or (kind == "lifetime" and value == 0):
-            self._tell(name, "LAW", "value", f"is no {kind}", f"{least:g} to {most:g}", value)
+            self._report(name, "LAW", "unit", f"of {kind}", unit, row["unit"])
+        least, greatest = BOUNDS.get(kind, (0.0, float("inf")))
+        if not least <= value <= greatest or (kind == "lifetime" and value == 0):
+            self._report(name, "LAW", "value", f"is no {kind}", f"{least:g} to {greatest:g}", value)
         if (lo is not None and lo > value) or (hi is not None and hi < value):
-            self._tell(name, "LAW", "value", "lies outside its own interval", f"{lo!r} to {hi!r}", value)
+            self._report(name, "LAW", "value", "lies outside its own interval", f"{lo!r} to {hi!r}", value)
 
     def _words(self, name: str, row: Row) -> None:
-        """What it says of its kind: contracts are market-based, and what a user declares has no other source."""
+        """Check the method of contracts (market) and the provenance of factors without a source (declared)."""
         market = text(row, "kind") in MARKET_KINDS or row["perspective"] in {"contract", "residual"}
         if market and row["accounting_method"] != "market":
-            self._tell(
+            self._report(
                 name,
                 "LAW",
                 "accounting_method",
@@ -94,35 +96,35 @@ class FactorChecks:
             )
         sourced = row["provenance"] in {"sourced", "measured"}
         if sourced and (row["source_name"] == BY_USER or not (row["source_url"] or row["source_sha256"])):
-            self._tell(
+            self._report(
                 name, "KNOWN", "provenance", "names no source that could be looked up", "declared", row["provenance"]
             )
 
     def _run(self, name: str, row: Row) -> None:
-        """A factor holds at the time of the run, or says that it was applied outside of its dates."""
+        """Check that a factor holds at the time of the run, or that `coverage_note` says that it does not."""
         begun, ended = self.facts.run.get("started_at"), self.facts.run.get("ended_at")
         if self.facts.old or not isinstance(begun, datetime) or not isinstance(ended, datetime):
             return
         for column, late in (("valid_from", False), ("valid_to", True)):
-            edge, told = row[column], OUTSIDE_OF_DATES in text(row, "coverage_note")
+            edge, noted = row[column], OUTSIDE_OF_DATES in text(row, "coverage_note")
             if row["temporal_resolution"] == "hour":  # the hour of the run's begin or end lies over its edge
                 continue
-            if isinstance(edge, datetime) and not told and (ended > edge if late else begun < edge):
+            if isinstance(edge, datetime) and not noted and (ended > edge if late else begun < edge):
                 reason = "does not hold at the time of the run, and coverage_note does not say so"
-                self._tell(name, "LAW", column, reason, f"{begun} to {ended}", edge)
+                self._report(name, "LAW", column, reason, f"{begun} to {ended}", edge)
 
     def _times(self, name: str, row: Row) -> None:
         begin, end, year = row["valid_from"], row["valid_to"], number(row, "data_year")
         if not isinstance(begin, datetime):
             return
         if isinstance(end, datetime) and end <= begin:
-            self._tell(name, "LAW", "valid_to", "is not after valid_from", f"after {begin}", end)
+            self._report(name, "LAW", "valid_to", "is not after valid_from", f"after {begin}", end)
         if row["temporal_resolution"] != "hour":
             return
         if isinstance(end, datetime) and end - begin > HOUR:
-            self._tell(name, "LAW", "valid_to", "holds for more than its hour", begin + HOUR, end)
+            self._report(name, "LAW", "valid_to", "holds for more than its hour", begin + HOUR, end)
         if year is not None and abs(year - begin.year) > 1:
-            self._tell(name, "LAW", "data_year", "is not the year of its hour", begin.year, int(year))
+            self._report(name, "LAW", "data_year", "is not the year of its hour", begin.year, int(year))
 
 
 S_PER_YEAR = 31_557_600  # UCUM's "a"
@@ -152,12 +154,12 @@ def usage_formulas(criterion: str, kinds: Sequence[str]) -> tuple[str, ...]:
         terms = [term for term in ("wue" if "wue" in kinds else "", grid) if term]
         return (f"energy_j/3.6e6*({'+'.join(terms)})",) if terms else ()
     grids = [kind for kind in dict.fromkeys(kinds) if kind in USAGE.get(criterion, ())]
-    others = set(kinds) - set(grids) - {"pue"}
-    return (f"energy_j/3.6e6*{pue}{grids[0]}",) if len(grids) == 1 and not others else ()
+    other_kinds = set(kinds) - set(grids) - {"pue"}
+    return (f"energy_j/3.6e6*{pue}{grids[0]}",) if len(grids) == 1 and not other_kinds else ()
 
 
 def is_embodied(criterion: str, formula: str, kinds: Sequence[str]) -> bool:
-    """Return whether a formula shares the making of devices out over their lives, each factor of the row used."""
+    """Return whether a formula amortises embodied impacts over lifetimes and uses each factor of the row."""
     kind, scale = _EMBODIED_KINDS.get(criterion, ("", ""))
     head = f"duration_s/{S_PER_YEAR}*{scale}*("
     if not kind or not formula.startswith(head) or not formula.endswith(")"):
@@ -175,13 +177,13 @@ def count_devices(formula: str) -> int:
 
 
 def formula_names(kinds: Iterable[str]) -> list[str]:
-    """Return what factors are called in a formula: by kind, numbered where there are several of one."""
+    """Return the names of factors in a formula: their kind, numbered if several are of one kind."""
     listed = list(kinds)
-    counts, seen, found = Counter(listed), Counter[str](), []
+    counts, numbers, formula_terms = Counter(listed), Counter[str](), []
     for kind in listed:
-        seen[kind] += 1
-        found.append(kind if counts[kind] == 1 else f"{kind}_{seen[kind]}")
-    return found
+        numbers[kind] += 1
+        formula_terms.append(kind if counts[kind] == 1 else f"{kind}_{numbers[kind]}")
+    return formula_terms
 
 
 def _kind(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The files themselves: what the manifest lists, what describes them, what is stated about them."""
+"""Checks the files: hashes of the manifest, descriptions of the tables, the statement."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ def digest(path: Path, root: Path | None = None) -> str:
     Raises:
         OSError: It is no plain file of the bundle's own, is larger than 4 GiB, or cannot be read.
     """
-    found, left = sha256(), MAX_FILE_BYTES
+    checksum, bytes_left = sha256(), MAX_FILE_BYTES
     with open_untrusted(path, MAX_FILE_BYTES, root) as file:
         while block := file.read(_BLOCK):
-            found.update(block)
-            left -= len(block)
-            if left < 0:  # a file that grows, or of /proc, where sizes are 0
+            checksum.update(block)
+            bytes_left -= len(block)
+            if bytes_left < 0:  # a file that grows, or of /proc, where sizes are 0
                 raise OSError(errno.EFBIG, f"has more than {MAX_FILE_BYTES} bytes", str(path))
-    return found.hexdigest()
+    return checksum.hexdigest()
 
 
 def check_manifest(folder: Path, findings: Findings) -> dict[str, str]:
-    """Compare every file with the manifest, and return the hashes that the files really have.
+    """Compare every file with the manifest, and return the files' actual hashes.
 
     Raises:
         BundleError: There is no manifest: the folder is no bundle.
     """
     entries = folder_entries(folder)
     # A folder without one is not read. One that is a link, or cannot be read, is none.
-    found = dict(_digests(folder, entries, findings)) if entries.get(MANIFEST) == "file" else {}
-    if MANIFEST not in found:
+    digests = dict(_digests(folder, entries, findings)) if entries.get(MANIFEST) == "file" else {}
+    if MANIFEST not in digests:
         raise BundleError(f"{folder} has no {MANIFEST}: it is no bundle of torchwatt, or was written by 0.0")
     listed: dict[str, str] = {}
     for number, line in enumerate(_head(folder / MANIFEST).decode("utf-8", "replace").splitlines(), 1):
@@ -66,51 +66,51 @@ def check_manifest(folder: Path, findings: Findings) -> dict[str, str]:
             )  # fmt: skip
             continue
         listed[match[2]] = match[1]
-        if match[2] not in found:
+        if match[2] not in digests:
             findings.add("FILE", match[2], f"is in {MANIFEST} line {number} and not in the folder", expected=match[1])
-        elif found[match[2]] != match[1]:
+        elif digests[match[2]] != match[1]:
             reason = f"differs from {MANIFEST} line {number}"
             if _with_lf(folder / match[2]) == match[1]:
                 reason += f": its line ends alone were changed, as git's autocrlf does; {CURE}"
-            findings.add("HASH", match[2], reason, expected=match[1], found=found[match[2]])
+            findings.add("HASH", match[2], reason, expected=match[1], found=digests[match[2]])
     needed = {f"{table.name}.csv" for table in TABLES if table.format == "csv" and not table.optional}
     needed |= {"datapackage.json", "csvw-metadata.json"}
     for name in sorted(needed - listed.keys()):
         findings.add("FILE", name, f"is not in {MANIFEST}", expected="a line")
-    for name in sorted(found.keys() - listed.keys() - needed - {MANIFEST, STATEMENT, SIGNATURE, GIT_ATTRIBUTES}):
+    for name in sorted(digests.keys() - listed.keys() - needed - {MANIFEST, STATEMENT, SIGNATURE, GIT_ATTRIBUTES}):
         findings.notes.append(f"{name} is not in {MANIFEST} and was not looked at")
-    return found
+    return digests
 
 
 def _with_lf(path: Path) -> str:
     """Return the SHA-256 that a file would have with LF for every CR LF; both are read in blocks."""
-    found, carried = sha256(), b""
+    checksum, carried = sha256(), b""
     with open_untrusted(path, MAX_FILE_BYTES) as file:
         while block := file.read(_BLOCK):
             text = carried + block
             carried = b"\r" if text.endswith(b"\r") else b""
-            found.update(text.removesuffix(carried).replace(b"\r\n", b"\n"))
-    found.update(carried)
-    return found.hexdigest()
+            checksum.update(text.removesuffix(carried).replace(b"\r\n", b"\n"))
+    checksum.update(carried)
+    return checksum.hexdigest()
 
 
-def check_original(folder: Path, found: dict[str, str], findings: Findings) -> None:
-    """Compare a bundle that was priced again with the manifest of its measurement: only opinions may differ."""
+def check_original(folder: Path, digests: dict[str, str], findings: Findings) -> None:
+    """Compare a repriced bundle with the manifest of its measurement: only factors and impacts may differ."""
     if not is_plain_file(folder / ORIGINAL_MANIFEST):
         return
     for number, line in enumerate(_head(folder / ORIGINAL_MANIFEST).decode("utf-8", "replace").splitlines(), 1):
         match = _LINE.fullmatch(line)
         if match is None or not is_file_name(match[2]):
             findings.add("FORM", ORIGINAL_MANIFEST, "no line that sha256sum reads", row=number, found=line)
-        elif match[2] not in REPRICED and found.get(match[2]) != match[1]:
+        elif match[2] not in REPRICED and digests.get(match[2]) != match[1]:
             findings.add(
                 "HASH", match[2], f"differs from {ORIGINAL_MANIFEST} line {number}: the measurement was changed",
-                expected=match[1], found=found.get(match[2], "no file"),
+                expected=match[1], found=digests.get(match[2], "no file"),
             )  # fmt: skip
 
 
 def _digests(folder: Path, entries: Mapping[str, PathKind], findings: Findings) -> Iterator[tuple[str, str]]:
-    """Yield the hashes of the folder's own files; what a link shows is not the bundle's, and is not looked at."""
+    """Yield the hashes of the folder's files; links are reported and not followed."""
     for name, kind in entries.items():
         if kind == "link":
             findings.add("FILE", name, "is a link", expected="a file")
@@ -122,7 +122,7 @@ def _digests(folder: Path, entries: Mapping[str, PathKind], findings: Findings) 
 
 
 def _head(path: Path) -> bytes:
-    """Read a small file, and of a large one enough to see that it is another."""
+    """Read a file up to the largest size of a manifest."""
     with open_untrusted(path, MAX_FILE_BYTES) as file:
         return file.read(MAX_MANIFEST_BYTES)
 
@@ -139,22 +139,22 @@ def sample_name(folder: Path, findings: Findings) -> str | None:
 
 
 def check_descriptions(
-    folder: Path, run_id: str, found: dict[str, str], schema: Schema, findings: Findings, *, newer: bool
+    folder: Path, run_id: str, digests: dict[str, str], schema: Schema, findings: Findings, *, newer: bool
 ) -> None:
-    """Make the descriptions again and compare; those of a newer version are not known here."""
+    """Write the descriptions again and compare the bytes; those of a newer version are skipped with a note."""
     if newer:
         findings.notes.append("datapackage.json and csvw-metadata.json are of a newer version and were not compared")
         return
     tables = {
         name for table in TABLES for name in (f"{table.name}.csv", f"{table.name}.csv.gz", f"{table.name}.parquet")
     }
-    facts = {name: ((folder / name).stat().st_size, found[name]) for name in sorted(tables & found.keys())}
+    facts = {name: ((folder / name).stat().st_size, digests[name]) for name in sorted(tables & digests.keys())}
     expected = {
         "datapackage.json": datapackage_json(run_id, facts, schema),
         "csvw-metadata.json": csvw_json(facts, schema),
     }
     for name, content in expected.items():
-        if name in found and _head(folder / name) != content:
+        if name in digests and _head(folder / name) != content:
             _differ(folder / name, content, findings)
 
 
@@ -168,45 +168,47 @@ def _differ(path: Path, content: bytes, findings: Findings) -> None:
 
 
 def check_statement(
-    folder: Path, run_id: str, found: dict[str, str], schema: Schema, findings: Findings, *, newer: bool
+    folder: Path, run_id: str, digests: dict[str, str], schema: Schema, findings: Findings, *, newer: bool
 ) -> dict[str, Any]:
-    """Check that the statement is about these files, and return what it says."""
-    if STATEMENT not in found:
+    """Check that the statement is about these files, and return its predicate."""
+    if STATEMENT not in digests:
         findings.add("FILE", STATEMENT, "is missing")
         return {}
     content = _head(folder / STATEMENT)
     try:
-        told = json.loads(content)
-        subjects = {item["name"]: item["digest"]["sha256"] for item in told["subject"]}
-        said: dict[str, Any] = dict(told["predicate"])
+        document = json.loads(content)
+        subjects = {item["name"]: item["digest"]["sha256"] for item in document["subject"]}
+        predicate: dict[str, Any] = dict(document["predicate"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         findings.add("FORM", STATEMENT, f"is no in-toto statement: {error!r}")
         return {}
     before = findings.count
     for name in sorted(subjects, key=str):
-        if subjects[name] != found.get(name):
+        if subjects[name] != digests.get(name):
             findings.add(
-                "HASH", name, f"differs from {STATEMENT}", expected=subjects[name], found=found.get(name, "no file")
+                "HASH", name, f"differs from {STATEMENT}", expected=subjects[name], found=digests.get(name, "no file")
             )
-    for name, expected in (("run_id", run_id), ("manifest_sha256", found[MANIFEST])):
-        if said.get(name) != expected:
-            findings.add("DESCRIPTION", STATEMENT, f"{name} is another", expected=expected, found=said.get(name))
+    for name, expected in (("run_id", run_id), ("manifest_sha256", digests[MANIFEST])):
+        if predicate.get(name) != expected:
+            findings.add("DESCRIPTION", STATEMENT, f"{name} is another", expected=expected, found=predicate.get(name))
     if findings.count == before and not newer:
-        _restate(folder, run_id, found, said, schema, findings)
-    return said
+        _restate(folder, run_id, digests, predicate, schema, findings)
+    return predicate
 
 
 def _restate(
-    folder: Path, run_id: str, found: dict[str, str], said: dict[str, Any], schema: Schema, findings: Findings
+    folder: Path, run_id: str, digests: dict[str, str], predicate: dict[str, Any], schema: Schema, findings: Findings
 ) -> None:
     """Write the statement again, with the tool and the place in the chain that it names, and compare the bytes."""
     text = _head(folder / MANIFEST).decode("utf-8", "replace")
-    listed = {match[2]: found.get(match[2], match[1]) for line in text.splitlines() if (match := _LINE.fullmatch(line))}
+    listed = {
+        match[2]: digests.get(match[2], match[1]) for line in text.splitlines() if (match := _LINE.fullmatch(line))
+    }
     link = None
-    if said.get("chain_sha256") is not None:
-        numbers = (said.get(name) for name in ("chain_index", "prev_chain_sha256", "chain_sha256"))
+    if predicate.get("chain_sha256") is not None:
+        numbers = (predicate.get(name) for name in ("chain_index", "prev_chain_sha256", "chain_sha256"))
         index, prev_chain_sha256, chain_sha256 = numbers
-        link = ChainLink(cast("int", index), run_id, "", found[MANIFEST], str(prev_chain_sha256), str(chain_sha256))
-    content = statement(listed, run_id, link, tool=str(said.get("tool")), version=schema.version)
+        link = ChainLink(cast("int", index), run_id, "", digests[MANIFEST], str(prev_chain_sha256), str(chain_sha256))
+    content = statement(listed, run_id, link, tool=str(predicate.get("tool")), version=schema.version)
     if _head(folder / STATEMENT) != content:
         _differ(folder / STATEMENT, content, findings)

@@ -1,4 +1,4 @@
-"""What verify says: findings that name file, row and column, and what could not be checked."""
+"""The result of verify: findings that name file, row and column, the seal, and what was not checked."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_FINDINGS = 1000  # findings that are kept; more are counted
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong; `row` counts from 1 without the header."""
+    """One contradiction; `row` counts from 1 without the header."""
 
     code: Code
     file: str
@@ -47,10 +47,10 @@ class Finding:
         place = escape_unprintable(self.file)
         place += f" row {self.row}" if self.row is not None else ""
         place += f" column {escape_unprintable(self.column)}" if self.column else ""
-        said = f"{self.code} {place}: {escape_unprintable(self.reason[:LONGEST_REASON])}"
+        line = f"{self.code} {place}: {escape_unprintable(self.reason[:LONGEST_REASON])}"
         if self.expected or self.found:
-            said += f"; expected {_shorten(self.expected)}, found {_shorten(self.found)}"
-        return to_printable(said)
+            line += f"; expected {_shorten(self.expected)}, found {_shorten(self.found)}"
+        return to_printable(line)
 
 
 def _shorten(text: str) -> str:
@@ -61,7 +61,7 @@ def _shorten(text: str) -> str:
 class Findings:
     """Collects findings in the order in which they are met."""
 
-    kept: list[Finding] = field(default_factory=list)
+    listed: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     count: int = 0
     unreadable: int = 0  # of them, cells and forms: what depends on them is not computed
@@ -73,8 +73,8 @@ class Findings:
         """Add one; past the first thousand they are only counted."""
         self.count += 1
         self.unreadable += code in {"FORM", "CELL"}
-        if len(self.kept) < MAX_FINDINGS:
-            self.kept.append(Finding(code, str(file), row, column, _text(expected), _text(found), reason))
+        if len(self.listed) < MAX_FINDINGS:
+            self.listed.append(Finding(code, str(file), row, column, _text(expected), _text(found), reason))
 
 
 def _text(value: object) -> str:
@@ -89,18 +89,18 @@ BEYOND_CHECKS = ("that the meter told the truth, that the run is the one that is
 class SealStatus:
     """By whom a bundle is sealed, as far as it was checked."""
 
-    key: str = ""  # fingerprint of the key whose signature is good; "" where there is none
+    key: str = ""  # fingerprint of the key whose signature is good; "" without one
     signer: str = ""  # whose key that is, by the file of allowed signers
     required: bool = False  # it is the key that was required
     chain: str = ""  # the name of the chain that has a line for it
     place: int = 0  # of that line, from 1
     length: int = 0  # of the chain
     head: str = ""  # the last hash of the chain, to be kept where others see it
-    said: bool = False  # it says that it is in a chain, which was not given
+    states_chain: bool = False  # the statement names a chain that was not given
 
     @property
     def signature_text(self) -> str:
-        """Return who signed it."""
+        """Return the text about the signature."""
         if not self.key:
             return "unsigned: anyone could have made it"
         unknown = ", as required" if self.required else ", whose it is was not checked"
@@ -108,13 +108,13 @@ class SealStatus:
 
     @property
     def chain_text(self) -> str:
-        """Return which chain it is in, and where."""
+        """Return the text about the chain and the place in it."""
         if self.chain:
             return f"in chain {self.chain} at place {self.place} of {self.length}"
-        return "in a chain that was not given" if self.said else "in no chain"
+        return "in a chain that was not given" if self.states_chain else "in no chain"
 
     def unseen(self) -> Iterator[str]:
-        """Yield what no check can show because of what the seal lacks."""
+        """Yield what no check can show because the seal lacks a signature or a chain."""
         if not self.key:
             yield "who made it: whoever writes all of its files anew can say other joules in every one of them"
         if not self.chain:
@@ -125,7 +125,7 @@ class SealStatus:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The result of `verify`, in three parts: is it consistent, who sealed it, and what no check can show.
+    """The result of `verify`, in three parts: contents (consistent or not), seal, and what no check can show.
 
     It is consistent if no finding is about its contents. A signature or a chain that is broken, or that was required
     and is not there, is a finding as well, and the result is not `ok`. `notes` say what was not checked.
@@ -152,12 +152,12 @@ class Verification:
     @property
     def verdict(self) -> str:
         """Return the first two parts in one line."""
-        first = "consistent" if self.consistent else "NOT consistent"
-        return f"{first}; {'; '.join(self._sealed())}"
+        contents = "consistent" if self.consistent else "NOT consistent"
+        return f"{contents}; {'; '.join(self._sealed())}"
 
     def _sealed(self) -> Iterator[str]:
         yield self.sealing.signature_text
-        if self.sealing.chain or self.sealing.said:
+        if self.sealing.chain or self.sealing.states_chain:
             yield self.sealing.chain_text
         broken = sorted({finding.code.lower() for finding in self.findings if finding.code in SEAL_CODES})
         if broken:
@@ -171,13 +171,13 @@ class Verification:
             yield f"  and {self.count - len(self.findings)} more findings"
         yield from (f"  note: {escape_unprintable(note)}" for note in self.notes)
         kinds = Counter(finding.code for finding in self.findings)
-        told = ", ".join(f"{n} {code}" for code, n in kinds.items())
-        contradicts = f"NOT consistent: {self.count} findings ({told})"
+        counts = ", ".join(f"{n} {code}" for code, n in kinds.items())
+        contradicts = f"NOT consistent: {self.count} findings ({counts})"
         yield f"contents: {'consistent' if self.consistent else contradicts}"
         yield f"seal: {self.sealing.signature_text}; {self.sealing.chain_text}"
         if self.sealing.head:
             yield f"head of {self.sealing.chain}, to be kept where others see it: {self.sealing.head}"
-        yield from (f"no check shows: {what}" for what in self.unseen)
+        yield from (f"no check shows: {limit}" for limit in self.unseen)
         yield f"{escape_unprintable(self.directory)}: {self.verdict}"
 
     def __str__(self) -> str:

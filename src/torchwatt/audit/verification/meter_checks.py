@@ -1,4 +1,4 @@
-"""What a device row says of its meter, against what that sensor is, its own readings, and the curve."""
+"""Checks what a device row states of its meter against the sensor's kind, its raw readings and the curve."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ METHOD_OF_MODEL = "load_model"
 PUBLICATIONS = 5.0
 MOST_OFF_LIMIT = 1.2  # a power limit is held on average, within this
 MOST_OFF_STATIC = 1.5  # a quiet moment before the run is known so well
-# The writer tells of two routes that are 5 % apart over 5 s; here they are five times as far. Over shorter times slow
-# sensors may differ by more, but by no factor of 3.
+# The writer adds an event for two routes that are 5 % apart over 5 s; the limit
+# here is five times that. Over shorter times slow sensors may differ by more, but by no factor of 3.
 CROSS_CHECK_S, CROSS_CHECK_REL = 5.0, 0.25
 SHORT_S, SHORT_FACTOR = 0.5, 3.0
 # What says that two routes to the same joules are apart.
@@ -76,104 +76,104 @@ class MeterChecks:
                 # A superchip and its GPU may be named alike by their driver; a key is of one meter.
                 key = text(row, "kind") if column == "device_hash" else column, text(row, column)
                 if key[1] and row["counted"] and hashes.setdefault(key, name) != name:
-                    self._tell(name, "LAW", column, f"is that of {hashes[key]}, too: its joules count twice")
+                    self._report(name, "LAW", column, f"is that of {hashes[key]}, too: its joules count twice")
         self._boundary()
 
-    def _tell(  # a finding about one device
-        self, name: str, code: str, column: str, reason: str, expected: object = "", found: object = ""
+    def _report(  # a finding about one device
+        self, name: str, code: str, column: str, reason: str, expected: object = "", actual: object = ""
     ) -> None:
         self.findings.add(
-            code, FILE, reason, row=self.facts.device_rows[name], column=column, expected=expected, found=found  # type: ignore[arg-type]
+            code, FILE, reason, row=self.facts.device_rows[name], column=column, expected=expected, found=actual  # type: ignore[arg-type]
         )  # fmt: skip
 
     def _identity(self, name: str, row: Row, machines: set[object]) -> None:
-        """Keys are hashes, of the one machine of a run; a recording has none, as it may have been made elsewhere."""
+        """Check keys: SHA-256, one machine a run; a recording has no machine, as it may be from elsewhere."""
         for column in ("device_key", "machine_key", "device_hash"):
             if row[column] is not None and not _KEY.fullmatch(text(row, column)):
-                self._tell(name, "LAW", column, "is no SHA-256", "64 digits", row[column])
+                self._report(name, "LAW", column, "is no SHA-256", "64 digits", row[column])
         machine = row["machine_key"]
         if machine is None:
             return
         if self.facts.run["sampler_mode"] in {"replay", "none"} and not self.facts.merged:
-            self._tell(name, "LAW", "machine_key", "no sampler ran on a machine", "nothing", machine)
+            self._report(name, "LAW", "machine_key", "no sampler ran on a machine", "nothing", machine)
         if machines - {machine} and not self.facts.merged:
-            self._tell(name, "LAW", "machine_key", "is of another machine than a device before", "", machine)
+            self._report(name, "LAW", "machine_key", "is of another machine than a device before", "", machine)
         machines.add(machine)
 
     def _parents(self, name: str, row: Row) -> None:
-        """A device is not inside of itself, and what is inside of a device that counts does not count."""
-        seen, parent = [name], text(row, "parent_device_id")
-        while parent and parent not in seen:
+        """Check that no device contains itself, and that nothing inside of a counted device counts."""
+        ancestors, parent = [name], text(row, "parent_device_id")
+        while parent and parent not in ancestors:
             if row["counted"] and self.facts.devices.get(parent, {}).get("counted"):
-                self._tell(name, "LAW", "counted", f"is inside of {parent}: its joules count twice", "false", "true")
+                self._report(name, "LAW", "counted", f"is inside of {parent}: its joules count twice", "false", "true")
                 return
-            seen.append(parent)
+            ancestors.append(parent)
             parent = text(self.facts.devices.get(parent, {}), "parent_device_id")
         if parent:
-            self._tell(name, "LAW", "parent_device_id", "is inside of itself", "", " > ".join([*seen, parent]))
+            self._report(name, "LAW", "parent_device_id", "is inside of itself", "", " > ".join([*ancestors, parent]))
 
     def _kind(self, name: str, row: Row) -> None:
         kind = domain_kind(name)
         if row["kind"] != kind:
-            self._tell(name, "LAW", "kind", "is not that of device_id", kind, row["kind"])
+            self._report(name, "LAW", "kind", "is not that of device_id", kind, row["kind"])
         if row["scope"] == "process" and text(row, "sensor").startswith(METERS_OF_DEVICES):
-            self._tell(name, "LAW", "scope", f"{row['sensor']} counts everybody's joules", "device", "process")
+            self._report(name, "LAW", "scope", f"{row['sensor']} counts everybody's joules", "device", "process")
         for sensor in text(row, "sensor").split(";"):
-            known = next((kinds for start, kinds in KINDS.items() if sensor.startswith(start)), None)
-            if known is not None and kind not in known:
-                expected = " or ".join(sorted(known))
-                self._tell(name, "LAW", "sensor", f"{sensor} is no sensor of a {kind}", f"a {expected}", kind)
+            allowed = next((kinds for start, kinds in KINDS.items() if sensor.startswith(start)), None)
+            if allowed is not None and kind not in allowed:
+                expected = " or ".join(sorted(allowed))
+                self._report(name, "LAW", "sensor", f"{sensor} is no sensor of a {kind}", f"a {expected}", kind)
 
     def _sensor(self, name: str, row: Row) -> None:
-        """A model of load is modelled by its method and by its sensor; a meter's own difference is measured."""
-        method, known = text(row, "method"), text(row, "provenance")
+        """Check that method, sensor and provenance agree on whether the device is modelled or measured."""
+        method, provenance = text(row, "method"), text(row, "provenance")
         sensors = frozenset(text(row, "sensor").split(";"))
-        if not method or not known:
+        if not method or not provenance:
             return
-        if sensors & MODELS and known == "measured":
-            self._tell(name, "KNOWN", "provenance", f"{';'.join(sensors)} measures nothing", "modelled", known)
+        if sensors & MODELS and provenance == "measured":
+            self._report(name, "KNOWN", "provenance", f"{';'.join(sensors)} measures nothing", "modelled", provenance)
         if sensors & MODELS and method != METHOD_OF_MODEL:
-            self._tell(name, "LAW", "method", f"{';'.join(sensors)} is a model of load", METHOD_OF_MODEL, method)
-        if known == "modelled" and method != METHOD_OF_MODEL:
-            self._tell(name, "LAW", "method", "what is modelled has no readings", METHOD_OF_MODEL, method)
+            self._report(name, "LAW", "method", f"{';'.join(sensors)} is a model of load", METHOD_OF_MODEL, method)
+        if provenance == "modelled" and method != METHOD_OF_MODEL:
+            self._report(name, "LAW", "method", "what is modelled has no readings", METHOD_OF_MODEL, method)
         if method == METHOD_OF_MODEL and sensors & COUNTERS:
-            self._tell(
+            self._report(
                 name, "LAW", "sensor", "is a counter, and the joules are a model's", "tdp_model", ";".join(sensors)
             )
 
     def _band(self, name: str, row: Row) -> None:
-        """A band is no narrower than its own source says at its beginning; measurements may widen it."""
-        said = _BAND.match(text(row, "sensor_accuracy_source"))
-        if said is None or self.facts.old:
+        """Check that a band is no narrower than the numbers with which its source begins; measurements may widen it."""
+        source = _BAND.match(text(row, "sensor_accuracy_source"))
+        if source is None or self.facts.old:
             return
-        lo, hi = -float(said[1] or said[2]) / 100, float(said[1] or said[3]) / 100
+        lo, hi = -float(source[1] or source[2]) / 100, float(source[1] or source[3]) / 100
         for column, sign, least in (("sensor_accuracy_lo_rel", -1, lo), ("sensor_accuracy_hi_rel", 1, hi)):
-            found = number(row, column)
-            if found is not None and sign * (found - least) < -1e-9:
-                self._tell(name, "LAW", column, "is narrower than sensor_accuracy_source says", least, found)
+            stated = number(row, column)
+            if stated is not None and sign * (stated - least) < -1e-9:
+                self._report(name, "LAW", column, "is narrower than sensor_accuracy_source says", least, stated)
 
     # The counter's own readings
 
     def _readings(self, name: str, row: Row) -> None:
         cells = [number(row, f"counter_{cell}") for cell in COUNTER_CELLS]
-        there = [cell is not None for cell in cells]
-        if any(there) and not all(there):
-            missing = f"counter_{COUNTER_CELLS[there.index(False)]}"
-            self._tell(name, "LAW", missing, "is empty, and other cells of the counter are not")
+        filled = [cell is not None for cell in cells]
+        if any(filled) and not all(filled):
+            missing = f"counter_{COUNTER_CELLS[filled.index(False)]}"
+            self._report(name, "LAW", missing, "is empty, and other cells of the counter are not")
             return
-        if not any(there):
+        if not any(filled):
             self._without_readings(name, row)
             return
         if row["method"] != "counter":
-            self._tell(
+            self._report(
                 name, "LAW", "method", "is not that of a counter, and the readings are one's", "counter", row["method"]
             )
         start, end, unit_j, wraps, modulus, difference_j, _ = (cell or 0.0 for cell in cells)
         if wraps and not modulus:
-            self._tell(name, "LAW", "counter_modulus_raw", "wraps, and does not say where", "more than 0", modulus)
+            self._report(name, "LAW", "counter_modulus_raw", "wraps, and does not say where", "more than 0", modulus)
         for cell, value in (("start_raw", start), ("end_raw", end)):
             if modulus and value >= modulus:
-                self._tell(
+                self._report(
                     name, "LAW", f"counter_{cell}", "is beyond counter_modulus_raw", f"below {modulus:.0f}", value
                 )
         self._unit(name, row, unit_j)
@@ -181,7 +181,7 @@ class MeterChecks:
         self._wraps(name, int(wraps))
 
     def _without_readings(self, name: str, row: Row) -> None:
-        """Miss the readings of a counter that must have had some in the run."""
+        """Report a counter without readings that is fast enough to have had some in the run."""
         coverage, period_s = number(row, "coverage_ratio"), number(row, "sensor_update_s") or 0.0
         seconds = self.facts.duration_s() * (1.0 if coverage is None else coverage)  # for which it is known
         sensors = frozenset(text(row, "sensor").split(";"))
@@ -190,20 +190,20 @@ class MeterChecks:
             return  # a device outside of the total has joules and no readings
         if row["method"] == "counter" and sensors & COUNTERS and not slow and row["energy_j"] is not None:
             reason = f"is empty: {';'.join(sorted(sensors & COUNTERS))} was read every {period_s:g} s"
-            self._tell(name, "LAW", "counter_start_raw", reason, "the counter's reading")
+            self._report(name, "LAW", "counter_start_raw", reason, "the counter's reading")
 
     def _unit(self, name: str, row: Row, unit_j: float) -> None:
         if row["sensor"] == "rapl" and unit_j != RAPL_UNIT_J:
-            self._tell(name, "LAW", "counter_unit_j", "rapl counts microjoules", RAPL_UNIT_J, unit_j)
+            self._report(name, "LAW", "counter_unit_j", "rapl counts microjoules", RAPL_UNIT_J, unit_j)
         u_j = number(row, "reading_u_j")
         least_j = unit_j / sqrt(6.0) * (1 - 1e-9)  # two ends, each uniform within a unit
         if row["method"] == "counter" and (number(row, "energy_j") or 0.0) > 0 and u_j is not None and u_j < least_j:
-            self._tell(
+            self._report(
                 name, "LAW", "reading_u_j", "is less than one unit of the counter tells", f"at least {least_j!r}", u_j
             )
 
     def _gap(self, name: str, row: Row, unit_j: float, difference_j: float) -> None:
-        """Joules beyond the two readings are of a publication at each end, or an event says where they come from."""
+        """Check that joules beyond the two readings are at most a publication at each end, or explained."""
         energy_j = number(row, "energy_j")
         if energy_j is None:
             return
@@ -213,15 +213,17 @@ class MeterChecks:
         gap_j = energy_j - difference_j
         if abs(gap_j) > allowed_j and not self.facts.events_of(name, METER_LOSSES):
             reason = "is more than a counter's publications at both ends, and no event says why"
-            self._tell(name, "LAW", "counter_gap_j", reason, f"at most {allowed_j:.6g}", gap_j)
+            self._report(name, "LAW", "counter_gap_j", reason, f"at most {allowed_j:.6g}", gap_j)
 
     def _wraps(self, name: str, wraps: int) -> None:
         curve = self.facts.curves.get(name)
         if curve is None or self.facts.merged or "event" in self.facts.broken:
             return
-        told = sum(curve.first_ns < t_ns <= curve.last_ns for t_ns in self.facts.wraps_ns.get(name, ()))
-        if told != wraps:
-            self._tell(name, "LAW", "counter_wraps", "is not the number of events COUNTER_WRAP in the run", told, wraps)
+        events = sum(curve.first_ns < t_ns <= curve.last_ns for t_ns in self.facts.wraps_ns.get(name, ()))
+        if events != wraps:
+            self._report(
+                name, "LAW", "counter_wraps", "is not the number of events COUNTER_WRAP in the run", events, wraps
+            )
 
     # Power
 
@@ -234,7 +236,7 @@ class MeterChecks:
         low = 1 + min(number(row, "sensor_accuracy_lo_rel") or 0.0, 0.0)
         least_w = max(energy_j * low - Z90 * (number(row, "reading_u_j") or 0.0), 0.0) / known_s
         if limit_w and least_w > MOST_OFF_LIMIT * limit_w and not self.facts.events_of(name, OVER_LIMIT):
-            self._tell(
+            self._report(
                 name,
                 "LAW",
                 "power_limit_w",
@@ -245,17 +247,17 @@ class MeterChecks:
         ends_j = [number(row, f"energy_{basis}hi_j") or 0.0 for basis in ("", "systematic_")]
         most_w = max(energy_j + Z90 * (number(row, "reading_u_j") or 0.0), *ends_j) / known_s
         if static_w is not None and static_w > MOST_OFF_STATIC * most_w:
-            self._tell(
+            self._report(
                 name, "LAW", "static_w", "is more than the mean power of the run", f"at most {most_w:.6g}", static_w
             )
-        apart = number(row, "cross_check_rel_diff")
-        told = self.facts.merged or self.facts.events_of(name, APART)
-        if apart is not None and _far(apart, known_s) and not told:
+        difference_rel = number(row, "cross_check_rel_diff")
+        explained = self.facts.merged or self.facts.events_of(name, APART)
+        if difference_rel is not None and _far(difference_rel, known_s) and not explained:
             reason = "is far from 0, and no event CROSS_CHECK says so"
-            self._tell(name, "LAW", "cross_check_rel_diff", reason, "", apart)
+            self._report(name, "LAW", "cross_check_rel_diff", reason, "", difference_rel)
 
     def _repeats(self, name: str, row: Row) -> None:
-        """What another repeat would give lies as far below the joules as above them; of ranks, sums do not."""
+        """Check that the interval over repeats is symmetric; sums over ranks need not be."""
         energy_j, lo_j, hi_j = (number(row, f"energy_{end}j") for end in ("", "lo_", "hi_"))
         if energy_j is None or self.facts.old or self.facts.merged:
             return
@@ -264,7 +266,7 @@ class MeterChecks:
             expected is not None and lo_j is not None and not is_same_number(expected, lo_j, rel=1e-9, scale=energy_j)
         ):
             reason = "is not as far from energy_j as energy_hi_j is"
-            self._tell(name, "DERIVED", "energy_lo_j", reason, "nothing" if expected is None else expected, lo_j)
+            self._report(name, "DERIVED", "energy_lo_j", reason, "nothing" if expected is None else expected, lo_j)
 
     # How much of the run is known
 
@@ -272,37 +274,41 @@ class MeterChecks:
         coverage, seconds = number(row, "coverage_ratio"), self.facts.duration_s()
         if coverage is None or self.facts.old:
             return
-        whole = is_fully_covered(coverage, seconds)
-        told = self.facts.events_of(name, METER_LOSSES) or (self.facts.merged and self.facts.has_event(METER_LOSSES))
-        if not whole and not told and self.facts.has_losses:
-            self._tell(
+        complete = is_fully_covered(coverage, seconds)
+        explained = self.facts.events_of(name, METER_LOSSES) or (
+            self.facts.merged and self.facts.has_event(METER_LOSSES)
+        )
+        if not complete and not explained and self.facts.has_losses:
+            self._report(
                 name, "LAW", "coverage_ratio", "leaves a part of the run out, and no event says so", 1.0, coverage
             )
         by_merge = self.facts.merged and not self.facts.has_losses
-        if not whole and self.facts.run["status"] == "complete" and not by_merge:
+        if not complete and self.facts.run["status"] == "complete" and not by_merge:
             self.findings.add(
                 "LAW", "run.csv", f"is complete, and {name} was known for {coverage:.1%} of the run", row=1,
                 column="status", expected="partial", found="complete",
             )  # fmt: skip
         gone = row["unavailable_reason"] is not None and row["provenance"] == "measured" and row["counted"]
         if gone and self.facts.run["status"] == "complete" and not self.facts.merged:
-            self._tell(name, "LAW", "unavailable_reason", "a meter was lost, and the run is complete", "", "complete")
+            self._report(name, "LAW", "unavailable_reason", "a meter was lost, and the run is complete", "", "complete")
         curve = self.facts.curves.get(name)
         if curve is None or self.facts.merged:
             return
-        seen = (curve.last_ns - curve.first_ns - curve.silent_ns) / 1e9 / seconds if seconds > 0 else 1.0
+        covered = (curve.last_ns - curve.first_ns - curve.silent_ns) / 1e9 / seconds if seconds > 0 else 1.0
         # A counter that stands still is known until half an interval after its last step.
         between = curve.usual_ns / 1e9 / seconds if seconds > 0 else 0.0
-        if coverage > seen + max(1e-3, between):
-            self._tell(name, "LAW", "coverage_ratio", "is more than the curve covers", f"at most {seen:.6g}", coverage)
+        if coverage > covered + max(1e-3, between):
+            self._report(
+                name, "LAW", "coverage_ratio", "is more than the curve covers", f"at most {covered:.6g}", coverage
+            )
         hole = curve.hole_ns > max(HOLE_NS, HOLE_REL * curve.usual_ns)
         missed = number(self.facts.run, "sampler_missed") or 0
-        if hole and not told and not missed:
+        if hole and not explained and not missed:
             reason = f"{name} has no reading for {curve.hole_ns / 1e9:.3g} s, and no event says so"
             self.findings.add("LAW", self.facts.sample_file, reason, row=curve.hole_row, column="t_ns")
 
     def _boundary(self) -> None:
-        """What could not be metered is named by the run and says why."""
+        """Check that `boundary_excluded` names the devices with an `unavailable_reason`."""
         if self.facts.old:
             return
         named = {name for name in text(self.facts.run, "boundary_excluded").split(";") if name}
@@ -315,8 +321,8 @@ class MeterChecks:
             )  # fmt: skip
 
 
-def _far(apart: float, known_s: float) -> bool:
-    """Return whether two routes to the joules of so long a time differ by more than sensors do."""
+def _far(difference_rel: float, known_s: float) -> bool:
+    """Return whether two routes to the joules of `known_s` seconds differ by more than sensors do."""
     if known_s >= CROSS_CHECK_S:
-        return abs(apart) > CROSS_CHECK_REL
-    return known_s >= SHORT_S and not 1 / SHORT_FACTOR <= 1 + apart <= SHORT_FACTOR
+        return abs(difference_rel) > CROSS_CHECK_REL
+    return known_s >= SHORT_S and not 1 / SHORT_FACTOR <= 1 + difference_rel <= SHORT_FACTOR

@@ -1,4 +1,4 @@
-"""A merged job: ranks add up to the layers, the layers of a rank to the rank; what is nobody's is said to be."""
+"""Checks a merged job: ranks add up to the layers, and the layers of a rank to the rank."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _Slot = tuple[str, str, str, str]  # device, fqn, phase, stage
 
 
 class RankChecks:
-    """Looks at `rank`; its `layers` look at `rank_layer` and its `books` at `layer`, only where there are ranks."""
+    """Checks `rank`; `layers` checks `rank_layer`, and `books` sums `layer` for it."""
 
-    def __init__(self, facts: BundleFacts, findings: Findings, *, there: bool) -> None:
-        self.there = there
+    def __init__(self, facts: BundleFacts, findings: Findings, *, has_ranks: bool) -> None:
+        self.has_ranks = has_ranks
         self.facts = facts
         self.findings = findings
         self.rows: dict[int, tuple[int, dict[str, object]]] = {}
-        self.books = _RankSums(there=there)
+        self.books = _RankSums(has_ranks=has_ranks)
         self.layers = _RankLayers(facts, findings)
 
-    def look(self, piece: TableChunk) -> None:
-        """Keep the ranks, and check each by itself."""
-        DerivedChecks(self.facts.schema.table("rank"), FILE, self.findings).look(piece)
+    def check(self, chunk: TableChunk) -> None:
+        """Keep the ranks of a chunk, and check each alone."""
+        DerivedChecks(self.facts.schema.table("rank"), FILE, self.findings).check(chunk)
         end_ns = self.facts.duration_s() * 1e9 + 1e6
-        for row, cells in rows_of(piece):
+        for row, cells in rows_of(chunk):
             self.rows[int(number(cells, "rank") or 0)] = row, dict(cells)
             start, end = number(cells, "t_start_ns"), number(cells, "t_end_ns")
             if start is not None and end is not None and not -1e6 <= start <= end <= end_ns:
@@ -47,7 +47,7 @@ class RankChecks:
 
     def finish(self) -> None:
         """Compare the sums."""
-        if not self.there or self.facts.broken & {"rank", "rank_layer", "layer", "run"}:
+        if not self.has_ranks or self.facts.broken & {"rank", "rank_layer", "layer", "run"}:
             return
         self._all_there()
         self._unique()
@@ -62,52 +62,54 @@ class RankChecks:
         for rank in sorted(expected ^ set(self.rows))[:8]:
             reason = "has no row" if rank in expected else "is no rank of the job"
             self.findings.add("KEY", FILE, f"rank {rank} {reason}", column="rank", expected=f"0 to {size or 0:.0f} - 1")
-        whole = all(cells["status"] == "complete" for _, cells in self.rows.values())
-        if not whole and text(self.facts.run, "status") == "complete":
+        complete = all(cells["status"] == "complete" for _, cells in self.rows.values())
+        if not complete and text(self.facts.run, "status") == "complete":
             self.findings.add(
                 "LAW", "run.csv", "is complete, and a rank is not", row=1, column="status", expected="partial",
                 found="complete",
             )  # fmt: skip
 
     def _unique(self) -> None:
-        """Each rank is another run and has another place; a machine has one number and one hash."""
-        run_id, seen = self.facts.run.get("run_id"), dict[tuple[object, ...], int]()
+        """Check that run ids and places of ranks are unique, and that a machine has one number and one hash."""
+        run_id, rank_of = self.facts.run.get("run_id"), dict[tuple[object, ...], int]()
         names = {"source_run_id": ("source_run_id",), "local_rank": ("node", "local_rank")}
         hosts: dict[object, object] = {}
         for rank, (row, cells) in sorted(self.rows.items()):
             for column, parts in names.items():
                 key = (column, *(cells[part] for part in parts))
-                if None not in key and seen.setdefault(key, rank) != rank:
-                    self._tell(row, column, f"is that of rank {seen[key]}, too: its joules count twice", cells[column])
+                if None not in key and rank_of.setdefault(key, rank) != rank:
+                    self._report(
+                        row, column, f"is that of rank {rank_of[key]}, too: its joules count twice", cells[column]
+                    )
             if cells["source_run_id"] is not None and cells["source_run_id"] == run_id:
-                self._tell(row, "source_run_id", "is the merged run itself", run_id)
+                self._report(row, "source_run_id", "is the merged run itself", run_id)
             node, host = cells["node"], cells["host_hash"]
-            for one, other in (((0, node), (1, host)), ((1, host), (0, node))):
-                if node is not None and host is not None and hosts.setdefault(one, other) != other:
-                    self._tell(row, "host_hash", "one machine has one number and one hash", host)
+            for identity, counterpart in (((0, node), (1, host)), ((1, host), (0, node))):
+                if node is not None and host is not None and hosts.setdefault(identity, counterpart) != counterpart:
+                    self._report(row, "host_hash", "one machine has one number and one hash", host)
                     break
         nodes = {cells["node"] for _, cells in self.rows.values()} - {None}
-        told = number(self.facts.run, "node_count")
-        if told is not None and told != len(nodes):
+        node_count = number(self.facts.run, "node_count")
+        if node_count is not None and node_count != len(nodes):
             self.findings.add(
                 "DERIVED", "run.csv", "is not the number of machines in rank.csv", row=1, column="node_count",
-                expected=len(nodes), found=told,
+                expected=len(nodes), found=node_count,
             )  # fmt: skip
 
     def _alive(self) -> None:
-        """A rank that left nothing has an event that says so, and no other rank has; who left something has times."""
-        told = {about for code, about in self.facts.events if code == "RANK_MISSING"}
+        """Check that exactly the missing ranks have an event RANK_MISSING and a reason, and the others times."""
+        subjects = {about for code, about in self.facts.events if code == "RANK_MISSING"}
         for rank, (row, cells) in sorted(self.rows.items()):
             missing = cells["status"] == "missing"
-            if missing != (f"rank:{rank}" in told) and "event" not in self.facts.broken:
-                self._tell(row, "status", "and the event RANK_MISSING do not agree", cells["status"])
+            if missing != (f"rank:{rank}" in subjects) and "event" not in self.facts.broken:
+                self._report(row, "status", "and the event RANK_MISSING do not agree", cells["status"])
             if not missing and (cells["t_start_ns"] is None or cells["t_end_ns"] is None):
-                self._tell(row, "t_start_ns", "is empty, and the rank is not missing", "")
+                self._report(row, "t_start_ns", "is empty, and the rank is not missing", "")
             if missing and cells["reason"] is None:
-                self._tell(row, "reason", "is empty, and the rank is missing", "")
+                self._report(row, "reason", "is empty, and the rank is missing", "")
 
-    def _tell(self, row: int, column: str, reason: str, found: object) -> None:
-        self.findings.add("LAW", FILE, reason, row=row, column=column, found=found)
+    def _report(self, row: int, column: str, reason: str, actual: object) -> None:
+        self.findings.add("LAW", FILE, reason, row=row, column=column, found=actual)
 
     def _ranks_add_up(self) -> None:
         for rank in sorted(self.layers.by_rank.keys() - self.rows.keys()):
@@ -122,7 +124,7 @@ class RankChecks:
                 )  # fmt: skip
 
     def _times(self) -> None:
-        """No rank spent more time in its layers than it ran, on each device of the host."""
+        """Check that no rank spent more time in its layers than it ran, on each device of the host."""
         for (rank, device), spent_s in sorted(self.layers.host_s.items()):
             self._time(rank, spent_s, f"rows of {device} of rank {rank} took longer than the rank ran", None)
         for rank, (row, spent_s) in sorted(self.layers.longest.items()):
@@ -138,26 +140,26 @@ class RankChecks:
 
     def _layers_add_up(self) -> None:
         for slot in sorted(self.books.by_slot.keys() | self.layers.by_slot.keys()):
-            booked, found = self.books.by_slot.get(slot), self.layers.by_slot.get(slot)
+            booked, by_ranks = self.books.by_slot.get(slot), self.layers.by_slot.get(slot)
             if slot[1] == NO_RANK:
-                if found is not None:
+                if by_ranks is not None:
                     self.findings.add("LAW", LAYERS, f"{NO_RANK} is nobody's", column="fqn", found=", ".join(slot))
-            elif not _agree(booked.value if booked else None, found.value if found else None):
+            elif not _agree(booked.value if booked else None, by_ranks.value if by_ranks else None):
                 self.findings.add(
                     "SUM", LAYERS, f"the ranks' {', '.join(slot)} do not add up to layer.csv", column="energy_self_j",
-                    expected=booked.value if booked else "nothing", found=found.value if found else None,
+                    expected=booked.value if booked else "nothing", found=by_ranks.value if by_ranks else None,
                 )  # fmt: skip
 
 
 class _RankSums:
     """Sums of `layer` by device, layer and phase."""
 
-    def __init__(self, *, there: bool) -> None:
-        self.there = there
+    def __init__(self, *, has_ranks: bool) -> None:
+        self.has_ranks = has_ranks
         self.by_slot: dict[_Slot, ExactSum] = defaultdict(ExactSum)
 
-    def look(self, piece: TableChunk) -> None:
-        for _, cells in rows_of(piece) if self.there else ():
+    def check(self, chunk: TableChunk) -> None:
+        for _, cells in rows_of(chunk) if self.has_ranks else ():
             slot = _slot(cells)
             self.by_slot[slot].add([number(cells, "energy_self_j") or 0.0])
 
@@ -173,10 +175,10 @@ class _RankLayers:
         self.host_s: dict[tuple[int, str], float] = defaultdict(float)
         self.longest: dict[int, tuple[int, float]] = {}  # row and seconds, by rank
 
-    def look(self, piece: TableChunk) -> None:
-        for row, cells in rows_of(piece):
+    def check(self, chunk: TableChunk) -> None:
+        for row, cells in rows_of(chunk):
             joules = number(cells, "energy_self_j") or 0.0
-            device, known = text(cells, "device_id"), text(cells, "provenance")
+            device, provenance = text(cells, "device_id"), text(cells, "provenance")
             rank, seconds = int(number(cells, "rank") or 0), number(cells, "time_self_s") or 0.0
             self.by_rank[rank].add([joules])
             if domain_kind(device) in HOST_KINDS:
@@ -185,10 +187,10 @@ class _RankLayers:
                 self.longest[rank] = row, seconds
             self.by_slot[_slot(cells)].add([joules])
             limit = text(self.facts.devices.get(device, {}), "provenance")
-            if limit in PROVENANCES and PROVENANCES.index(known) < PROVENANCES.index(limit):
+            if limit in PROVENANCES and PROVENANCES.index(provenance) < PROVENANCES.index(limit):
                 self.findings.add(
                     "KNOWN", LAYERS, f"better known than {device}", row=row, column="provenance",
-                    expected=f"{limit} or weaker", found=known,
+                    expected=f"{limit} or weaker", found=provenance,
                 )  # fmt: skip
 
 
@@ -196,7 +198,7 @@ def _slot(cells: Row) -> _Slot:
     return text(cells, "device_id"), text(cells, "fqn"), text(cells, "phase"), text(cells, "stage")
 
 
-def _agree(expected: object, found: object) -> bool:
-    if isinstance(expected, float) and isinstance(found, float):
-        return is_same_number(expected, found, rel=BOOKS_REL) or abs(expected - found) < BOOKS_REL
-    return expected is None and found is None
+def _agree(expected: object, actual: object) -> bool:
+    if isinstance(expected, float) and isinstance(actual, float):
+        return is_same_number(expected, actual, rel=BOOKS_REL) or abs(expected - actual) < BOOKS_REL
+    return expected is None and actual is None

@@ -1,4 +1,4 @@
-"""The run's own row, computed again from the other tables."""
+"""Computes the row of `run` again from the other tables."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ Expected = tuple[str, Value, float]  # column, value, size of what was subtracte
 
 
 def check_run(facts: BundleFacts, file: str, findings: Findings) -> None:
-    """Compare every cell of the run that the other tables can say."""
+    """Compare every cell of the run that follows from other tables."""
     if not facts.run or facts.broken & {"run", "device"}:
         return
     expected = [*_energies(facts), *_place(facts), *_units(facts)]
     if "layer" not in facts.broken:
         expected += _layers(facts)
     for column, value, scale in expected:
-        found = facts.run[column]
-        if not _agree(value, found, scale):
+        actual = facts.run[column]
+        if not _agree(value, actual, scale):
             findings.add(
                 "DERIVED", file, "is not what the other tables say", row=1, column=column,
-                expected="nothing" if value is None else value, found=found,
+                expected="nothing" if value is None else value, found=actual,
             )  # fmt: skip
     _times(facts, file, findings)
-    for column, reason, wanted in (*_words(facts), *_follows(facts), *_family(facts)):
-        findings.add("LAW", file, reason, row=1, column=column, expected=wanted, found=facts.run[column])
+    for column, reason, required in (*_words(facts), *_follows(facts), *_family(facts)):
+        findings.add("LAW", file, reason, row=1, column=column, expected=required, found=facts.run[column])
 
 
 def check_systematic(facts: BundleFacts, file: str, findings: Findings) -> None:
-    """Compare what another meter would say of each device with its band and its readings; version 1 did not say it."""
+    """Compare each device's systematic interval with its band and reading error; version 1 has none."""
     if facts.schema.version.startswith("1."):
         return
     for name, row in facts.devices.items():
@@ -61,7 +61,7 @@ def check_systematic(facts: BundleFacts, file: str, findings: Findings) -> None:
 
 
 def _words(facts: BundleFacts) -> Iterator[tuple[str, str, str]]:
-    """Yield what the run's row says of itself that cannot be: (column, reason, expected)."""
+    """Yield contradictions within the row: (column, reason, expected)."""
     run = facts.run
     if run["tool_name"] != "torchwatt":
         yield "tool_name", "these tables are torchwatt's", "torchwatt"
@@ -88,7 +88,7 @@ def _words(facts: BundleFacts) -> Iterator[tuple[str, str, str]]:
 
 
 def _follows(facts: BundleFacts) -> Iterator[tuple[str, str, str]]:
-    """Yield what follows from the devices and from tracing_cost_s, and does not: (column, reason, expected)."""
+    """Yield contradictions with the devices and tracing_cost_s: (column, reason, expected)."""
     run = facts.run
     if facts.old:
         return
@@ -101,7 +101,7 @@ def _follows(facts: BundleFacts) -> Iterator[tuple[str, str, str]]:
 
 
 def _family(facts: BundleFacts) -> Iterator[tuple[str, str, str]]:
-    """Yield what the run's row says of other runs that cannot be: (column, reason, expected)."""
+    """Yield contradictions about parents and ranks: (column, reason, expected)."""
     run = facts.run
     if run["parent_run_id"] is not None and run["parent_run_id"] == run["run_id"]:
         yield "parent_run_id", "is the run itself", "another run"
@@ -109,10 +109,10 @@ def _family(facts: BundleFacts) -> Iterator[tuple[str, str, str]]:
         yield "world_size", "has ranks, and there is no rank.csv", "1"
 
 
-def _agree(expected: Value, found: Value, scale: float) -> bool:
-    if isinstance(expected, int | float) and isinstance(found, int | float):
-        return is_same_number(float(expected), float(found), scale=scale)
-    return expected == found
+def _agree(expected: Value, actual: Value, scale: float) -> bool:
+    if isinstance(expected, int | float) and isinstance(actual, int | float):
+        return is_same_number(float(expected), float(actual), scale=scale)
+    return expected == actual
 
 
 def _energies(facts: BundleFacts) -> Iterator[Expected]:
@@ -143,9 +143,9 @@ def _energies(facts: BundleFacts) -> Iterator[Expected]:
 
 
 def _all_numbers(rows: list[Row], column: str) -> list[float] | None:
-    """Return a column's numbers; None where one is missing, or where there is no row."""
-    found = [value for row in rows if (value := number(row, column)) is not None]
-    return found if found and len(found) == len(rows) else None
+    """Return a column's numbers; None if one is missing, or without rows."""
+    values = [value for row in rows if (value := number(row, column)) is not None]
+    return values if values and len(values) == len(rows) else None
 
 
 def _systematic(counted: list[Row], total_j: float | None, run_s: float) -> tuple[float | None, float | None]:
@@ -210,27 +210,33 @@ def _units(facts: BundleFacts) -> Iterator[Expected]:
 
 
 def _step_count(facts: BundleFacts) -> int | None:
-    """Return how many steps the rows of `window` stand for, as far as they say it.
+    """Return the number of steps that the rows of `window` stand for.
 
     A step's name is its number, or in a long run the first and the last number of those that the row stands for.
     """
     names = [window.name for window in facts.windows.values() if window.kind == "step"]
-    found = [_NUMBERS.fullmatch(name) for name in names]
-    if not all(found):
+    matches = [_NUMBERS.fullmatch(name) for name in names]
+    if not all(matches):
         return len(names)
-    spans = sorted((int(each[1]), int(each[2] or each[1])) for each in found if each)
-    if any(first != last for first, last in spans):
-        follows = [0, *(last + 1 for _, last in spans)]
-        return follows[-1] if [first for first, _ in spans] == follows[:-1] else len(names)
+    spans = sorted((int(each[1]), int(each[2] or each[1])) for each in matches if each)
+    if any(begin != end for begin, end in spans):
+        follows = [0, *(end + 1 for _, end in spans)]
+        return follows[-1] if [begin for begin, _ in spans] == follows[:-1] else len(names)
     return _step_count_of_old(facts, names)
 
 
 def _step_count_of_old(facts: BundleFacts, names: list[str]) -> int | None:
-    """Return the same where rows have only their first number: of the last row `step_count` itself says how many."""
-    numbers, told = sorted(int(name) for name in names), number(facts.run, "step_count")
-    if numbers and numbers[0] == 0 and len(set(numbers)) == len(numbers) and told is not None and told > numbers[-1]:
+    """Return the same where names are first numbers only; the size of the last row comes from `step_count`."""
+    numbers, step_count = sorted(int(name) for name in names), number(facts.run, "step_count")
+    if (
+        numbers
+        and numbers[0] == 0
+        and len(set(numbers)) == len(numbers)
+        and step_count is not None
+        and step_count > numbers[-1]
+    ):
         folded = numbers[-1] >= len(numbers)  # rows of several steps: the last one may be one, too
-        return int(told) if folded else len(numbers)
+        return int(step_count) if folded else len(numbers)
     return len(numbers)
 
 

@@ -1,4 +1,4 @@
-"""The curve: power is the slope of energy, the last point is the device's energy, steps are differences on it."""
+"""Checks curves: power is the slope of energy, the last point the device's energy, steps and hours are differences."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CURVE_REL = 1e-9
 POINTS = 1 << 16
 
 
-def sample_pieces(path: Path, findings: Findings, *, newer: bool) -> Iterator[TableChunk]:
+def sample_chunks(path: Path, findings: Findings, *, newer: bool) -> Iterator[TableChunk]:
     """Yield the samples; none, with a note, where they are Parquet and pyarrow is not installed."""
     if path.suffix != ".parquet":
         yield from read_chunks(path, SAMPLE, findings, newer)
@@ -50,17 +50,19 @@ def _parquet(file: object, name: str, findings: Findings) -> Iterator[TableChunk
     from torchwatt.audit.sample_table import arrow_schema
 
     parquet = cast("pq.ParquetFile", file)
-    wanted, found = arrow_schema(), parquet.schema_arrow
-    if not found.equals(wanted):
-        findings.add("FORM", name, "other columns or types", expected=_types(wanted), found=_types(found))
+    expected_schema, file_schema = arrow_schema(), parquet.schema_arrow
+    if not file_schema.equals(expected_schema):
+        findings.add(
+            "FORM", name, "other columns or types", expected=_types(expected_schema), found=_types(file_schema)
+        )
         return
-    first = 1
+    first_row = 1
     for batch in parquet.iter_batches(POINTS):
         batch.validate(full=True)  # indices that lead out of their dictionary, text that is no UTF-8
-        piece = TableChunk(list(range(first, first + batch.num_rows)), batch.to_pydict(), set())
-        _check(piece, name, findings)
-        yield piece
-        first += batch.num_rows
+        chunk = TableChunk(list(range(first_row, first_row + batch.num_rows)), batch.to_pydict(), set())
+        _check(chunk, name, findings)
+        yield chunk
+        first_row += batch.num_rows
 
 
 def _types(schema: object) -> str:
@@ -73,26 +75,26 @@ EDGE_NS = 1_000_000  # by which a curve may begin before its run and end after i
 SILENCE_NS = 500_000_000
 
 
-def _check(piece: TableChunk, file: str, findings: Findings) -> None:
-    """Check values that are typed already: there, finite, in bounds, a word of the column."""
+def _check(chunk: TableChunk, file: str, findings: Findings) -> None:
+    """Check typed values: present, finite, in bounds, a word of the column."""
     for column in SAMPLE.columns:
-        values = piece.columns[column.name]
+        values = chunk.columns[column.name]
         wrong: dict[Value, str] = {}
         for value in set(values):
             if value is None and column.required:
                 wrong[value] = "is required and empty"
             elif isinstance(value, float) and not abs(value) <= LARGEST_NUMBER:
                 wrong[value] = "is not finite, or larger than any quantity of a run"
-            elif value is not None and (found := out_of_bounds(value, str(value), column)) is not None:
-                wrong[value] = found[1]
-        for row, value in zip(piece.rows, values, strict=True) if wrong else ():
+            elif value is not None and (fault := out_of_bounds(value, str(value), column)) is not None:
+                wrong[value] = fault[1]
+        for row, value in zip(chunk.rows, values, strict=True) if wrong else ():
             if value in wrong:
-                piece.bad.add(row)
+                chunk.bad.add(row)
                 findings.add("CELL", file, wrong[value], row=row, column=column.name, found=value)
 
 
 class SampleChecks:
-    """Looks at the samples as they pass by, device after device."""
+    """Checks the samples chunk by chunk, device after device."""
 
     def __init__(self, file: str, facts: BundleFacts, findings: Findings) -> None:
         self.file = file
@@ -107,13 +109,13 @@ class SampleChecks:
         self.spread = _Percentiles(facts, findings)
         facts.sample_file = file
 
-    def look(self, piece: TableChunk) -> None:
+    def check(self, chunk: TableChunk) -> None:
         """Check the slope from point to point."""
         names = ("device_id", "t_ns", "power_w", "energy_j")
-        points = zip(piece.rows, *(piece.columns[name] for name in names), strict=True)
-        self._known(piece)
+        points = zip(chunk.rows, *(chunk.columns[name] for name in names), strict=True)
+        self._check_provenance(chunk)
         for row, device, t_ns, power_w, energy_j in points:
-            if row in piece.bad:
+            if row in chunk.bad:
                 self.facts.broken.add("sample")
                 continue
             if device != self.device:
@@ -121,22 +123,22 @@ class SampleChecks:
                 self.facts.curves[self.device] = CurveFact(cast("int", t_ns))
             self._point(row, cast("int", t_ns), cast("float | None", power_w), cast("float", energy_j))
 
-    def _known(self, piece: TableChunk) -> None:
-        """A curve is known as its device is."""
-        pairs = zip(piece.columns["device_id"], piece.columns["provenance"], strict=True)
+    def _check_provenance(self, chunk: TableChunk) -> None:
+        """Check that a curve has its device's provenance."""
+        pairs = zip(chunk.columns["device_id"], chunk.columns["provenance"], strict=True)
         wrong = {
-            (name, told): expected
-            for name, told in set(pairs)
-            if (expected := text(self.facts.devices.get(str(name), {}), "provenance")) and told != expected
+            (name, provenance): expected
+            for name, provenance in set(pairs)
+            if (expected := text(self.facts.devices.get(str(name), {}), "provenance")) and provenance != expected
         }
         if not wrong or "device" in self.facts.broken:
             return
-        rows = zip(piece.rows, piece.columns["device_id"], piece.columns["provenance"], strict=True)
-        for row, name, told in rows:
-            if (name, told) in wrong and row not in piece.bad:
+        rows = zip(chunk.rows, chunk.columns["device_id"], chunk.columns["provenance"], strict=True)
+        for row, name, provenance in rows:
+            if (name, provenance) in wrong and row not in chunk.bad:
                 self.findings.add(
                     "KNOWN", self.file, f"is not that of {name} in device.csv", row=row, column="provenance",
-                    expected=wrong[name, told], found=told,
+                    expected=wrong[name, provenance], found=provenance,
                 )  # fmt: skip
 
     def _begin(self, device: str) -> None:
@@ -154,24 +156,24 @@ class SampleChecks:
             curve.usual_ns = round((number(self.facts.run, "sample_interval_p99_s") or 0.0) * 1e9)
             if not -EDGE_NS <= curve.first_ns <= t_ns <= self.facts.duration_s() * 1e9 + EDGE_NS:
                 run_ns = f"0 to {self.facts.duration_s() * 1e9:.0f}"
-                self._tell(row, "t_ns", "the curve does not lie in the run", run_ns, f"{curve.first_ns} to {t_ns}")
+                self._report(row, "t_ns", "the curve does not lie in the run", run_ns, f"{curve.first_ns} to {t_ns}")
 
     def _point(self, row: int, t_ns: int, power_w: float | None, energy_j: float) -> None:
         expected: float | None = None
         if self.last is None:
             self.first_ns = t_ns
             if energy_j != 0:
-                self._tell(row, "energy_j", "a curve begins at 0", 0.0, energy_j)
+                self._report(row, "energy_j", "a curve begins at 0", 0.0, energy_j)
         else:
             _, before_ns, before_j = self.last
             if energy_j < before_j:
-                self._tell(row, "energy_j", "a curve loses no energy", f"at least {before_j!r}", energy_j)
+                self._report(row, "energy_j", "a curve loses no energy", f"at least {before_j!r}", energy_j)
             expected = (energy_j - before_j) / ((t_ns - before_ns) / 1e9) if t_ns > before_ns else None
         step_ns = t_ns - self.last[1] if self.last else 0
         if power_w is None and (step_ns >= SILENCE_NS or expected == 0) and self.last is not None:
             self.silences.setdefault(self.device, []).append((self.last[1], t_ns))
         elif not _agree(expected, power_w, energy_j, step_ns):
-            self._tell(row, "power_w", "is not the slope of energy_j", expected, power_w)
+            self._report(row, "power_w", "is not the slope of energy_j", expected, power_w)
         if self.last is not None:
             self._remember(row, step_ns, energy_j - self.last[2], silent=power_w is None)
         self.steps.point(self.last, t_ns, energy_j)
@@ -190,8 +192,8 @@ class SampleChecks:
             curve.least_w = min(curve.least_w, step_j / step_ns * 1e9)
             curve.most_w = max(curve.most_w, step_j / step_ns * 1e9)
 
-    def _tell(self, row: int, column: str, reason: str, expected: object, found: object) -> None:
-        self.findings.add("SAMPLE", self.file, reason, row=row, column=column, expected=expected, found=found)
+    def _report(self, row: int, column: str, reason: str, expected: object, actual: object) -> None:
+        self.findings.add("SAMPLE", self.file, reason, row=row, column=column, expected=expected, found=actual)
 
     def finish(self) -> None:
         """Compare the ends of the curves with the devices, and the steps with both."""
@@ -207,7 +209,7 @@ class SampleChecks:
                 and not is_same_number(energy_j, self.ends[name][3], rel=CURVE_REL)
             ):
                 place = f"device.csv row {self.facts.device_rows[name]} column energy_j"
-                self._tell(
+                self._report(
                     self.ends[name][2], "energy_j", f"the last point is not {place}", energy_j, self.ends[name][3]
                 )
             if name not in self.ends and cells["counted"]:
@@ -222,7 +224,7 @@ class SampleChecks:
         return first_ns <= start_ns and end_ns <= last_ns and not quiet
 
     def _measured(self, device: str, window: WindowFact) -> bool:
-        """Return whether a device says something of a step: it was there throughout, and its meter moved.
+        """Return whether a device was metered throughout a step and its meter moved.
 
         Else the step's joules are unknown.
         """
@@ -245,16 +247,16 @@ class SampleChecks:
                 self._hours_of(name, energy_j)
 
     def _hours_of(self, name: str, energy_j: float) -> None:
-        found, at = self.facts.hourly_j.get(name, {}), self.steps.at[name]
+        hourly_j, at = self.facts.hourly_j.get(name, {}), self.steps.at[name]
         for hour, (begin_ns, end_ns) in _spans(self.steps.hours).items():
             # The run began within the microsecond of started_at: so exactly is the full hour known on its clock.
             most_j = at[end_ns] - at[begin_ns - HOUR_SLACK_NS] + CURVE_REL * energy_j
             least_j = at[end_ns - HOUR_SLACK_NS] - at[begin_ns] - CURVE_REL * energy_j
-            if not least_j <= found.get(hour, 0.0) <= most_j:
+            if not least_j <= hourly_j.get(hour, 0.0) <= most_j:
                 self.findings.add(
                     "DERIVED", "hourly.csv", f"is not the part of the curve of {name} in {hour:%Y-%m-%dT%H:00Z}",
                     row=self.facts.hour_rows.get((name, hour)), column="energy_j", expected=(least_j + most_j) / 2,
-                    found=found.get(hour, "no row"),
+                    found=hourly_j.get(hour, "no row"),
                 )  # fmt: skip
 
     def _steps(self) -> None:
@@ -266,28 +268,28 @@ class SampleChecks:
             if window.kind != "step":
                 continue
             spans = [self.ends[name] for name in counted]
-            known = all(first < window.end_ns and last > window.start_ns for first, last, _, _ in spans)
-            expected = self.steps.energy_j(window.row, counted) if known else None
-            found = window.energy_j
-            if found is None and not all(self._measured(name, window) for name in counted):
+            in_curves = all(begin_ns < window.end_ns and end_ns > window.start_ns for begin_ns, end_ns, _, _ in spans)
+            expected = self.steps.energy_j(window.row, counted) if in_curves else None
+            window_j = window.energy_j
+            if window_j is None and not all(self._measured(name, window) for name in counted):
                 continue
-            if (expected is None) != (found is None) or (
+            if (expected is None) != (window_j is None) or (
                 expected is not None
-                and found is not None
-                and not is_same_number(expected, found, rel=CURVE_REL, scale=total_j)
+                and window_j is not None
+                and not is_same_number(expected, window_j, rel=CURVE_REL, scale=total_j)
             ):
                 self.findings.add(
                     "DERIVED", "window.csv", "is not the step's part of the curves", row=window.row, column="energy_j",
-                    expected="nothing" if expected is None else expected, found=found,
+                    expected="nothing" if expected is None else expected, found=window_j,
                 )  # fmt: skip
 
 
-def _agree(expected: float | None, found: float | None, energy_j: float, step_ns: int) -> bool:
-    if expected is None or found is None:
-        return expected is found
+def _agree(expected: float | None, actual: float | None, energy_j: float, step_ns: int) -> bool:
+    if expected is None or actual is None:
+        return expected is actual
     # The slope of two long sums has the error of the sums.
     rounding_w = 4e-16 * energy_j / (step_ns / 1e9)
-    return abs(expected - found) <= CURVE_REL * abs(expected) + rounding_w
+    return abs(expected - actual) <= CURVE_REL * abs(expected) + rounding_w
 
 
 HOUR_SLACK_NS = 1_000  # started_at is cut to microseconds
@@ -301,16 +303,16 @@ def _hour_edges(facts: BundleFacts) -> dict[datetime, tuple[int, int]]:
     if not isinstance(begun, datetime) or seconds / 3600 > MOST_HOURS:
         return {}
     start_us = (begun - _EPOCH) // timedelta(microseconds=1)
-    first = start_us // (NS_PER_HOUR // 1000)
-    last = (start_us + int(seconds * 1e6)) // (NS_PER_HOUR // 1000) + 1
-    found = {}
-    for hour in range(first, last + 1):
+    first_hour = start_us // (NS_PER_HOUR // 1000)
+    last_hour = (start_us + int(seconds * 1e6)) // (NS_PER_HOUR // 1000) + 1
+    edges = {}
+    for hour in range(first_hour, last_hour + 1):
         at_ns = hour * NS_PER_HOUR - start_us * 1000
         try:
-            found[_EPOCH + timedelta(hours=hour)] = (at_ns - HOUR_SLACK_NS, at_ns)
+            edges[_EPOCH + timedelta(hours=hour)] = (at_ns - HOUR_SLACK_NS, at_ns)
         except OverflowError:
             return {}
-    return found
+    return edges
 
 
 def _spans(edges: Mapping[datetime, tuple[int, int]]) -> dict[datetime, tuple[int, int]]:
@@ -327,8 +329,8 @@ class _Percentiles:
     def __init__(self, facts: BundleFacts, findings: Findings) -> None:
         self.facts = facts
         self.findings = findings
-        self.told = [number(facts.run, column) for column, _ in self.QUANTILES]
-        self.limits = [None if told is None else round(told * 1e9) for told in self.told]
+        self.stated_s = [number(facts.run, column) for column, _ in self.QUANTILES]
+        self.limits = [None if stated_s is None else round(stated_s * 1e9) for stated_s in self.stated_s]
         self.below, self.up_to, self.count = [0, 0], [0, 0], 0
 
     def add(self, step_ns: int) -> None:
@@ -340,16 +342,16 @@ class _Percentiles:
                 self.up_to[i] += step_ns <= limit
 
     def finish(self) -> None:
-        """Check that each percentile is the smallest value that so many of a hundred intervals do not exceed."""
+        """Check that each percentile is the smallest interval that at least that percentage do not exceed."""
         for i, (column, percent) in enumerate(self.QUANTILES):
             need = -(-percent * self.count // 100)
-            told = self.told[i]
-            if "run" in self.facts.broken or (told is None and not self.count):
+            stated_s = self.stated_s[i]
+            if "run" in self.facts.broken or (stated_s is None and not self.count):
                 continue
-            if told is None or not self.below[i] < need <= self.up_to[i]:
+            if stated_s is None or not self.below[i] < need <= self.up_to[i]:
                 self.findings.add(
                     "DERIVED", "run.csv", f"is not the {percent}th percentile of the intervals of the samples", row=1,
-                    column=column, found=told,
+                    column=column, found=stated_s,
                 )  # fmt: skip
 
 
@@ -369,14 +371,14 @@ class _StepEnergies:
     def begin(self) -> None:
         self.now, self.next = {}, 0
 
-    def point(self, last: tuple[int, int, float] | None, t_ns: int, energy_j: float) -> None:
+    def point(self, previous: tuple[int, int, float] | None, t_ns: int, energy_j: float) -> None:
         """Fill the edges up to this point: flat before the first, linear between two."""
         while self.next < len(self.edges) and self.edges[self.next] <= t_ns:
             edge = self.edges[self.next]
-            if last is None or t_ns <= last[1]:
+            if previous is None or t_ns <= previous[1]:
                 self.now[edge] = energy_j
             else:
-                _, before_ns, before_j = last
+                _, before_ns, before_j = previous
                 self.now[edge] = before_j + (energy_j - before_j) * ((edge - before_ns) / (t_ns - before_ns))
             self.next += 1
 

@@ -31,7 +31,7 @@ _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 
 def check_chain(
     chain: Path | None,
-    said: Mapping[str, Any],
+    predicate: Mapping[str, Any],
     manifest_sha256: str,
     runs: Path | None,
     findings: Findings,
@@ -41,20 +41,20 @@ def check_chain(
 
     Args:
         chain: The file; without it there is only a note, if the statement names a chain.
-        said: The predicate of the bundle's statement.
+        predicate: The predicate of the bundle's statement.
         manifest_sha256: The hash that the manifest really has.
         runs: The folder that should hold every bundle of the chain.
-        findings: Where to tell.
+        findings: The findings are added here.
         required: A head that was kept elsewhere: it must be a line of the chain, which may have grown since.
     """
     if chain is None:
-        if said.get("chain_sha256"):
+        if predicate.get("chain_sha256"):
             findings.notes.append("the bundle is in a chain, which was not checked: give --chain FILE")
         if required is not None:
             findings.add(
                 "CHAIN", "chain", "no chain was given to look for the head in: give --chain FILE", expected=required
             )
-        return SealStatus(said=bool(said.get("chain_sha256")))
+        return SealStatus(states_chain=bool(predicate.get("chain_sha256")))
     try:
         links = read_chain(chain)
     except BundleError as error:
@@ -63,7 +63,7 @@ def check_chain(
     _links(links, chain.name, findings)
     if required is not None:
         _head(links, chain.name, required, findings)
-    mine = _line_of(links, chain.name, said, manifest_sha256, findings)
+    mine = _line_of(links, chain.name, predicate, manifest_sha256, findings)
     if runs is not None:
         _runs(links, chain.name, runs, findings)
         _strangers(links, chain.name, runs, findings)
@@ -73,15 +73,15 @@ def check_chain(
 
 
 def _line_of(
-    links: tuple[ChainLink, ...], file: str, said: Mapping[str, Any], manifest_sha256: str, findings: Findings
+    links: tuple[ChainLink, ...], file: str, predicate: Mapping[str, Any], manifest_sha256: str, findings: Findings
 ) -> ChainLink | None:
     """Return the line of this bundle, which must be about its manifest."""
-    mine = [link for link in links if link.chain_sha256 == said.get("chain_sha256")]
+    mine = [link for link in links if link.chain_sha256 == predicate.get("chain_sha256")]
     if not mine:
-        findings.add("CHAIN", file, "has no line for this bundle", expected=said.get("chain_sha256") or "a line")
+        findings.add("CHAIN", file, "has no line for this bundle", expected=predicate.get("chain_sha256") or "a line")
     for link in mine:
-        told = (said.get("run_id"), said.get("prev_chain_sha256"), manifest_sha256)
-        if (link.run_id, link.prev_chain_sha256, link.manifest_sha256) != told:
+        expected = (predicate.get("run_id"), predicate.get("prev_chain_sha256"), manifest_sha256)
+        if (link.run_id, link.prev_chain_sha256, link.manifest_sha256) != expected:
             findings.add(
                 "CHAIN", file, "its line for this bundle is about other files", row=link.index + 1,
                 column="manifest_sha256", expected=manifest_sha256, found=link.manifest_sha256,
@@ -91,22 +91,22 @@ def _line_of(
 
 def _head(links: tuple[ChainLink, ...], file: str, required: str, findings: Findings) -> None:
     """Look for a head that was kept elsewhere."""
-    wanted = required.strip().lower()
-    if not re.fullmatch(f"[0-9a-f]{{{SHORTEST_HEAD},64}}", wanted):
+    head = required.strip().lower()
+    if not re.fullmatch(f"[0-9a-f]{{{SHORTEST_HEAD},64}}", head):
         findings.add("CHAIN", file, f"a head has {SHORTEST_HEAD} to 64 hexadecimal digits", found=required)
-    elif not any(link.chain_sha256.startswith(wanted) for link in links):
-        last = links[-1].chain_sha256 if links else "an empty chain"
+    elif not any(link.chain_sha256.startswith(head) for link in links):
+        actual = links[-1].chain_sha256 if links else "an empty chain"
         findings.add(
             "CHAIN", file, "was shortened or written anew: the head that was kept elsewhere is not in it",
-            expected=wanted, found=last,
+            expected=head, found=actual,
         )  # fmt: skip
 
 
 def _strangers(links: tuple[ChainLink, ...], file: str, runs: Path, findings: Findings) -> None:
-    """Tell which bundles of a folder the chain lacks: a finding where they say that they are in one."""
-    known = {link.manifest_sha256 for link in links}
+    """Report the bundles of a folder that the chain lacks: a finding if their statement names a chain."""
+    hashes = {link.manifest_sha256 for link in links}
     for folder in sorted(path for path in runs.iterdir() if path.is_dir() and not path.is_symlink()):
-        if not is_plain_file(folder / MANIFEST) or digest(folder / MANIFEST) in known:
+        if not is_plain_file(folder / MANIFEST) or digest(folder / MANIFEST) in hashes:
             continue
         reason = f"has no line for the run in {folder.name}"
         if _says_chained(folder):
@@ -117,8 +117,8 @@ def _strangers(links: tuple[ChainLink, ...], file: str, runs: Path, findings: Fi
 
 def _says_chained(folder: Path) -> bool:
     try:
-        told = json.loads(read_bundle_file(folder / STATEMENT, MAX_MANIFEST_BYTES))
-        return told["predicate"]["chain_sha256"] is not None
+        document = json.loads(read_bundle_file(folder / STATEMENT, MAX_MANIFEST_BYTES))
+        return document["predicate"]["chain_sha256"] is not None
     except (BundleError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
@@ -147,13 +147,13 @@ def _links(links: tuple[ChainLink, ...], file: str, findings: Findings) -> None:
 def _runs(links: tuple[ChainLink, ...], file: str, runs: Path, findings: Findings) -> None:
     for number, link in enumerate(links, 1):
         try:
-            found = digest(runs / Path(link.bundle).name / MANIFEST, runs)
+            actual = digest(runs / Path(link.bundle).name / MANIFEST, runs)
         except OSError:
-            found = "no such bundle"
-        if found != link.manifest_sha256:
+            actual = "no such bundle"
+        if actual != link.manifest_sha256:
             findings.add(
                 "CHAIN", file, f"run {link.run_id} ({link.bundle}) is not in {runs.name}, or was replaced", row=number,
-                column="bundle", expected=link.manifest_sha256, found=found,
+                column="bundle", expected=link.manifest_sha256, found=actual,
             )  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def check_signature(
     Args:
         folder: The bundle.
         allowed_signers: OpenSSH's file of allowed signers.
-        findings: Where to tell.
+        findings: The findings are added here.
         required: A key that must have signed: its fingerprint (`SHA256:...`), or a file with public keys.
     """
     signature = folder / SIGNATURE
@@ -178,18 +178,18 @@ def check_signature(
     try:
         if is_plain_file(folder / STATEMENT):
             content = read_bundle_file(folder / STATEMENT, MAX_MANIFEST_BYTES)
-        said = ssh_keygen("check-novalidate", "-n", NAMESPACE, "-s", str(signature), stdin=content)
-        key = found[0] if (found := _FINGERPRINT.search(said)) else "unknown"
+        output = ssh_keygen("check-novalidate", "-n", NAMESPACE, "-s", str(signature), stdin=content)
+        key = match[0] if (match := _FINGERPRINT.search(output)) else "unknown"
         if required is not None:
             _require(key, required, findings)
         if allowed_signers is None:
             if required is None:
-                findings.notes.append(f"{said}; whose key that is was not checked: give --allowed-signers FILE")
+                findings.notes.append(f"{output}; whose key that is was not checked: give --allowed-signers FILE")
             return SealStatus(key=key, required=required is not None and findings.count == before)
         names = ssh_keygen("find-principals", "-f", str(allowed_signers), "-s", str(signature)).splitlines()
         files = ("-f", str(allowed_signers), "-n", NAMESPACE, "-s", str(signature))
-        said = ssh_keygen("verify", "-I", names[0], *files, stdin=content)
-        findings.notes.append(said)
+        output = ssh_keygen("verify", "-I", names[0], *files, stdin=content)
+        findings.notes.append(output)
         return SealStatus(key=key, signer=names[0])
     except BundleError as error:
         if "need ssh-keygen" in str(error) and required is None:
@@ -214,7 +214,7 @@ def fingerprints(path: Path) -> list[str]:
     Raises:
         BundleError: The file cannot be read, or has no public key.
     """
-    found = []
+    prints = []
     for line in read_bundle_file(path, MAX_MANIFEST_BYTES).decode(errors="replace").splitlines():
         for word in line.split():
             if word.startswith("AAAA") and not line.lstrip().startswith("#"):
@@ -222,8 +222,8 @@ def fingerprints(path: Path) -> list[str]:
                     blob = b64decode(word, validate=True)
                 except ValueError:
                     continue
-                found.append("SHA256:" + b64encode(sha256(blob).digest()).decode().rstrip("="))
+                prints.append("SHA256:" + b64encode(sha256(blob).digest()).decode().rstrip("="))
                 break
-    if not found:
+    if not prints:
         raise BundleError(f"{path} has no public key of OpenSSH: give the .pub file, or a fingerprint SHA256:...")
-    return found
+    return prints

@@ -32,7 +32,7 @@ CellFault = tuple[str, str]  # expected, reason
 class TableChunk:
     """Some rows of a table, by column; `rows` are their numbers, `None` a cell that is missing or wrong.
 
-    `bad` are the rows with a wrong cell: nothing is computed from them, so that one fault is told once.
+    `bad` are the rows with a wrong cell: nothing is computed from them, so that one fault is reported once.
     """
 
     rows: list[int]
@@ -45,7 +45,7 @@ class TableChunk:
 
 
 def read_chunks(path: Path, table: Table, findings: Findings, newer: bool = False) -> Iterator[TableChunk]:
-    """Yield the rows of a CSV file; what is wrong with its form and its cells goes to `findings`.
+    """Yield the rows of a CSV file; faults of form and cells are added to `findings`.
 
     A bundle of a `newer` minor version may have more columns at the end.
     """
@@ -58,7 +58,7 @@ def read_chunks(path: Path, table: Table, findings: Findings, newer: bool = Fals
             if not read.header(header, newer=newer):
                 return
             while block := list(islice(read.counted(lines), CHUNK_ROWS)):
-                yield read.piece(block, number + 1, len(header))
+                yield read.chunk(block, number + 1, len(header))
                 number += len(block)
     except UnicodeDecodeError as error:
         findings.add(
@@ -85,14 +85,14 @@ class _TableReader:
         self.checks: list[_ColumnParser] = [_ColumnParser(column) for column in table.columns]
 
     def lines(self, file: TextIOWrapper) -> Iterator[str]:
-        """Pass lines on; a carriage return is never written by torchwatt and is told once."""
-        told = False
+        """Pass lines on; a carriage return is never written by torchwatt and is reported once."""
+        reported = False
         for number, line in enumerate(bounded_lines(file, LONGEST_ROW)):
             self.taken += len(line)
             if self.taken > LONGEST_ROW:
                 raise csv.Error(f"a row is longer than {LONGEST_ROW} characters")
-            if "\r" in line and not told:
-                told = True
+            if "\r" in line and not reported:
+                reported = True
                 self.findings.add(
                     "FORM", self.file, "holds a carriage return", row=number or None, expected="LF", found="CR"
                 )
@@ -104,12 +104,12 @@ class _TableReader:
             self.taken = 0
             yield row
 
-    def header(self, found: list[str], *, newer: bool) -> bool:
-        wanted = list(self.table.header)
-        if found == wanted or (newer and found[: len(wanted)] == wanted):
+    def header(self, actual: list[str], *, newer: bool) -> bool:
+        expected = list(self.table.header)
+        if actual == expected or (newer and actual[: len(expected)] == expected):
             return True
-        for index in range(max(len(wanted), len(found))):
-            want, have = (names[index] if index < len(names) else "" for names in (wanted, found))
+        for index in range(max(len(expected), len(actual))):
+            want, have = (names[index] if index < len(names) else "" for names in (expected, actual))
             if want != have:
                 self.findings.add(
                     "FORM", self.file, f"header differs at column {index + 1}", column=want, expected=want, found=have
@@ -117,47 +117,47 @@ class _TableReader:
                 break
         return False
 
-    def piece(self, block: list[list[str]], first: int, width: int) -> TableChunk:
-        rows = list(range(first, first + len(block)))
+    def chunk(self, block: list[list[str]], first_row: int, width: int) -> TableChunk:
+        rows = list(range(first_row, first_row + len(block)))
         if any(len(line) != width for line in block):
             for row, line in zip(rows, block, strict=True):
                 if len(line) != width:
                     self.findings.add("FORM", self.file, "number of cells", row=row, expected=width, found=len(line))
-            kept = [(row, line) for row, line in zip(rows, block, strict=True) if len(line) == width]
-            rows, block = [row for row, _ in kept], [line for _, line in kept]
+            valid_rows = [(row, line) for row, line in zip(rows, block, strict=True) if len(line) == width]
+            rows, block = [row for row, _ in valid_rows], [line for _, line in valid_rows]
         columns = zip(*block, strict=True) if block else iter([()] * width)
-        piece = TableChunk(rows, {}, set())
+        chunk = TableChunk(rows, {}, set())
         for check, texts in zip(self.checks, columns, strict=False):
-            piece.columns[check.column.name] = check.values(texts, piece, self.findings, self.file)
-        return piece
+            chunk.columns[check.column.name] = check.values(texts, chunk, self.findings, self.file)
+        return chunk
 
 
 class _ColumnParser:
-    """Checks one column; equal texts are looked at once."""
+    """Parses one column; equal texts are parsed once."""
 
     def __init__(self, column: Column) -> None:
         self.column = column
-        self.known: dict[str, Value] = {}
+        self.parsed: dict[str, Value] = {}
         self.wrong: dict[str, CellFault] = {}
 
-    def values(self, texts: tuple[str, ...], piece: TableChunk, findings: Findings, file: str) -> list[Value]:
+    def values(self, texts: tuple[str, ...], chunk: TableChunk, findings: Findings, file: str) -> list[Value]:
         distinct = set(texts)
         if len(distinct) > FEW and self.column.type in {"number", "integer"}:
             read = numbers_from_cells(texts, self.column)
             if read is not None:
                 return cast("list[Value]", read)
-        if len(distinct) > FEW:  # numbers, mostly all different: nothing to remember from piece to piece
-            self.known.clear()
+        if len(distinct) > FEW:  # numbers, mostly all different: nothing to remember from chunk to chunk
+            self.parsed.clear()
             self.wrong.clear()
-        for text in distinct - self.known.keys():
-            self.known[text] = self._value(text)
+        for text in distinct - self.parsed.keys():
+            self.parsed[text] = self._value(text)
         if self.wrong and not self.wrong.keys().isdisjoint(distinct):
-            for row, text in zip(piece.rows, texts, strict=True):
+            for row, text in zip(chunk.rows, texts, strict=True):
                 if text in self.wrong:
-                    piece.bad.add(row)
+                    chunk.bad.add(row)
                     expected, reason = self.wrong[text]
                     findings.add("CELL", file, reason, row=row, column=self.column.name, expected=expected, found=text)
-        return [self.known[text] for text in texts]
+        return [self.parsed[text] for text in texts]
 
     def _value(self, text: str) -> Value:
         try:
@@ -174,7 +174,7 @@ class _ColumnParser:
 
 
 def out_of_bounds(value: Value, text: str, column: Column) -> CellFault | None:
-    """Return what a well written cell breaks of its column's constraints, as (expected, reason)."""
+    """Return which constraint of its column a cell breaks, as (expected, reason)."""
     if isinstance(value, str):
         if escape(value) != text:
             return escape(value), "text that a spreadsheet may run, or that is not written as torchwatt writes it"
@@ -193,59 +193,59 @@ KnownValues = Mapping[str, frozenset[Value]]  # "device.device_id" -> its values
 
 
 class KeyChecks:
-    """Checks that rows are in the order of the key, each key once, and that what they name exists."""
+    """Checks order and uniqueness of keys, and references."""
 
-    def __init__(self, table: Table, file: str, known: KnownValues, findings: Findings) -> None:
+    def __init__(self, table: Table, file: str, known_values: KnownValues, findings: Findings) -> None:
         self.table = table
         self.file = file
-        self.known = known
+        self.known_values = known_values
         self.findings = findings
         self.last: tuple[Value, ...] | None = None
         self.required = [table.column(name).required for name in table.key]
         self.refers = [column for column in table.columns if column.refers]
 
-    def look(self, piece: TableChunk) -> None:
-        """Check one piece."""
-        self._order(piece)
-        self.references(piece)
+    def check(self, chunk: TableChunk) -> None:
+        """Check one chunk."""
+        self._order(chunk)
+        self.references(chunk)
 
-    def references(self, piece: TableChunk) -> None:
-        """Check that what the rows name exists, as far as it is known by now."""
+    def references(self, chunk: TableChunk) -> None:
+        """Check references to tables that were read before."""
         for column in self.refers:
-            known = self.known.get(column.refers)
-            if known is None:
+            values = self.known_values.get(column.refers)
+            if values is None:
                 continue
-            values = piece.columns[column.name]
-            for value in set(values) - known - {None}:
-                self._reference(piece, column.name, column.refers, value, known, many=column.many)
+            cells = chunk.columns[column.name]
+            for value in set(cells) - values - {None}:
+                self._reference(chunk, column.name, column.refers, value, values, many=column.many)
 
-    def _order(self, piece: TableChunk) -> None:
-        keys = list(zip(*(piece.columns[name] for name in self.table.key), strict=True))
-        last = self.last
-        if _are_increasing(keys) and (last is None or not keys or _is_before(last, keys[0])):
-            self.last = keys[-1] if keys else last
+    def _order(self, chunk: TableChunk) -> None:
+        keys = list(zip(*(chunk.columns[name] for name in self.table.key), strict=True))
+        previous = self.last
+        if _are_increasing(keys) and (previous is None or not keys or _is_before(previous, keys[0])):
+            self.last = keys[-1] if keys else previous
             return
-        for row, key in zip(piece.rows, keys, strict=True):
+        for row, key in zip(chunk.rows, keys, strict=True):
             if any(value is None for value, required in zip(key, self.required, strict=True) if required):
                 continue
-            if last is not None and not _is_before(last, key):
-                self._tell(row, key, same=last == key)
-            last = key
-        self.last = last
+            if previous is not None and not _is_before(previous, key):
+                self._report(row, key, same=previous == key)
+            previous = key
+        self.last = previous
 
-    def _tell(self, row: int, key: tuple[Value, ...], *, same: bool) -> None:
+    def _report(self, row: int, key: tuple[Value, ...], *, same: bool) -> None:
         reason = "the same key as the row before" if same else "out of the order of the key"
         self.findings.add("KEY", self.file, reason, row=row, column=",".join(self.table.key), found=_shown(key))
 
     def _reference(
-        self, piece: TableChunk, column: str, refers: str, value: Value, known: frozenset[Value], *, many: bool
+        self, chunk: TableChunk, column: str, refers: str, value: Value, known_values: frozenset[Value], *, many: bool
     ) -> None:
         parts = str(value).split(";") if many else [value]
-        lost = [part for part in parts if part not in known]
+        lost = [part for part in parts if part not in known_values]
         if not lost:
             return
-        for row, found in zip(piece.rows, piece.columns[column], strict=True):
-            if found == value:
+        for row, cell in zip(chunk.rows, chunk.columns[column], strict=True):
+            if cell == value:
                 self.findings.add(
                     "REFERENCE", self.file, f"{lost[0]} is not there", row=row, column=column,
                     expected=f"a row of {refers}", found=value,
@@ -260,11 +260,11 @@ def _are_increasing(keys: list[tuple[Value, ...]]) -> bool:
         return False
 
 
-def _is_before(last: tuple[Value, ...], key: tuple[Value, ...]) -> bool:
+def _is_before(previous: tuple[Value, ...], key: tuple[Value, ...]) -> bool:
     try:
-        return last < key  # columns have one type each
+        return previous < key  # columns have one type each
     except TypeError:
-        return tuple(map(sort_value, last)) < tuple(map(sort_value, key))
+        return tuple(map(sort_value, previous)) < tuple(map(sort_value, key))
 
 
 def _shown(key: tuple[Value, ...]) -> str:
@@ -275,9 +275,9 @@ def _shown(key: tuple[Value, ...]) -> str:
 REL = 1e-12
 
 
-def is_same_number(expected: float, found: float, *, rel: float = REL, scale: float = 0.0) -> bool:
+def is_same_number(expected: float, actual: float, *, rel: float = REL, scale: float = 0.0) -> bool:
     """Compare two numbers; `scale` is the size of what was subtracted to get them, if anything was."""
-    return isclose(expected, found, rel_tol=rel, abs_tol=rel * abs(scale))
+    return isclose(expected, actual, rel_tol=rel, abs_tol=rel * abs(scale))
 
 
 class DerivedChecks:
@@ -288,21 +288,21 @@ class DerivedChecks:
         self.findings = findings
         self.columns = [(c.name, c.derived, names(c.derived), parse(c.derived)) for c in table.columns if c.derived]
 
-    def look(self, piece: TableChunk, extra: Mapping[str, list[float | None]] | None = None) -> None:
-        """Check one piece; `extra` are columns of other tables, row by row."""
-        for column, text, wanted, formula in self.columns:
-            inputs = [extra[name] if extra and name in extra else piece.numbers(name) for name in wanted]
-            cells = piece.numbers(column)
-            ratio = text == "/".join(wanted)  # most columns: told by one division whether there is more to look at
-            for row, cell, values in zip(piece.rows, cells, zip(*inputs, strict=True), strict=True):
+    def check(self, chunk: TableChunk, extra: Mapping[str, list[float | None]] | None = None) -> None:
+        """Check one chunk; `extra` are columns of other tables, row by row."""
+        for column, text, input_names, formula in self.columns:
+            inputs = [extra[name] if extra and name in extra else chunk.numbers(name) for name in input_names]
+            cells = chunk.numbers(column)
+            ratio = text == "/".join(input_names)  # most columns: told by one division whether there is more to look at
+            for row, cell, values in zip(chunk.rows, cells, zip(*inputs, strict=True), strict=True):
                 if cell is None and None in values:
                     continue
                 if ratio and cell is not None and len(values) == 2:
                     over, under = values
                     if over is not None and under and over / under == cell:
                         continue
-                expected = _evaluate_formula(formula, wanted, values)
-                if _cells_agree(expected, cell, values if "-" in text else ()) or row in piece.bad:
+                expected = _evaluate_formula(formula, input_names, values)
+                if _cells_agree(expected, cell, values if "-" in text else ()) or row in chunk.bad:
                     continue
                 self.findings.add(
                     "DERIVED", self.file, f"is not {text}", row=row, column=column,
@@ -310,21 +310,23 @@ class DerivedChecks:
                 )  # fmt: skip
 
 
-def _evaluate_formula(formula: Formula, wanted: tuple[str, ...], values: tuple[Value, ...]) -> float | None:
-    """Evaluate; None where an input is missing, or where it cannot be said (a division by 0)."""
+def _evaluate_formula(formula: Formula, input_names: tuple[str, ...], values: tuple[Value, ...]) -> float | None:
+    """Evaluate; None if an input is missing, divides by 0 or overflows."""
     if None in values:
         return None
     try:
-        value = formula(dict(zip(wanted, values, strict=True)))  # type: ignore[arg-type]  # no None in it
+        value = formula(dict(zip(input_names, values, strict=True)))  # type: ignore[arg-type]  # no None in it
     except (ZeroDivisionError, OverflowError):
         return None
     return value if isfinite(value) else None
 
 
-def _cells_agree(expected: float | None, found: float | None, subtracted: tuple[Value, ...]) -> bool:
-    if expected is None or found is None:
-        return expected is found
-    if expected == found:
+def _cells_agree(expected: float | None, actual: float | None, subtracted: tuple[Value, ...]) -> bool:
+    if expected is None or actual is None:
+        return expected is actual
+    if expected == actual:
         return True
     # A difference has the error of what it is made of; integers have none.
-    return is_same_number(expected, found, scale=max((abs(v) for v in subtracted if isinstance(v, float)), default=0.0))
+    return is_same_number(
+        expected, actual, scale=max((abs(v) for v in subtracted if isinstance(v, float)), default=0.0)
+    )

@@ -1,4 +1,4 @@
-"""`verify`: read a bundle as a stranger would, and compute every number again."""
+"""`verify`: read a bundle and compute every number in it again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from torchwatt.audit.verification.impact_checks import ImpactChecks
 from torchwatt.audit.verification.meter_checks import MeterChecks
 from torchwatt.audit.verification.rank_checks import RankChecks
 from torchwatt.audit.verification.run_checks import check_run, check_systematic
-from torchwatt.audit.verification.sample_checks import SampleChecks, sample_pieces
+from torchwatt.audit.verification.sample_checks import SampleChecks, sample_chunks
 from torchwatt.audit.verification.seal_checks import check_chain, check_signature
 from torchwatt.audit.verification.share_checks import ShareChecks
 from torchwatt.audit.verification.table_reader import DerivedChecks, KeyChecks, TableChunk, read_chunks
@@ -51,9 +51,9 @@ Path_ = str | os.PathLike[str]
 
 
 class RowChecks(Protocol):
-    """Something that looks at the pieces of one table."""
+    """Checks of one table, chunk by chunk."""
 
-    def look(self, piece: TableChunk) -> None: ...  # noqa: D102
+    def check(self, chunk: TableChunk) -> None: ...  # noqa: D102
 
 
 def verify(
@@ -68,7 +68,7 @@ def verify(
     """Check a bundle: hashes, cells, keys, sums, every derived cell and impact, what the rows mean, chain, signature.
 
     It needs the standard library only; the contents of Parquet samples are read where pyarrow is installed. Tables are
-    read in pieces, so that the memory it takes does not grow with the rows of `layer` and `sample`.
+    read in chunks, so that the memory it takes does not grow with the rows of `layer` and `sample`.
 
     Args:
         directory: The bundle.
@@ -87,16 +87,18 @@ def verify(
     check = _Verifier(folder)
     check.tables()
     run_id = text(check.facts.run, "run_id")
-    said = check_statement(folder, run_id, check.hashes, check.schema, check.findings, newer=check.newer)
+    predicate = check_statement(folder, run_id, check.hashes, check.schema, check.findings, newer=check.newer)
     place = check_chain(
-        None if chain is None else Path(chain), said, check.hashes["MANIFEST.sha256"],
+        None if chain is None else Path(chain), predicate, check.hashes["MANIFEST.sha256"],
         None if runs is None else Path(runs), check.findings, require_chain,
     )  # fmt: skip
     signers = None if allowed_signers is None else Path(allowed_signers)
     signed = check_signature(folder, signers, check.findings, require_signature)
-    found, sealing = check.findings, replace(place, key=signed.key, signer=signed.signer, required=signed.required)
+    findings, sealing = check.findings, replace(place, key=signed.key, signer=signed.signer, required=signed.required)
     unseen = (*BEYOND_CHECKS, *sealing.unseen(), *check.unseen())
-    return Verification(str(folder), tuple(found.kept), found.count, tuple(found.notes), check.rows, sealing, unseen)
+    return Verification(
+        str(folder), tuple(findings.listed), findings.count, tuple(findings.notes), check.rows, sealing, unseen
+    )
 
 
 class _Verifier:
@@ -111,11 +113,11 @@ class _Verifier:
         self.newer = is_newer(version)
         self.facts = BundleFacts(schema)
         self.rows: dict[str, int] = {}
-        self.known: dict[str, frozenset[Value]] = {}
+        self.known_values: dict[str, frozenset[Value]] = {}
         self.hashes = check_manifest(folder, self.findings)
 
     def unseen(self) -> Iterator[str]:
-        """Yield what could not be looked at in a bundle of this version."""
+        """Yield what cannot be checked in a bundle of this version."""
         if self.facts.old:
             yield f"whether factors have the ids of their contents: version {self.schema.version} had no rule"
         if lacks := "; ".join(added_since(self.schema)):
@@ -130,7 +132,7 @@ class _Verifier:
         for table, column in (("device", "device_id"), ("factor", "factor_id")):
             rows = {text(cells, column): (row, cells) for row, cells in self._all(table)}
             if table not in facts.broken:
-                self.known[f"{table}.{column}"] = frozenset(rows)
+                self.known_values[f"{table}.{column}"] = frozenset(rows)
             if table == "device":
                 facts.devices = {name: cells for name, (_, cells) in rows.items()}
                 facts.device_rows = {name: row for name, (row, _) in rows.items()}
@@ -144,7 +146,7 @@ class _Verifier:
         facts.fqn_j = {name.removeprefix("layer:"): ExactSum() for name in subjects if name.startswith("layer:")}
         facts.merged = is_plain_file(self.folder / "rank.csv")
         facts.repriced = is_plain_file(self.folder / ORIGINAL_MANIFEST)
-        ranks = RankChecks(facts, findings, there=facts.merged)
+        ranks = RankChecks(facts, findings, has_ranks=facts.merged)
         layers, hours = LayerChecks("layer.csv", facts, findings), HourChecks("hourly.csv", facts, findings)
         events = EventChecks(facts, findings)
         self._stream("window", WindowChecks("window.csv", facts, findings))
@@ -157,7 +159,7 @@ class _Verifier:
             self._stream(table, laws)
         if samples is not None:
             samples.hours()
-        for found in (
+        for checks in (
             layers,
             shares,
             hours,
@@ -166,7 +168,7 @@ class _Verifier:
             MeterChecks(facts, findings),
             FactorChecks(facts, findings),
         ):
-            found.finish()
+            checks.finish()
         check_run(facts, "run.csv", findings)
         check_systematic(facts, "device.csv", findings)
         ImpactChecks("impact.csv", facts, findings).finish()
@@ -177,7 +179,7 @@ class _Verifier:
         rows = list(self._all("run"))
         self.facts.run = rows[0][1] if rows else {}
         if "run" not in self.facts.broken:
-            self.known["run.run_id"] = frozenset(cells["run_id"] for _, cells in rows)
+            self.known_values["run.run_id"] = frozenset(cells["run_id"] for _, cells in rows)
             if len(rows) != 1:
                 self.findings.add("KEY", "run.csv", "one row", expected=1, found=len(rows))
             if not rows:
@@ -193,8 +195,8 @@ class _Verifier:
     def _derived(self, table: str, rows: list[tuple[int, Row]]) -> None:
         names = TABLE_BY_NAME[table].header
         columns = {name: [cells[name] for _, cells in rows] for name in names}
-        piece = TableChunk([row for row, _ in rows], columns, set())
-        DerivedChecks(self.schema.table(table), f"{table}.csv", self.findings).look(piece)
+        chunk = TableChunk([row for row, _ in rows], columns, set())
+        DerivedChecks(self.schema.table(table), f"{table}.csv", self.findings).check(chunk)
 
     def _devices(self) -> None:
         self._derived("device", [(self.facts.device_rows[name], cells) for name, cells in self.facts.devices.items()])
@@ -219,25 +221,25 @@ class _Verifier:
                     )  # fmt: skip
 
     def _late_references(self) -> None:
-        """Check what `run` and `device` refer to, which comes after them."""
+        """Check references of `run` and `device` to tables read later."""
         for table, rows in (
             ("run", [(1, self.facts.run)] if self.facts.run else []),
             ("device", [(self.facts.device_rows[name], cells) for name, cells in self.facts.devices.items()]),
         ):
             columns = {name: [cells[name] for _, cells in rows] for name in TABLE_BY_NAME[table].header}
-            known = {name: values for name, values in self.known.items() if name != "run.run_id"}
-            keys = KeyChecks(self.schema.table(table), f"{table}.csv", known, self.findings)
+            known_values = {name: values for name, values in self.known_values.items() if name != "run.run_id"}
+            keys = KeyChecks(self.schema.table(table), f"{table}.csv", known_values, self.findings)
             keys.references(TableChunk([row for row, _ in rows], columns, set()))
 
     def _all(self, table: str) -> Iterator[tuple[int, Row]]:
-        for piece in self._pieces(table):
-            yield from rows_of(piece)
+        for chunk in self._chunks(table):
+            yield from rows_of(chunk)
 
     def _stream(self, table: str, laws: RowChecks) -> None:
-        for piece in self._pieces(table):
-            laws.look(piece)
+        for chunk in self._chunks(table):
+            laws.check(chunk)
 
-    def _pieces(self, table: str) -> Iterator[TableChunk]:
+    def _chunks(self, table: str) -> Iterator[TableChunk]:
         file = f"{table}.csv"
         path = self.folder / file
         if not is_plain_file(path):
@@ -246,28 +248,28 @@ class _Verifier:
             return iter(())
         return self._watched(table, file, read_chunks(path, self.schema.table(table), self.findings, self.newer))
 
-    def _watched(self, table: str, file: str, found: Iterator[TableChunk]) -> Iterator[TableChunk]:
-        """Pass pieces on with their keys checked, and remember whether all could be read."""
+    def _watched(self, table: str, file: str, chunks: Iterator[TableChunk]) -> Iterator[TableChunk]:
+        """Pass chunks on with their keys checked, and note tables that could not be read whole."""
         before = self._unreadable()
-        keys = KeyChecks(self.schema.table(table), file, self.known, self.findings)
+        keys = KeyChecks(self.schema.table(table), file, self.known_values, self.findings)
         self.rows[file] = 0
-        for read in found:
-            piece = replace(read, columns=self.schema.current(table, read.columns, [None] * len(read.rows)))
+        for read in chunks:
+            chunk = replace(read, columns=self.schema.current(table, read.columns, [None] * len(read.rows)))
             if self._unreadable() > before:
                 self.facts.broken.add(table)
-            self.rows[file] += len(piece.rows)
-            keys.look(piece)
-            self._never_stated(table, file, piece)
-            yield piece
+            self.rows[file] += len(chunk.rows)
+            keys.check(chunk)
+            self._check_never_stated(table, file, chunk)
+            yield chunk
         if self._unreadable() > before:
             self.facts.broken.add(table)
 
-    def _never_stated(self, table: str, file: str, piece: TableChunk) -> None:
+    def _check_never_stated(self, table: str, file: str, chunk: TableChunk) -> None:
         for column in () if self.facts.old or self.newer else NEVER_STATED.get(table, ()):
-            if not any(value is not None for value in piece.columns[column]):
+            if not any(value is not None for value in chunk.columns[column]):
                 continue
-            for row, value in zip(piece.rows, piece.columns[column], strict=True):
-                if value is not None and row not in piece.bad:
+            for row, value in zip(chunk.rows, chunk.columns[column], strict=True):
+                if value is not None and row not in chunk.bad:
                     reason = "is stated, and nothing that torchwatt reads says it"
                     self.findings.add("LAW", file, reason, row=row, column=column, expected="nothing", found=value)
 
@@ -279,11 +281,11 @@ class _Verifier:
         if name is None:
             return None
         laws = SampleChecks(name, self.facts, self.findings)
-        looked = False
-        for piece in self._watched("sample", name, sample_pieces(self.folder / name, self.findings, newer=self.newer)):
-            laws.look(piece)
-            looked = True
-        if looked:
+        any_points = False
+        for chunk in self._watched("sample", name, sample_chunks(self.folder / name, self.findings, newer=self.newer)):
+            laws.check(chunk)
+            any_points = True
+        if any_points:
             laws.finish()
             return laws
         if not self.rows[name]:
@@ -292,11 +294,11 @@ class _Verifier:
 
 
 class _CheckGroup:
-    """Lets several laws look at one table."""
+    """Applies several checks to one table."""
 
     def __init__(self, *laws: RowChecks) -> None:
         self.laws = laws
 
-    def look(self, piece: TableChunk) -> None:
+    def check(self, chunk: TableChunk) -> None:
         for laws in self.laws:
-            laws.look(piece)
+            laws.check(chunk)

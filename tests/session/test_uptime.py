@@ -100,8 +100,8 @@ def settled(offset_ns: int, *, device: bool = False):
 def told(report) -> dict[str, object]:
     shown: dict[str, object] = dict(table_files(report, "csv.gz"))
     shown |= {"text": to_text(report), "page": to_html_page(report), "payload": to_payload(report)}
-    for name in ("layers", "samples", "steps", "events"):
-        shown[name] = getattr(dataframes, name)(report).to_csv()
+    for name in ("layer", "sample", "step", "event"):
+        shown[f"{name}s"] = getattr(dataframes, f"{name}_frame")(report).to_csv()
     return shown
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.attribution.test_timeline import nested
+from tests.attribution.test_owned_intervals import nested
 from tests.support.worlds import MS, World, counter_channel, meter_of, power_channel, readings, recording_of
 from torchwatt.attribution.host_attribution import merge_constant_intervals
 from torchwatt.attribution.run_attribution import attribute_recording

@@ -96,7 +96,7 @@ def test_layers_of_a_strangers_files_are_near_the_truth(worlds, tmp_path, told, 
         booked_j = fsum(float(r["energy_self_j"]) for r in tables["layer"])
         assert isclose(booked_j, float(device["energy_j"]), rel_tol=1e-9)
         assert booked_j == pytest.approx(simulated.total_j, rel=0.002)
-        assert "layers by power fitted to" in capsys.readouterr().out
+        assert "layers by power fitted to" in " ".join(capsys.readouterr().out.split())  # wherever the line ends
     assert np.mean(tops) <= (0.03 if len(tops) > 1 else 0.035)  # one world alone may be a little worse than the mean
 
 

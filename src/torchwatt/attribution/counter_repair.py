@@ -60,16 +60,28 @@ def compute_increments(
 
     With `catching_up`, a step may include energy used since the counter last changed.
     """
-    step, begun = np.diff(raw), np.arange(len(raw) - 1)
-    if catching_up:
-        begun = np.maximum.accumulate(np.where(np.concatenate(([True], step != 0))[:-1], begun, 0))
-    most_j = max_plausible_j(channel, t_ns[1:] - t_ns[begun])
+    step = np.diff(raw)
+    most_j = max_plausible_j(channel, _since_change_ns(t_ns, step) if catching_up else np.diff(t_ns))
     wrapped = np.zeros(len(step), dtype=np.bool_)
     if channel.modulus is not None:
         lifted = step + channel.modulus
         wrapped = (step < 0) & (lifted >= 0) & (lifted * channel.scale <= most_j)
         step = np.where(wrapped, lifted, step)
     return step, wrapped, np.asarray((step < 0) | (step * channel.scale > most_j), dtype=np.bool_)
+
+
+def _since_change_ns(t_ns: IntArray, step: FloatArray) -> IntArray:
+    """Return for each step the time since the reading before it changed last."""
+    begun = np.where(np.concatenate(([True], step != 0))[:-1], np.arange(len(step)), 0)
+    return np.asarray(t_ns[1:] - t_ns[np.maximum.accumulate(begun)], dtype=np.int64)
+
+
+def _counted_ns(channel: Channel, t_ns: IntArray, step_j: FloatArray) -> IntArray:
+    """Return the time that each step counts: since the last change where it is too large for the time of one poll."""
+    dt_ns = np.diff(t_ns)
+    most_w = PLAUSIBLE_W.get(channel.domain.kind, PLAUSIBLE_DEFAULT_W)
+    large = step_j > most_w * dt_ns / NS_PER_S
+    return np.asarray(np.where(large, _since_change_ns(t_ns, step_j), dt_ns), dtype=np.int64)
 
 
 def find_valid_readings(channel: Channel, t_ns: IntArray, raw: FloatArray) -> BoolArray:
@@ -170,7 +182,7 @@ def find_frozen_intervals(
     events: list[Event] = []
     integral = interpolate(t_ns, *power[:2]) if power is not None else np.zeros(len(t_ns))
     changes = np.flatnonzero(moved)
-    moving_s = np.diff(t_ns)[step_j > 0].sum() / NS_PER_S
+    moving_s = _counted_ns(channel, t_ns, step_j)[step_j > 0].sum() / NS_PER_S
     moving_w = step_j.sum() / moving_s if moving_s > 0 else 0.0
     # Interval i lies between two changes; the first and the last extend to the ends of the readings.
     starts, ends = np.concatenate(([0], changes + 1)), np.concatenate((changes, [len(step_j)]))
@@ -268,8 +280,9 @@ def unwrap_counter(series: Series, power: PowerIntegral | None) -> UnwrappedCoun
     gone = tuple((int(t_ns[i]), int(t_ns[i + 1])) for i in np.flatnonzero(lost))
     events += [*still.events, *unsure_events, *unrecoverable_events(channel, gone)]
     silent = tuple(sorted((*unsure, *gone, *still.silent)))
+    poll_ns = np.diff(t_ns)[still.keep[1:]]  # to the poll before, also where that repeated a stuck value
     energy_j, t_ns = np.concatenate(([0.0], np.cumsum(step_j)))[still.keep], t_ns[still.keep]
-    t_out, e_out, u_j, coarse = _date_updates(t_ns, energy_j, np.diff(energy_j), silent)
+    t_out, e_out, u_j, coarse = _date_updates(t_ns, energy_j, poll_ns, silent)
     bridged_j = float(bridge_j[bad].sum() + still.add_j.sum())
     return UnwrappedCounter(
         t_out, e_out, t_ns, energy_j, wrap_ns, coarse, bridged_j, u_j, tuple(events), silent, still.bridged
@@ -314,7 +327,7 @@ def _ambiguous_wraps(
 
 
 def _date_updates(
-    t_ns: IntArray, energy_j: FloatArray, step_j: FloatArray, silent: tuple[tuple[int, int], ...]
+    t_ns: IntArray, energy_j: FloatArray, poll_ns: IntArray, silent: tuple[tuple[int, int], ...]
 ) -> tuple[IntArray, FloatArray, float, bool]:
     """Keep the publications of a counter that is polled faster than it publishes.
 
@@ -323,6 +336,7 @@ def _date_updates(
     is extended at the mean power of the neighbouring publication interval, but not into a silent interval. The standard
     uncertainty is that of two ends, each uniform within a publication: E_pub / sqrt(12) * sqrt(2).
     """
+    step_j = np.diff(energy_j)
     changed = step_j > 0
     # A run's edge is read microseconds after a poll: a few repeated readings alone do not make a counter coarse.
     apart_ns = float(np.median(np.diff(t_ns[1:][changed]))) if changed.sum() >= 3 else 0.0
@@ -332,9 +346,9 @@ def _date_updates(
     typical_j = float(np.median(step_j[changed])) if changed.any() else 0.0
     u_j = typical_j / np.sqrt(6.0)
     if not coarse:
-        return *_date_readings(t_ns, energy_j, changed, apart_ns), u_j, False
+        return *_date_readings(t_ns, energy_j, poll_ns, changed, apart_ns), u_j, False
     at = np.flatnonzero(changed)
-    t_pub = _update_times_ns(t_ns, at, apart_ns)
+    t_pub = _update_times_ns(t_ns, poll_ns, at, apart_ns)
     e_pub = energy_j[at + 1]
     head_w = (e_pub[1] - e_pub[0]) / (t_pub[1] - t_pub[0])
     tail_w = (e_pub[-1] - e_pub[-2]) / (t_pub[-1] - t_pub[-2])
@@ -356,16 +370,16 @@ def _find_known_intervals(t_ns: IntArray, silent: tuple[tuple[int, int], ...]) -
     return heard
 
 
-def _update_times_ns(t_ns: IntArray, at: IntArray, apart_ns: float) -> IntArray:
+def _update_times_ns(t_ns: IntArray, poll_ns: IntArray, at: IntArray, apart_ns: float) -> IntArray:
     """Date the values after the polls `at`: midway since that poll, or since one publication interval ago if later."""
-    since_ns = np.diff(t_ns)[at]
+    since_ns = poll_ns[at]
     if apart_ns > 0:
         since_ns = np.minimum(since_ns, int(apart_ns))
     return np.asarray(t_ns[at + 1] - since_ns // 2, dtype=np.int64)
 
 
 def _date_readings(
-    t_ns: IntArray, energy_j: FloatArray, changed: np.ndarray, apart_ns: float
+    t_ns: IntArray, energy_j: FloatArray, poll_ns: IntArray, changed: np.ndarray, apart_ns: float
 ) -> tuple[IntArray, FloatArray]:
     """Date the readings of a counter that often repeats itself: midway to the poll before.
 
@@ -374,7 +388,7 @@ def _date_readings(
     if len(changed) < 3 or float((~changed).mean()) <= REPEAT_SHARE:
         return t_ns, energy_j
     at = np.flatnonzero(changed[:-1])
-    t_out = np.concatenate(([t_ns[0]], _update_times_ns(t_ns, at, apart_ns), [t_ns[-1]]))
+    t_out = np.concatenate(([t_ns[0]], _update_times_ns(t_ns, poll_ns, at, apart_ns), [t_ns[-1]]))
     e_out = np.concatenate(([energy_j[0]], energy_j[at + 1], [energy_j[-1]]))
     keep = np.concatenate(([True], np.diff(t_out) > 0))
     return t_out[keep], e_out[keep]

@@ -38,7 +38,7 @@ SLOW_COUNTER_PREFIX = "the energy counter"  # in the note, and so in the domain'
 MAX_GAP_EVENTS = 5  # reported one by one
 FROZEN_POWER_NS = 3 * NS_PER_S
 # Of a sensor that changed so many times, and never repeated a value for a tenth of that time.
-FROZEN_LIVELY_NS, CHANGES = 2 * NS_PER_S, 10
+FROZEN_LIVELY_NS, CHANGES = 2 * NS_PER_S // 5, 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -30,13 +31,7 @@ from torchwatt.attribution.metered_curve import (
 from torchwatt.attribution.method_note import SPARSE_READINGS_PREFIX, UNSAMPLED_PREFIX, describe_method
 from torchwatt.attribution.observed_windows import subtract_gaps
 from torchwatt.attribution.power_integral import INTERVAL_MEAN, drop_unusable, integrate_power
-from torchwatt.attribution.unsampled_phases import (
-    MIN_STEPS,
-    averaging_window_s,
-    estimate_unsampled,
-    find_power_updates,
-    find_sparse_intervals,
-)
+from torchwatt.attribution.unsampled_phases import UnsampledPhases, estimate_unsampled, find_sparse_intervals
 from torchwatt.core.energy_curve import EnergyCurve, interpolate
 from torchwatt.core.errors import SensorError
 from torchwatt.core.ledger import MIN_COVERAGE, Ledger
@@ -48,7 +43,7 @@ from torchwatt.core.units import NS_PER_S
 
 SPARSE_READINGS_REL = 0.1  # readings that leave so much of the joules open are a warning
 PHASES_UNSEEN_CODE = "PHASES_UNSEEN"  # an event: the run is partial, for most of a step was never sampled
-MOST_OF_PERIOD = 0.9  # a sensor that looks at so much of its period sees everything
+PART_TIME_POWER_CODE = "PART_TIME_POWER"  # an event: without steps, what the sensor never sampled is not known
 MAX_LIMIT_RATIO = 1.25  # boards exceed their limit for moments, and meters by some per cent
 PROCESS_CPU, CHILDREN_CPU = "process/process_cpu", "process/children_cpu"
 # Below this part of one CPU, or of the CPU time of the process and its children, child processes are not reported.
@@ -154,13 +149,18 @@ def add_sampling_uncertainty(
     curve = replace(curve, u_j=float(np.hypot(curve.u_j, missed.u_j)))
     metered, sparse_events = _note_sparse_readings(metered, curve, power)
     lower_rel, upper_rel = missed.band(curve.total_j, (curve.end_ns - curve.start_ns) / NS_PER_S)
-    if missed.share <= 0:
-        return _without_steps(metered, power) if len(steps) < MIN_STEPS else metered, curve, sparse_events
+    if missed.share <= 0 and missed.period_s <= 0:
+        return metered, curve, sparse_events
     lo, hi = metered.meter.accuracy_rel or (0.0, 0.0)
     band = ((1 + lo) * (1 + lower_rel) - 1, (1 + hi) * (1 + upper_rel) - 1)
+    widened = "widened by the phases that were never sampled" if missed.share > 0 else ""
+    source = "; ".join(filter(None, (metered.meter.accuracy_source, widened)))
+    meter = replace(metered.meter, accuracy_rel=band, accuracy_source=source) if missed.share > 0 else metered.meter
+    if missed.period_s > 0:
+        meter, event = _part_time_sensor(meter, missed, upper_rel, curve.end_ns)
+        return replace(metered, meter=meter), curve, [*sparse_events, event]
     note = f"{UNSAMPLED_PREFIX}: {missed.share:.0%} of the run's phases met no update of the power sensor"
-    source = "; ".join(filter(None, (metered.meter.accuracy_source, "widened by the phases that were never sampled")))
-    meter = replace(metered.meter, accuracy_rel=band, accuracy_source=source, notes=(*metered.meter.notes, note))
+    meter = replace(meter, notes=(*meter.notes, note))
     if missed.share <= LOCKED_GAP:
         return replace(metered, meter=meter), curve, sparse_events
     message = (
@@ -172,17 +172,21 @@ def add_sampling_uncertainty(
     return replace(metered, meter=meter), curve, [*sparse_events, event]
 
 
-def _without_steps(metered: MeteredCurve, power: Series) -> MeteredCurve:
-    """Mark a meter as unchecked whose sensor is known to look at a part of the time, in a run without steps."""
-    period_s = find_power_updates(power).period_s
-    window, _ = averaging_window_s(power, metered.meter.model, period_s)
-    if not 0 < window < MOST_OF_PERIOD * period_s:
-        return metered
+def _part_time_sensor(meter: Meter, missed: UnsampledPhases, upper_rel: float, end_ns: int) -> tuple[Meter, Event]:
+    """Mark a meter as unchecked whose sensor may look at a part of the time, in a run without steps."""
+    window = f"{missed.window_s * 1e3:.3g} ms" if missed.window_s > 0 else "an unknown part"
     note = (
-        f"{UNCHECKED_PREFIX}: the power sensor looks at {window * 1e3:.3g} ms of every {period_s * 1e3:.3g} ms, "
+        f"{UNCHECKED_PREFIX}: the power sensor looks at {window} of every {missed.period_s * 1e3:.4g} ms, "
         "without a counter, and work that repeats in sync with it is partly unseen"
     )
-    return replace(metered, meter=replace(metered.meter, notes=(*metered.meter.notes, note)))
+    unseen = (
+        f" In one of ten such runs no update sees the work of {missed.share:.0%} of the time: the interval assumes "
+        "anything from zero to the device's limit for it."
+    )
+    message = f"{note}.{unseen if missed.share > 0 else ''} Mark the steps (`run.step()`), or meter a longer run"
+    severity: Literal["info", "warning"] = "warning" if upper_rel > SPARSE_READINGS_REL else "info"
+    event = Event(end_ns, severity, PART_TIME_POWER_CODE, str(meter.domain), message)
+    return replace(meter, notes=(*meter.notes, note)), event
 
 
 def _note_sparse_readings(metered: MeteredCurve, curve: EnergyCurve, power: Series) -> tuple[MeteredCurve, list[Event]]:

@@ -35,6 +35,10 @@ MIN_POLLS_PER_UPDATE = 2.5
 # A part of a step up to this length is interpolated from the phases beside it.
 PHASE_RESOLUTION = 0.05
 CHANCE_LEVEL = 0.05
+# A sensor that averages over so much of its period misses nothing.
+MOST_OF_PERIOD = 0.9
+# Readings within this part of their mean show no work that comes and goes.
+CONSTANT_POWER_REL = 0.1
 # Work in less than 2.3 / n of the time is missed by n samples in one of ten cases: 0.1 = (1 - 2.3 / n) ** n.
 MISSED_SAMPLES = 2.3
 # For devices without a known limit: no board on the market in 2026 is sold for more than 1.4 kW, most for less than
@@ -47,13 +51,16 @@ LIMIT_DEFAULT_W = 2000.0
 class UnsampledPhases:
     """The uncertainty of a run's joules due to sampling.
 
-    `u_j` is the standard uncertainty of a sample of the run's power; `share` the part of the run whose phases were
-    never sampled, in which power was anything from 0 to `limit_w`.
+    `u_j` is the standard uncertainty of a sample of the run's power; `share` the part of the run that may never have
+    been sampled, in which power was anything from 0 to `limit_w`. `period_s` and `window_s` are the sensor's, in a run
+    without steps whose updates do not average over all of the time between them; `window_s` is 0 where it is unknown.
     """
 
     u_j: float
     share: float
     limit_w: float
+    period_s: float = 0.0
+    window_s: float = 0.0
 
     def band(self, energy_j: float, seconds: float) -> tuple[float, float]:
         """Return the lower and upper deviation of the joules, as parts of them."""
@@ -138,13 +145,28 @@ def estimate_unsampled(
     u_j = float(np.hypot(u_j, max_line_error_j(power, start_ns, end_ns) / Z90))
     run_steps = [(a, b, n) for a, b, n in steps if a >= start_ns and b <= end_ns and b > a]
     if sum(n for *_, n in run_steps) < MIN_STEPS:
-        return UnsampledPhases(u_j, 0.0, limit_w)
+        if sure_s >= MOST_OF_PERIOD * every.period_s:
+            return UnsampledPhases(u_j, 0.0, limit_w)
+        share = _missed_share(power, every, start_ns, end_ns, 1.0 - sure_s / every.period_s)
+        return UnsampledPhases(u_j, share, limit_w, every.period_s, sure_s)
     of_run = min(sum(b - a for a, b, _ in run_steps) / (end_ns - start_ns), 1.0)
     share, grain = measure_unsampled_phases(every, run_steps, sure_s)
     # A change between two sampled phases may be anywhere between them.
     seen_w = every.between(start_ns, end_ns).power_w
     between_j = of_run * grain * (float(np.ptp(seen_w)) if len(seen_w) else 0.0) * (end_ns - start_ns) / NS_PER_S
     return UnsampledPhases(float(np.hypot(u_j, between_j / Z90)), of_run * share, limit_w)
+
+
+def _missed_share(power: Series, every: PowerUpdates, start_ns: int, end_ns: int, most: float) -> float:
+    """Return the part of a run without steps that no update may have sampled; 0 where power does not change.
+
+    Between readings that are seconds apart, power is assumed to stay between both.
+    """
+    seen_w = every.between(start_ns - int(every.period_s * NS_PER_S), end_ns).power_w
+    changes = len(seen_w) > 1 and float(np.ptp(seen_w)) > CONSTANT_POWER_REL * float(np.mean(seen_w))
+    if not changes or len(find_sparse_intervals(power, start_ns, end_ns)[0]):
+        return 0.0
+    return min(MISSED_SAMPLES / len(seen_w), most)
 
 
 def sampling_uncertainty_j(power: Series, every: PowerUpdates, start_ns: int, end_ns: int, most_s: float) -> float:

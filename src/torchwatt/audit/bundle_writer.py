@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
@@ -106,12 +107,13 @@ def write_files(
     with lock_chain(seal.chain) as ledger:
         link = next_link(seal.chain, run_id, target.name, sha256(files[MANIFEST]).hexdigest())
         content = statement(listed, run_id, link, version=schema.version)
-        _write_folder(target, files | {STATEMENT: content}, seal.key)
-        append_link(ledger, link)
-    return target
+        return _write_folder(target, files | {STATEMENT: content}, seal.key, partial(append_link, ledger, link))
 
 
-def _write_folder(target: Path, files: Mapping[str, bytes], key: Path | None) -> Path:
+def _write_folder(
+    target: Path, files: Mapping[str, bytes], key: Path | None, record: Callable[[], None] = lambda: None
+) -> Path:
+    """Write the folder and record it; if it cannot be recorded, remove it again."""
     hidden = target.with_name(f".{target.name}.{token_hex(4)}.part")
     try:
         make_private_folder(target if target.parent == target.parent.parent else target.parent)
@@ -124,6 +126,12 @@ def _write_folder(target: Path, files: Mapping[str, bytes], key: Path | None) ->
             hidden.chmod(S_IMODE(target.stat().st_mode))  # keep the mode of an existing folder
         with _set_aside(target):
             hidden.rename(target)
+            try:
+                record()
+            except BaseException:
+                (target / MANIFEST).unlink()  # what is left of a folder that cannot be deleted is no bundle
+                shutil.rmtree(target)
+                raise
     except OSError as error:
         raise BundleError(f"cannot write the bundle {target}: {error.strerror or error}") from error
     finally:
@@ -166,8 +174,11 @@ def _set_aside(target: Path) -> Iterator[None]:
     target.rename(aside)
     try:
         yield
-    except BaseException:
-        aside.rename(target)
+    except BaseException as error:
+        try:
+            aside.rename(target)
+        except OSError:
+            raise BundleError(f"cannot write the bundle {target}: {error}; the old one is now {aside}") from error
         raise
     shutil.rmtree(aside)
 

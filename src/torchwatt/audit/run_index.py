@@ -98,19 +98,26 @@ def index_row(bundle: Bundle, project: str) -> StoredRun:
 
 
 def write_index(path: Path, runs: Iterable[StoredRun]) -> None:
-    """Write a new index and replace the old one atomically."""
+    """Write a new index and replace the old one atomically.
+
+    Raises:
+        BundleError: It cannot be written; the old one is as before.
+    """
     fresh = path.with_name(f".{path.name}.{token_hex(4)}.new")
     try:
         create_file(fresh).close()  # SQLite would create it with the umask's mode
+        with _open(fresh) as database:
+            database.execute(f"CREATE TABLE run ({', '.join(_COLUMNS)}, PRIMARY KEY (project, run_id))")
+            database.execute(f"PRAGMA user_version = {INDEX_VERSION}")
+            _insert(database, runs)
+        if path_kind(path) == "file":
+            fresh.chmod(S_IMODE(path.stat().st_mode))  # keep the mode of a shared store
+        fresh.replace(path)
     except OSError as error:
         raise BundleError(f"cannot write the index {path}: {error.strerror}") from error
-    with _open(fresh) as database:
-        database.execute(f"CREATE TABLE run ({', '.join(_COLUMNS)}, PRIMARY KEY (project, run_id))")
-        database.execute(f"PRAGMA user_version = {INDEX_VERSION}")
-        _insert(database, runs)
-    if path_kind(path) == "file":
-        fresh.chmod(S_IMODE(path.stat().st_mode))  # keep the mode of a shared store
-    fresh.replace(path)
+    finally:
+        for part in (fresh, fresh.with_name(f"{fresh.name}-journal")):
+            part.unlink(missing_ok=True)
 
 
 def add_to_index(path: Path, run: StoredRun) -> None:

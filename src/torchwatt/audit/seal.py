@@ -113,10 +113,20 @@ def next_link(path: Path, run_id: str, bundle: str, manifest_sha256: str) -> Cha
 
 
 def append_link(file: IO[bytes], link: ChainLink) -> None:
-    """Append a line to a locked chain and flush it to the disk."""
-    file.write((json.dumps(asdict(link)) + "\n").encode())
-    file.flush()
-    os.fsync(file.fileno())
+    """Append a line to a locked chain and flush it to the disk.
+
+    Raises:
+        OSError: The line cannot be written; the chain is as before.
+    """
+    line, descriptor = (json.dumps(asdict(link)) + "\n").encode(), file.fileno()
+    end = os.fstat(descriptor).st_size
+    try:
+        while line:
+            line = line[os.write(descriptor, line) :]
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, end)
+        raise
 
 
 MANIFEST = "MANIFEST.sha256"

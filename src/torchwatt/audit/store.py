@@ -7,6 +7,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 
@@ -115,7 +116,8 @@ class Store:
         if not self.root.is_dir():
             return ()
         runs = tuple(sorted(self._bundles(), key=lambda run: (run.started_at, run.run_id)))
-        write_index(self.root / INDEX, runs)
+        with _warns_of_index():
+            write_index(self.root / INDEX, runs)
         return runs
 
     def find(self, identifier: str, project: str | None = None) -> Path:
@@ -166,7 +168,10 @@ class Store:
         target = self.root / project_name(project) / run_id
         if target.exists():
             raise BundleError(f"run {run_id} is kept already in {target}")
-        make_private_folder(target.parent)
+        try:
+            make_private_folder(target.parent)
+        except OSError as error:
+            raise BundleError(f"cannot write the store {self.root}: {error.strerror or error}") from error
         return target
 
     def _added(self, target: Path, project: str) -> Path:
@@ -174,8 +179,18 @@ class Store:
         if read_index(index) is None:
             self.rebuild()
         else:
-            add_to_index(index, index_row(read_bundle(target, self.root), project))
+            with _warns_of_index():
+                add_to_index(index, index_row(read_bundle(target, self.root), project))
         return target
+
+
+@contextmanager
+def _warns_of_index() -> Iterator[None]:
+    """Turn a failure to write the index into a warning: the bundles are complete, and `runs` reads them anew."""
+    try:
+        yield
+    except BundleError as error:
+        _warn(f"torchwatt goes on without an index of its store: {error}")
 
 
 def _copy_files(bundle: Path, target: Path) -> None:

@@ -194,12 +194,14 @@ class ShareChecks:
     def _power(self, row: int, device: str, joules: float, seconds: float) -> None:
         """Compare the power of a row with that of a curve whose power is constant, where nothing was idle.
 
-        Where power changes, what ran for a part of an interval between two readings may have any power.
+        Where power changes, or is unknown for a time, what ran for a part of an interval between two readings may have
+        any power.
         """
         curve = self.facts.curves.get(device)
         if curve is None or seconds < LEAST_S or self.facts.merged or self.facts.broken & {"sample", "device"}:
             return
-        if device in self.idle or not curve.most_w <= curve.least_w * (1 + POWER_REL):
+        constant = curve.least_w <= curve.most_w <= curve.least_w * (1 + POWER_REL)
+        if device in self.idle or curve.silent_ns or not constant:
             return
         power_w, slack = joules / seconds, TIME_S / max(seconds, TIME_S) * 0.1 + POWER_REL
         if not curve.least_w * (1 - slack) <= power_w <= curve.most_w * (1 + slack):

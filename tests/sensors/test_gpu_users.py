@@ -92,7 +92,7 @@ def test_listed_processes_are_ours_where_their_ancestors_reach_this_process(pare
             yield pid
             pid = tree[pid]
 
-    found = classify_users(pids, 1, parent=tree.get, whole=whole)
+    found = classify_users(pids, 1, parent=tree.get, all_visible=whole)
     ours = any(1 in ancestors(pid) for pid in pids)
     if not pids:
         assert found == (DeviceUsers.UNUSED if whole else DeviceUsers.EMPTY)

@@ -504,7 +504,7 @@ def test_folders_that_are_no_bundles_are_named(runs, lake, capsys):
     assert run_command(["fleet", "ingest", lake.name, str(runs)]) == 1
     told = capsys.readouterr().err
     assert f"refused {runs / 'b1'}" in told
-    assert f"no bundle {runs / 'notes'}" in told
+    assert f"not a bundle: {runs / 'notes'}" in told
 
 
 class Meeting(LocalFiles):

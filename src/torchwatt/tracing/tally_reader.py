@@ -298,7 +298,7 @@ MOST_CALLS = 2_048  # outermost calls that are evaluated again; beyond, neighbou
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewEntries:
-    """New entries of a loop; fields as in `Evidence`, sorted by time."""
+    """New entries of a loop; fields as in `LoopEvidence`, sorted by time."""
 
     calls: OutermostCalls
     backward_ns: IntArray
@@ -307,7 +307,7 @@ class NewEntries:
 
 
 class StepCounter:
-    """Counts steps as `steps_of` does; entries older than the last `KEPT` rounds are counted once and dropped."""
+    """Counts steps as `steps_of` does; entries before the last `MOST_ROUNDS` rounds are counted once and dropped."""
 
     def __init__(self, start_ns: int) -> None:
         self._settled = 0
@@ -380,7 +380,7 @@ def _columns(calls: OutermostCalls) -> tuple[np.ndarray, ...]:
 
 
 def _merge_calls(calls: OutermostCalls, backward_ns: IntArray) -> OutermostCalls:
-    """Merge similar neighbours without a backward call between them, except the latest `KEPT`."""
+    """Merge similar neighbours without a backward call between them, except the latest `MOST_ROUNDS`."""
     old = len(calls) - MOST_ROUNDS
     between = np.searchsorted(backward_ns, calls.start_ns[:old])
     change = (np.diff(between) != 0) | (np.diff(calls.grown[:old]) != 0) | (np.diff(calls.main[:old]) != 0)

@@ -39,7 +39,6 @@ from torchwatt.tracing.loop_steps import (
 )
 
 if TYPE_CHECKING:
-    from torchwatt.tracing.instrumentation import Instrumentation
     from torchwatt.tracing.log_rows import LogReader
     from torchwatt.tracing.thread_log import ThreadLog
 
@@ -279,17 +278,6 @@ def _fit(stretch: WorkInterval) -> None:
         scaled.add(stretch.ns, length_ns / ran_ns)
         stretch.ns = scaled
     stretch.gap_ns = max(length_ns - ran_ns, 0.0)
-
-
-def _params(hub: Instrumentation, key: int) -> int:
-    """Return the parameters of a module with its submodules, or of the modules that a compiled function uses."""
-    named = hub.compiled_calls.named.get(key)
-    if named is not None:
-        return named[1]
-    registry = hub.registry
-    root = next((root for root in registry.roots if root.key == key), None)
-    keys_below = {key} if root is None else {own for _, own in root.paths}
-    return sum(registry.facts[own].params for own in keys_below if own in registry.facts)
 
 
 MOST_ROUNDS = 64  # rounds that are evaluated again: later entries may change them

@@ -162,6 +162,21 @@ def test_steps_between_two_updates_are_counted_without_reading():
     tracer.stop()
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_size_of_a_model_is_that_of_the_trace_wherever_the_model_is(nested):
+    pair = nn.ModuleDict({"layer": nn.Linear(8, 8), "model": nn.Sequential(block(), block())})
+    tracer = Tracer(pair if nested else None, overhead_budget=1.0)
+    tracer.start()
+    tally = tracer.tally(time.monotonic_ns())
+    with torch.no_grad():
+        pair["model"](pair["layer"](torch.randn(4, 8)))
+    registry = tracer._hub.registry
+    model = registry.by_id[id(pair["model"])]
+    tally._main(np.array([model]))
+    tracer.stop()
+    assert tally._sizes == {model: sum(parameter.numel() for parameter in pair["model"].parameters())}
+
+
 def test_calls_and_names_are_those_of_the_trace():
     loop = Loop()
     tracer, tally = traced(loop)

@@ -226,7 +226,7 @@ def test_threads_that_look_ask_the_device_nothing_and_see_whole_entries():
 
 
 class Torch:
-    """What `Clocks` asks of torch.cuda."""
+    """What `StepClocks` asks of torch.cuda."""
 
     def __init__(self, current=0):
         self.current = current

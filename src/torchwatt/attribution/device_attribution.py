@@ -214,7 +214,7 @@ def _extrapolated_share(activity: Activity) -> FloatArray:
 
 
 def _measured_shares(fit: DeviceFit, jacobian: FloatArray) -> tuple[FloatArray | None, tuple[str, ...]]:
-    """Return each slot's measured share, and for a slot below `SHOW_SELF` the enclosing module that is measured."""
+    """Return each slot's measured share; below `MIN_SELF_SHARE`, also the enclosing module that is measured."""
     slots = fit.columns.slots
     none = ("",) * (len(slots) + 1)
     if fit.estimate is None:

@@ -161,7 +161,7 @@ def _estimate_powers(watched: DeviceFitInput, kernel: SensorResponse, replays: M
 
 
 def _idle_baseline_w(updates: SensorUpdates | None, start_ns: int) -> float | None:
-    """Return the mean of the updates before the run, in W; None with fewer than `MIN_QUIET`."""
+    """Return the mean of the updates before the run, in W; None with fewer than `MIN_IDLE_UPDATES`."""
     if updates is None:
         return None
     quiet = updates.power_w[updates.at_s < (start_ns - updates.origin_ns) / NS_PER_S - SETTLE_S]

@@ -69,7 +69,7 @@ def shrink_alike_energy(
         energy_j: Joules of each slot.
         sd_j: Their independent errors, without errors common to all.
         calls: Calls of each slot; a group with an unknown number is unchanged.
-        group: As `alike_groups` returns.
+        group: As `group_alike_slots` returns.
     """
     energy_j, sd_j = energy_j.copy(), sd_j.copy()
     for number in range(int(group.max(initial=-1)) + 1):

@@ -9,6 +9,7 @@ import numpy as np
 
 from torchwatt.attribution.power_integral import BoolArray
 from torchwatt.core.energy_curve import interpolate
+from torchwatt.core.intervals import enclosing_array
 from torchwatt.core.meter import FloatArray, IntArray, Series
 from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Slot
 from torchwatt.core.trace import Trace
@@ -47,7 +48,7 @@ def flatten_spans(start_ns: IntArray, end_ns: IntArray) -> tuple[IntArray, IntAr
         empty = np.empty(0, dtype=np.int64)
         return empty, empty, empty
     start, end = start_ns[order], end_ns[order].copy()
-    parent = _find_parents(start, end)
+    parent = enclosing_array(start, end, clip=True)
     index = np.arange(len(order))
     times = np.concatenate((end, start))
     after = np.concatenate((parent, index))  # the innermost span after each event
@@ -58,23 +59,6 @@ def flatten_spans(start_ns: IntArray, end_ns: IntArray) -> tuple[IntArray, IntAr
     lo, hi, owner = times[:-1], times[1:], after[:-1]
     keep = (hi > lo) & (owner != NO_OWNER)
     return lo[keep], hi[keep], order[owner[keep]]
-
-
-def _find_parents(start: IntArray, end: IntArray) -> IntArray:
-    """Find each span's parent and clip its end to the parent's; spans sorted by start, longer first."""
-    depth = np.arange(len(start)) - np.searchsorted(np.sort(end), start, side="right")
-    parent = np.full(len(start), NO_OWNER, dtype=np.int64)
-    above = np.flatnonzero(depth <= 0)
-    for level in range(1, int(depth.max(initial=0)) + 1):
-        at_level = np.flatnonzero(depth == level)
-        if len(at_level) == 0 or len(above) == 0:
-            continue
-        place = np.searchsorted(above, at_level) - 1
-        has_parent = place >= 0
-        parent[at_level[has_parent]] = above[place[has_parent]]
-        end[at_level[has_parent]] = np.minimum(end[at_level[has_parent]], end[parent[at_level[has_parent]]])
-        above = at_level
-    return parent
 
 
 def cut_by_owner(trace: Trace, start_ns: int, end_ns: int) -> OwnedIntervals:

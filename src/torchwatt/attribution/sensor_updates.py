@@ -156,7 +156,7 @@ def _bracket_error_s(brackets: _UpdateBrackets, at_s: FloatArray) -> FloatArray:
 
 
 def _refine_grid(brackets: _UpdateBrackets, start_s: float, period_s: float, rounds: int = 30) -> tuple[float, float]:
-    """Refine a and T: first a line through the middles, then the posterior mean of `_admit`."""
+    """Refine a and T: first a line through the middles, then the posterior mean of `_average_grids`."""
     for _ in range(rounds):
         k = np.round((brackets.middle_s - start_s) / period_s)
         off = brackets.middle_s - (start_s + k * period_s)

@@ -24,7 +24,7 @@ from torchwatt.core.terms import Domain
 from torchwatt.core.trace import ModuleInfo
 from torchwatt.core.units import ns_from_s
 
-_HOLE_NS = 500_000_000  # if power is missing for longer, the meter was not read; as in `verification.sample_laws`
+_HOLE_NS = 500_000_000  # if power is missing for longer, the meter was not read; as in `verification.sample_checks`
 
 
 def load_report(

@@ -43,7 +43,7 @@ class StoredRun:
     location_g: float | None
     market_g: float | None
     basis: str
-    metered: str  # JSON of its metered devices and times, as `counted_runs.text_of` writes it
+    metered: str  # JSON of its metered devices and times, as `counted_run.text_of` writes it
 
     @property
     def key(self) -> str:
@@ -191,7 +191,7 @@ def shares_of_runs(runs: Iterable[StoredRun]) -> dict[str, RunShare]:
 
 
 def monthly_sums(runs: Iterable[StoredRun], among: Mapping[str, RunShare] | None = None) -> tuple[MonthlySum, ...]:
-    """Add up runs by project and month; `Total.refused` lists what was not added.
+    """Add up runs by project and month; `SumOfRuns.refused` lists what was not added.
 
     Args:
         runs: The runs to add up.

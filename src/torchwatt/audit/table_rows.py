@@ -64,9 +64,7 @@ def rank_layer_rows(report: Report) -> Iterator[Row]:
             }
 
 
-BLOCKS = (
-    12  # of the run, from whose differences its interval is computed (attribution.repeats); shorter windows have none
-)
+BLOCKS = 12  # of the run, for an interval from their differences (attribution.repeat_spread); shorter windows have none
 
 
 def window_rows(report: Report) -> Iterator[Row]:

@@ -2,7 +2,7 @@
 
 The table is `facilities.csv` beside this file. A user adds facilities with a file of the same columns, named by the
 environment variable TORCHWATT_FACILITIES; a facility in it replaces one of the same name in the package. The columns
-are those of a file of factors (`factor_file`), `facility`, and `validated_at`: when its operator last confirmed the
+are those of a file of factors (`factor_files`), `facility`, and `validated_at`: when its operator last confirmed the
 numbers. Two years later they are refused.
 
 Scaleway's page changed under one validation date, so two of its versions are kept: the later one is the value, and lo

@@ -117,7 +117,7 @@ def _print_meters(discovery: Discovery, meters: Sequence[Meter]) -> None:
 def _counter_scopes(discovery: Discovery) -> dict[str, tuple[str, ...]]:
     """Return notes on what the energy counter of each GPU of a superchip covers.
 
-    The counter is compared with the power readings of `COMPARE_S` seconds; without a superchip, nothing is read.
+    The counter is compared with the power readings of `COMPARISON_S` seconds; without a superchip, nothing is read.
     """
     if not any(channel.name == MODULE_POWER for meter in discovery.meters for channel in meter.channels):
         return {}

@@ -89,7 +89,7 @@ class Program:
         try:
             # The user's own program, named on the command line.
             exec(self._code(), self.main.__dict__)  # noqa: S102
-        except BaseException as error:  # every way to end: `announce` and the caller handle it as Python does
+        except BaseException as error:  # every way to end: `print_end` and the caller handle it as Python does
             error.__traceback__ = skip_own_frames(error.__traceback__)
             hide_own_frames(error)
             return error

@@ -15,7 +15,7 @@ TOKEN_VARIABLE = "ELECTRICITYMAPS_TOKEN"  # noqa: S105  # name of the environmen
 
 
 def add_output_options(parser: ArgumentParser, *, csv: str = "--csv", html: bool = True) -> None:
-    """Add the options that `Outputs` reads."""
+    """Add the options that `ReportOutputs` reads."""
     parser.add_argument(
         csv, dest="csv", metavar="DIR",
         help="write the audit tables into a folder; if it is not empty, into DIR-2 beside it",
@@ -37,7 +37,7 @@ class ReportOutputs:
 
     @classmethod
     def asked_for(cls, arguments: Namespace) -> ReportOutputs:
-        """Return the options of `add_outputs` from parsed arguments.
+        """Return the options of `add_output_options` from parsed arguments.
 
         Raises:
             ConfigError: A target cannot be written, or `--overwrite` would replace something that is not a bundle.

@@ -91,15 +91,24 @@ def self_times(start: Sequence[float], end: Sequence[float]) -> list[float]:
     return own
 
 
-def enclosing_array(start: IntArray, end: IntArray) -> IntArray:
-    """Return the same as `parents`, vectorised; sorted by start, outer before inner."""
+def enclosing_array(start: IntArray, end: IntArray, *, clip: bool = False) -> IntArray:
+    """Return the same as `enclosing_indices`, vectorised; sorted by start, outer before inner.
+
+    Args:
+        start: Starts.
+        end: Ends.
+        clip: Cut in place, in `end`, what ends after its enclosing interval.
+    """
     encloser = np.full(len(start), NO_INDEX, dtype=np.int64)
     depth = np.arange(len(start)) - np.searchsorted(np.sort(end), start, side="right")
     above = np.flatnonzero(depth <= 0)
     for level in range(1, int(depth.max(initial=0)) + 1):
         level_members = np.flatnonzero(depth == level)
         place = np.searchsorted(above, level_members) - 1
-        encloser[level_members[place >= 0]] = above[place[place >= 0]]
+        inner, outer = level_members[place >= 0], above[place[place >= 0]]
+        encloser[inner] = outer
+        if clip:
+            end[inner] = np.minimum(end[inner], end[outer])
         above = level_members
     return encloser
 

@@ -54,18 +54,18 @@ def open_untrusted(path: Path, most_bytes: int, root: Path | None = None) -> Bin
 
 
 def open_user_path(path: Path, most_bytes: int) -> BinaryIO:
-    """Open a file that the user named, following links; other refusals are those of `open_own`."""
+    """Open a file that the user named, following links; other refusals are those of `open_untrusted`."""
     return _open_checked(path, most_bytes, None)
 
 
 def read_untrusted(path: Path, most_bytes: int, root: Path | None = None) -> bytes:
-    """Return the content of a file of an untrusted folder; see `open_own`."""
+    """Return the content of a file of an untrusted folder; see `open_untrusted`."""
     with open_untrusted(path, most_bytes, root) as file:
         return _read_bounded(file, path, most_bytes)
 
 
 def read_user_path(path: Path, most_bytes: int) -> bytes:
-    """Return the content of a file that the user named; see `open_named`."""
+    """Return the content of a file that the user named; see `open_user_path`."""
     with open_user_path(path, most_bytes) as file:
         return _read_bounded(file, path, most_bytes)
 
@@ -75,7 +75,7 @@ def folder_entries(path: Path, root: Path | None = None) -> dict[str, PathKind]:
 
     Args:
         path: The folder.
-        root: The folder that the user named, as for `open_own`. Default: this one.
+        root: The folder that the user named, as for `open_untrusted`. Default: this one.
 
     Raises:
         OSError: It is not a folder, is behind a link, cannot be read, or has more than a million entries.

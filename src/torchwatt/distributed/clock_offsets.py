@@ -93,7 +93,7 @@ class ClockClient:
         self._thread.start()
 
     def stop(self) -> tuple[ClockOffset, ...]:
-        """Measure once more, for at most `STOP_S`, and return all measurements."""
+        """Measure once more, for at most `STOP_TIMEOUT_S`, and return all measurements."""
         self._stop.set()
         self._thread.join(STOP_TIMEOUT_S)
         return tuple(self._looks)

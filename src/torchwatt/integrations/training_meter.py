@@ -21,7 +21,7 @@ from torchwatt.tracing import wait_for_devices
 TrainingPart = Literal["train", "evaluation", "checkpoint", "rest"]
 MAX_READING_AGE_NS = (
     20 * NS_PER_S
-)  # longer since the last reading: read afresh, as `Pulse.update` goes back a minute at most
+)  # longer since the last reading: read afresh, as `LiveMeter.update` goes back a minute at most
 MAX_ENDS = 256
 MIN_END_DISTANCE_NS = NS_PER_S // 5
 

@@ -55,7 +55,7 @@ class JoinedTrace:
     copy_ns: Mapping[Outcome, int]
     busy_ns: Mapping[str, int]  # by device
     labels: str  # how labels were found
-    clock: str  # "base", "unix" or "unknown", as in `Kineto`
+    clock: str  # "base", "unix" or "unknown", as in `KinetoTrace`
     offset_ns: int  # added to the trace's times
     lost: int  # launches whose record is missing
     modules: tuple[ModuleInfo, ...] = ()

@@ -16,7 +16,7 @@ OVERLAP = 0.5  # part of the trace that must overlap the curve
 LEAST_EXPLAINED, MOST_RUNNER_UP = (
     0.25,
     0.9,
-)  # below `POOR`, or with a runner-up above `NEARLY` times the best, a fit is ambiguous
+)  # below `LEAST_EXPLAINED`, or with a runner-up above `MOST_RUNNER_UP` times the best, a fit is ambiguous
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ def named(text: str, allow_hosts: Sequence[str] = ()) -> Exporter:
     `allow_hosts` are passed to `prometheus`.
 
     Raises:
-        ConfigError: The notation is not one of `FORMS`, or the exporter cannot be opened.
+        ConfigError: The notation is not one of `EXPORTER_FORMS`, or the exporter cannot be opened.
     """
     kind, _, argument = text.partition(":")
     if kind == "otel" and not argument:

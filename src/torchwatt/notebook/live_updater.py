@@ -30,7 +30,7 @@ MAX_CPU_SHARE = 0.02  # of one CPU, to keep to LATEST_S
 class CostLimiter:
     """Schedules repeated work so that its CPU time stays below a share of one CPU.
 
-    Work that is `LATEST_S` overdue may use up to `MOST_SHARE`; beyond that its interval grows with its cost. Times are
+    Work that is `LATEST_S` overdue may use up to `MAX_CPU_SHARE`; beyond, its interval grows with its cost. Times are
     seconds since the run began; the next cost is assumed to equal the last one.
     """
 

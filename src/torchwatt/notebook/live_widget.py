@@ -25,7 +25,7 @@ def _read_asset(name: str) -> str:
 
 
 class LiveWidget(AnyWidget):
-    """One live view; `begin` is the payload of `views.begin_payload`."""
+    """One live view; `begin` is the payload of `views.start_payload`."""
 
     _esm = traitlets.Unicode().tag(sync=True)
     _css = traitlets.Unicode().tag(sync=True)

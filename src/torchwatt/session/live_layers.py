@@ -37,7 +37,7 @@ LIVE_DOMAIN = Domain("live")
 
 
 class LiveLayers:
-    """Call `update` from one thread, a few times a second and after each `Pulse.update`; call `report` when needed."""
+    """Call `update` from one thread a few times a second, after each `LiveMeter.update`; `report` when needed."""
 
     def __init__(self, session: Session, tracer: Tracer, pulse: LiveMeter) -> None:
         from torchwatt.tracing.tally_reader import TimeSums

@@ -355,7 +355,7 @@ class Session:
             cast("Session", session).note(event)
 
     def trace(self) -> Trace | None:
-        """Return the trace so far, with at most `MOST_FILLED` filled spans; None without tracer. Thread-safe."""
+        """Return the trace so far, with at most `MAX_FILLED_SPANS` filled spans; None without tracer. Thread-safe."""
         return self._tracing.tracer.snapshot(MAX_FILLED_SPANS) if self._tracing.tracer is not None else None
 
     def state(self, recording: Recording) -> RunState:

@@ -46,7 +46,7 @@ MOST_REGULAR = 8  # maximum number of calls without gradients that may be part o
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AggregatedSpans:
-    """Columns, sorted by start, outer before inner; `kind` is a number of `Kinds`."""
+    """Columns, sorted by start, outer before inner; `kind` is a number of `SpanKinds`."""
 
     kind: IntArray
     start: IntArray

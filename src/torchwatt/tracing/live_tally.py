@@ -58,7 +58,6 @@ from torchwatt.tracing.tally_reader import (
     _by_kind,
     _fit,
     _only,
-    _params,
     _pauses,
     _weight,
 )
@@ -273,7 +272,7 @@ class LiveTally:
         """Return the keys of models among the outermost modules."""
         for key in np.unique(called).tolist():
             if key not in self._sizes:
-                self._sizes[key] = _params(self._hub, key)
+                self._sizes[key] = self._hub.registry.params_of(key, self._hub.compiled_calls.named)
         main = self._names.main if self._given is None else self._names.main | {self._given}
         return list(find_models(self._sizes, main, trained=self._trained))
 

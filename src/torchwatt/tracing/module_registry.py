@@ -163,6 +163,15 @@ class ModuleRegistry:
                 if module is not None:
                     self._place(root, module)
 
+    def params_of(self, key: int, functions: Mapping[int, tuple[str, int]]) -> int:
+        """Return the parameters of a module with its submodules, or those that a compiled function uses."""
+        if key in functions:
+            return functions[key][1]
+        at = next(((root, path) for root in self.roots for path, own in root.paths if own == key), None)
+        root, top = at or (RootModule(key, "", "", paths={("", key): ""}), "")
+        below = {own for path, own in root.paths if not top or f"{path}.".startswith(f"{top}.")}
+        return sum(self.facts[own].params for own in below if own in self.facts)
+
     def optimizer_key(self, optimizer: object) -> int:
         """Return the key of an optimizer; a new one inherits the key of a deleted one of its class."""
         own_key = self.by_id.get(id(optimizer))

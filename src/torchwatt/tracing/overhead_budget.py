@@ -245,7 +245,7 @@ def thread_clock() -> Callable[[], int]:
 class ThreadCpuTime:
     """CPU time of one thread since the object was made on it; other threads may read it.
 
-    The thread keeps an `AtEnd` of it, which stores the time when the thread ends.
+    The thread keeps an `ThreadEndMarker` of it, which stores the time when the thread ends.
     """
 
     __slots__ = ("_begun_ns", "_native", "used_ns")

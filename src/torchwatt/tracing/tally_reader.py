@@ -39,7 +39,6 @@ from torchwatt.tracing.loop_steps import (
 )
 
 if TYPE_CHECKING:
-    from torchwatt.tracing.instrumentation import Instrumentation
     from torchwatt.tracing.log_rows import LogReader
     from torchwatt.tracing.thread_log import ThreadLog
 
@@ -281,24 +280,13 @@ def _fit(stretch: WorkInterval) -> None:
     stretch.gap_ns = max(length_ns - ran_ns, 0.0)
 
 
-def _params(hub: Instrumentation, key: int) -> int:
-    """Return the parameters of a module with its submodules, or of the modules that a compiled function uses."""
-    named = hub.compiled_calls.named.get(key)
-    if named is not None:
-        return named[1]
-    registry = hub.registry
-    root = next((root for root in registry.roots if root.key == key), None)
-    keys_below = {key} if root is None else {own for _, own in root.paths}
-    return sum(registry.facts[own].params for own in keys_below if own in registry.facts)
-
-
 MOST_ROUNDS = 64  # rounds that are evaluated again: later entries may change them
 MOST_CALLS = 2_048  # outermost calls that are evaluated again; beyond, neighbours are merged
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewEntries:
-    """New entries of a loop; fields as in `Evidence`, sorted by time."""
+    """New entries of a loop; fields as in `LoopEvidence`, sorted by time."""
 
     calls: OutermostCalls
     backward_ns: IntArray
@@ -307,7 +295,7 @@ class NewEntries:
 
 
 class StepCounter:
-    """Counts steps as `steps_of` does; entries older than the last `KEPT` rounds are counted once and dropped."""
+    """Counts steps as `steps_of` does; entries before the last `MOST_ROUNDS` rounds are counted once and dropped."""
 
     def __init__(self, start_ns: int) -> None:
         self._settled = 0
@@ -380,7 +368,7 @@ def _columns(calls: OutermostCalls) -> tuple[np.ndarray, ...]:
 
 
 def _merge_calls(calls: OutermostCalls, backward_ns: IntArray) -> OutermostCalls:
-    """Merge similar neighbours without a backward call between them, except the latest `KEPT`."""
+    """Merge similar neighbours without a backward call between them, except the latest `MOST_ROUNDS`."""
     old = len(calls) - MOST_ROUNDS
     between = np.searchsorted(backward_ns, calls.start_ns[:old])
     change = (np.diff(between) != 0) | (np.diff(calls.grown[:old]) != 0) | (np.diff(calls.main[:old]) != 0)

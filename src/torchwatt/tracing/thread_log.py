@@ -77,7 +77,7 @@ class ThreadLog:
         self.since = 0  # row index after the latest backward call
         self.reducers: set[int] = set()  # DDP reducers prepared since then, for the next backward call
         self.ends: list[tuple[int, int]] = []  # optimizer steps: key, end_ns
-        self.noted: list[Row] = []  # ends of `Quiet` steps, and calls without gradients, not settled yet
+        self.noted: list[Row] = []  # ends of `FastPath` steps, and calls without gradients, not settled yet
         self.answers = 0  # number of calls without gradients that may still be recorded before the next decision
         self.answered = 0  # number of those recorded since the last decision
         self.optimizer_ends = OptimizerEnds()  # earlier ones
@@ -90,7 +90,7 @@ class ThreadLog:
         self.cpu_readings = array("q")  # times, and this thread's CPU time at each, at bounds of outermost spans
         self.nodes: dict[int, int] = {}  # end_ns of a step -> number of autograd nodes made outside backward calls
         self.deaf = False  # the forward pass before the latest backward call was not recorded
-        self.calls_asleep = 0  # outermost calls since the latest end of a step, in mode ASLEEP; see `Quiet`
+        self.calls_asleep = 0  # outermost calls since the latest end of a step, in mode ASLEEP; see `FastPath`
         self.inside = False  # inside an outermost call, if its class is patched
         self.tracers: list[tuple[object, int]] = []  # tracers started on this thread: (tracer, start_ns)
         self.former: list[tuple[int, int]] = []  # start_ns and end_ns of stopped tracers
@@ -201,7 +201,7 @@ class ThreadLog:
             began_ns: When it began.
             end_ns: When it ended.
             number: Autograd's sequence number, which such work does not change.
-            task: `LIGHT_TASK` beside a call of which only the bounds are logged.
+            task: `OUTERMOST_TASK` beside a call of which only the bounds are logged.
         """
         began_ns = max(began_ns, self.own_until)
         if began_ns < end_ns:

@@ -163,23 +163,12 @@ class _TraceBuilder(SpanAssembly):
         ))  # fmt: skip
         rounds = np.concatenate((np.ones(len(traced), np.int64), _steps_beside(records, kinds)[number], passed[:, 4]))
         order = np.argsort(start, kind="stable")
-        sizes = {each: self._params(each) for each in set(key.tolist())}
+        registry, functions = self.view.registry, self.view.functions
+        sizes = {each: registry.params_of(each, functions) for each in set(key.tolist())}
         main = np.isin(key, list(find_models(sizes, self.names.main, trained=bool(grown.any()))))
         return OutermostCalls(
             start[order], end[order], count[order], grown[order], main[order], rounds[order], within_round[order]
         )
-
-    def _params(self, key: int) -> int:
-        """Return the parameters of a module with its submodules, or of the modules that a compiled function uses."""
-        if key in self.view.functions:
-            return self.view.functions[key][1]
-        facts = self.view.registry.facts
-        for root in self.view.registry.roots:
-            for path, own in root.paths:
-                if own == key:
-                    keys_below = {k for p, k in root.paths if p == path or not path or p.startswith(f"{path}.")}
-                    return sum(facts[k].params for k in keys_below if k in facts)
-        return facts[key].params if key in facts else 0
 
     def _activities(self, steps: Sequence[LoopStep], *, calls: bool) -> tuple[tuple[Activity, ...], tuple[Event, ...]]:
         view = self.view

@@ -21,8 +21,8 @@ TOP_CONTAINER = ""  # the container of names without another one
 def find_containers(names: Iterable[str], modules: Collection[str] = ()) -> dict[str, str]:
     """Return the direct container of each name and of each of its containers, innermost first.
 
-    `a.b` is in `a`, and `a` is in `TOP` or in `(root)`, which contains every name of the main model: those whose first
-    part is one of `modules`, or, where the modules are not known, all of them. Reserved names have no
+    `a.b` is in `a`, and `a` is in `TOP_CONTAINER` or in `(root)`, which contains every name of the main model: those
+    whose first part is one of `modules`, or all of them where the modules are not given. Reserved names have no
     container and are omitted.
     """
     named = [name for name in names if name not in RESERVED]

@@ -263,7 +263,7 @@ class Lake:
             raise BundleError(f"cannot write the lake {self.name}: {error}") from error
 
     def _is_being_made(self) -> bool:
-        """Wait up to `LOOKS` x `LOOK_S` seconds for another writer to create the marker; return whether it did."""
+        """Wait `MARKER_ATTEMPTS` x `MARKER_WAIT_S` for another writer to create the marker; return whether it did."""
         for _ in range(MARKER_ATTEMPTS):
             if self.exists():
                 return True

@@ -128,7 +128,7 @@ def _read_rows(log: _LogState, rows: Iterable[LogRow]) -> None:
 def _is_complete(row: LogRow, before: LogRow | None) -> bool:
     """Return whether a last line without a line end is complete, by comparison with the line before.
 
-    Both must have as many cells, and last cells of one form (`_form`); a last cell without decimals or unit must also
+    Both must have as many cells, and last cells of one form (`_number_form`); one without decimals or unit must also
     be at least as long as the one before.
     """
     if before is None or len(row.cells) != len(before.cells):

@@ -23,7 +23,7 @@ from torchwatt.tracing.log_rows import ALL_CALLS, OUTERMOST, STEP_ENDS
 WIDTH, STEPS = 8, 50
 SMALL = (
     (step_controller, "FOLD_STEPS", 12), (step_controller, "COMPACT_ROWS", 10),
-    (thread_log, "MAX_RECORDS", 40), (thread_log, "FEW_NOTED", 2),
+    (thread_log, "MAX_RECORDS", 40), (thread_log, "FEW_ENTRIES", 2),
     (trace_builder, "LEAST_RECORDS", 50), (trace_builder, "MAX_FILLED", 500), (module_wrappers, "MOST_CALLS_ASLEEP", 3),
     (module_wrappers, "MOST_QUIET", 3),
 )  # fmt: skip

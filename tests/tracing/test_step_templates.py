@@ -669,3 +669,40 @@ def test_a_call_after_the_last_step_lies_before_the_end_of_the_session():
     time.sleep(0.02)  # what a session does at its end
     trace = tracer.stop(end_ns)
     assert trace.end_ns.max() <= end_ns
+
+
+class OwnSGD(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("budget", [THRIFTY, 0.0, 1.0])
+def test_an_optimizer_whose_step_calls_that_of_its_base_class_steps_once(budget):
+    net = Net()
+    torch.optim.SGD(net.parameters(), 0.01)  # from now on torch runs its hooks in `super().step()`, too
+    optimizer = OwnSGD(net.parameters(), 0.01)
+    with traced(net, overhead_budget=budget) as run:
+        train(net, 300, optimizer)
+    assert steps_of(run.trace) == 300
+    assert calls(run.trace, "(optimizer)", "optimizer") == 300
+
+
+def test_a_call_without_gradients_within_a_step_is_part_of_it():
+    student, teacher = Net(), Net().requires_grad_(requires_grad=False)
+    optimizer = torch.optim.SGD(student.parameters(), 0.01)
+    models = (("student", student), ("teacher", teacher))
+    with traced(None, models=models, overhead_budget=1.0) as run:
+        for _ in range(30):
+            x = batch()
+            y = student(x)
+            with torch.no_grad():
+                wanted = teacher(x)
+            (y - wanted).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        (log,) = run.tracer._hub.logs
+        noted = np.concatenate((log.skeletons, log.traced)).reshape(-1, 2)
+    starts = np.sort(run.trace.start_ns[run.trace.slot == [slot.fqn for slot in run.trace.slots].index("student")])
+    assert len(noted) > 2
+    for start_ns, end_ns in noted[noted[:, 1] > starts[1]].tolist():  # the first backward call ends a step
+        assert np.searchsorted(starts, end_ns) - np.searchsorted(starts, start_ns) == 1

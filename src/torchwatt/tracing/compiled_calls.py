@@ -151,9 +151,11 @@ class CompiledCalls:
             and (log.calls_asleep or torch.is_grad_enabled())
         ):
             log.calls_asleep += 1
-        elif not function.step_key and (log.stepless or log.mode == STEP_ENDS or not torch.is_grad_enabled()):
-            is_step = True
-            host.outermost_begins(log)
+        elif not function.step_key:
+            evaluates, begun = not torch.is_grad_enabled(), log.within_step
+            log.within_step = max(begun - 1, 0) if evaluates else MOST_CALLS_PER_STEP
+            if is_step := log.stepless or log.mode == STEP_ENDS or (evaluates and not begun):
+                host.outermost_begins(log)
         log.inside = True
         self.running += 1
         local.call = CompiledCall(

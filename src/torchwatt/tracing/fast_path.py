@@ -34,7 +34,14 @@ from torchwatt.tracing.log_rows import (
     traced_calls,
 )
 from torchwatt.tracing.module_registry import ModuleRegistry
-from torchwatt.tracing.patches import Wrapped, graph_task_id, is_dynamo_compiling, sequence_nr
+from torchwatt.tracing.patches import (
+    Wrapped,
+    graph_task_id,
+    has_several_steps,
+    is_dynamo_compiling,
+    is_inner_step,
+    sequence_nr,
+)
 from torchwatt.tracing.thread_log import ThreadLog
 from torchwatt.tracing.tracing_policy import StepBatch
 
@@ -153,7 +160,8 @@ def inference_recorders(
 
     def may(log: ThreadLog) -> bool:
         is_outside = log.mode < OFF and not (log.inside or log.calls_asleep)
-        return is_outside and (log.stepless or not grad_enabled()) and graph_task_id() < 0
+        is_evaluation = log.stepless or not (log.within_step or grad_enabled())
+        return is_outside and is_evaluation and graph_task_id() < 0
 
     def answer(call: Wrapped, log: ThreadLog, start_ns: int, module: Any, args: Any, kwargs: Any) -> Any:
         key = key_of(id(module)) or newcomer(module)
@@ -209,7 +217,7 @@ class OptimizerContext(Protocol):
         """Handle the end of a step of this thread."""
 
 
-def optimizer_hooks(host: OptimizerContext) -> tuple[Hook, Hook]:  # noqa: C901 - two hooks that share their lookups
+def optimizer_hooks(host: OptimizerContext) -> tuple[Hook, Hook]:  # noqa: C901, PLR0915 - two hooks, shared lookups
     """Return the hooks to run before and after each step of any optimizer.
 
     Each line counts: after a step's matrix products the caches are cold, and Python runs ten times slower.
@@ -219,18 +227,26 @@ def optimizer_hooks(host: OptimizerContext) -> tuple[Hook, Hook]:  # noqa: C901 
     quiet, ident = host.quiet, threading.get_ident
     signatures = host.signatures
 
+    layered: set[int | None] = {None}  # keys of optimizers whose hooks may run twice in a step; None: not known yet
+
     def newcomer(optimizer: Any) -> int:
         host.look_closer()
-        return host.registry.optimizer_key(optimizer)
+        key = host.registry.optimizer_key(optimizer)
+        if has_several_steps(optimizer):
+            layered.add(key)
+        return key
 
     def begins(optimizer: Any, _args: Any, _kwargs: Any) -> None:
         if compiling() or quiet.asleep == ident():
+            return
+        key = key_of(id(optimizer))
+        if key in layered and is_inner_step(optimizer):
             return
         began = clock()
         log = log_of()
         if log.mode >= STEP_ENDS:
             return
-        key = key_of(id(optimizer)) or newcomer(optimizer)
+        key = key or newcomer(optimizer)
         if log.lead_optimizer is None or log.lead_optimizer < 0:  # negative: a compiled function
             log.lead_optimizer, log.stepless = key, False
         if log.mode == ALL_CALLS:
@@ -251,12 +267,11 @@ def optimizer_hooks(host: OptimizerContext) -> tuple[Hook, Hook]:  # noqa: C901 
             log = local.log
         except AttributeError:
             log = log_of()
-        mode = log.mode
-        if mode == OFF:
+        mode, key = log.mode, key_of(id(optimizer))
+        if mode == OFF or (key in layered and is_inner_step(optimizer)):
             return
         end = clock()
         log.settle()
-        key = key_of(id(optimizer))
         if new := key is None:
             key = newcomer(optimizer)
         if mode != STEP_ENDS:
@@ -267,7 +282,7 @@ def optimizer_hooks(host: OptimizerContext) -> tuple[Hook, Hook]:  # noqa: C901 
         _take_lead(host, log, key, end, new=new)
         if key == log.lead_optimizer and not host.manual_steps:
             host.step_ended(log, end)
-            if quiet.asleep == log.ident and host.devices is None:
+            if quiet.asleep == log.ident and host.devices is None and key not in layered:
                 quiet.rest(id(optimizer), log.stride)
         elif mode != STEP_ENDS:
             _log_own(log, end, clock(), mode)

@@ -294,8 +294,10 @@ def _outermost_call(host: WrapperContext) -> Callable[[Wrapped, ThreadLog, int, 
         try:
             if task() >= 0:
                 return call(module, *args, **kwargs)
-            without_gradients = not grad_enabled()  # an evaluation, not part of a training step
-            if log.stepless or log.mode == STEP_ENDS or without_gradients:
+            without_gradients, begun = not grad_enabled(), log.within_step
+            log.within_step = max(begun - 1, 0) if without_gradients else MOST_CALLS_PER_STEP
+            # Without gradients a call is an evaluation, unless the step has begun: then it may be its teacher's.
+            if log.stepless or log.mode == STEP_ENDS or (without_gradients and not begun):
                 step = True
                 host.outermost_begins(log)
             if log.mode == OUTERMOST or (log.mode == STEP_ENDS and without_gradients):
@@ -329,6 +331,7 @@ def _first_call(host: WrapperContext) -> Callable[[Wrapped, ThreadLog, Any, Any,
         if log.inside or not host.is_new_outermost(key):
             return logged(log, key, module, args, kwargs)
         log.inside = True
+        log.within_step = MOST_CALLS_PER_STEP * torch.is_grad_enabled()
         try:
             return logged(log, key, module, args, kwargs)
         finally:

@@ -207,6 +207,23 @@ def step_hooks(begins: Callable[..., None], ended: Callable[..., None]) -> tuple
     )
 
 
+_STEP_CODE = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__  # of the function that runs the hooks
+
+
+def has_several_steps(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the class of an optimizer overrides the step of a class that may run the hooks as well."""
+    return sum("step" in vars(owner) for owner in type(optimizer).__mro__) > 2  # one is that of `Optimizer`
+
+
+def is_inner_step(optimizer: torch.optim.Optimizer) -> bool:
+    """Return, in a hook, whether the step it runs for was called by another step of the same optimizer."""
+    number, frame = 0, inspect.currentframe()
+    while frame is not None and number < 2:
+        number += frame.f_code is _STEP_CODE and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return number > 1
+
+
 MAX_CLASSES = 64
 # Since Python 3.13 a class whose attributes changed a thousand times is never cached again: stop long before.
 MAX_SWAPS = 400 if sys.version_info >= (3, 13) else 1_000_000

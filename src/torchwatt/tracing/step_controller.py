@@ -165,7 +165,7 @@ class StepController:
                 log.traced.extend((log.step_end, end_ns))
             elif stride.skeleton and stride.steps >= COLD_STEPS:
                 log.add_skeleton(log.step_end, end_ns)
-        log.step_end = end_ns
+        log.step_end, log.within_step = end_ns, 0
         stride.steps += 1
         if self._host.devices is not None:
             self._devices(self._host.devices, log, stamp=True)
@@ -251,7 +251,7 @@ class StepController:
 
     def outermost_ended(self, log: ThreadLog) -> None:
         """Handle the end of an outermost call that may be a step."""
-        if not torch.is_grad_enabled():
+        if not (log.within_step or torch.is_grad_enabled()):
             log.step_end = self._host.clock_ns()  # it is not part of the following step
         if self._host.devices is not None and self.conductor is not None and log.mode != OFF:
             self._host.devices.call_ended(log, self.conductor)

@@ -60,6 +60,7 @@ class ThreadLog:
         "cpu_readings", "deaf", "ends", "former", "ident", "in_place", "inside", "kinds", "lead_optimizer", "lock",
         "margins", "mode", "native", "nodes", "noted", "open_scopes", "opened", "optimizer_ends", "others", "own_until",
         "partial", "reducers", "rows", "since", "skeletons", "step_end", "stepless", "stride", "traced", "tracers",
+        "within_step",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
@@ -91,6 +92,7 @@ class ThreadLog:
         self.nodes: dict[int, int] = {}  # end_ns of a step -> number of autograd nodes made outside backward calls
         self.deaf = False  # the forward pass before the latest backward call was not recorded
         self.calls_asleep = 0  # outermost calls since the latest end of a step, in mode ASLEEP; see `FastPath`
+        self.within_step = 0  # number of calls without gradients that may belong to the step that a call began
         self.inside = False  # inside an outermost call, if its class is patched
         self.tracers: list[tuple[object, int]] = []  # tracers started on this thread: (tracer, start_ns)
         self.former: list[tuple[int, int]] = []  # start_ns and end_ns of stopped tracers

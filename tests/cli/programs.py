@@ -158,8 +158,8 @@ PROGRAMS: Mapping[str, Program] = {
     ),
     "exit in a handler at exit": Program("import atexit, sys\natexit.register(sys.exit, 6)\nprint('main')"),
     "what only the exception held": Program(
-        "import atexit, sys\nclass Held:\n    def __del__(self):\n        print('freed')\ndef train():\n    held = Held()\n"
-        "    atexit.register(print, 'handlers')\n    sys.exit(3)\ntrain()"
+        "import atexit, sys\nclass Held:\n    def __del__(self):\n        print('freed')\n"
+        "def train():\n    held = Held()\n    atexit.register(print, 'handlers')\n    sys.exit(3)\ntrain()"
     ),
     "builtin that fails at exit, and an own hook": Program(
         "import atexit, sys\nsys.unraisablehook = lambda u: print(u.exc_type, u.exc_traceback, u.object)\n"

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ from tests.support import ready
 from tests.support.bundles import offline_report, rich_report
 from tests.support.nvml_simulator import PowerTrace, Scenario
 from tests.support.ready import run_script
-from tests.support.reports import HOSTILE, bare_report, named_report
+from tests.support.reports import HOSTILE, bare_report, named_report, sample_report
 from torchwatt.audit import read_bundle, verify, write_bundle
 from torchwatt.audit.seal import GIT_ATTRIBUTES
-from torchwatt.core.meter import Channel, Meter, Recording, series_from_readings
+from torchwatt.core.meter import Channel, Event, Meter, Recording, series_from_readings
 from torchwatt.core.terms import Domain
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,7 +114,7 @@ def bundle(request, tmp_path):
 
 def test_validators_of_others_take_it_and_verify_raises_no_alarm(bundle):
     found = verify(bundle)
-    assert found.ok, found
+    assert found.ok, str(found)
     files = [path.name for path in bundle.iterdir() if path.name != GIT_ATTRIBUTES]
     assert len(files) == 13
     subprocess.run(["sha256sum", "--strict", "--quiet", "-c", "MANIFEST.sha256"], cwd=bundle, check=True)
@@ -207,3 +208,14 @@ def test_a_step_in_which_a_counter_did_not_move_is_unknown_or_has_its_power_and_
     if not any(row["energy_j"] is None for row in steps):
         assert run.energy_j == pytest.approx(510.0 * run.report.duration_s, rel=0.02)
     assert verify(tmp_path / "bundle").ok, verify(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("t_s", [-5.9, 3.0])
+def test_a_sampler_that_was_late_before_a_run_or_beside_a_counter_is_no_finding(t_s, tmp_path):
+    report = sample_report()
+    late = Event(
+        report.start_ns + int(t_s * 1e9), "warning", "SAMPLE_GAP", "gpu:0", "gpu:0/energy: no reading for 0.3 s"
+    )
+    events = sorted((late, *report.events), key=lambda event: event.t_ns)
+    found = verify(write_bundle(replace(report, events=tuple(events)), tmp_path / "bundle"))
+    assert found.ok, found

@@ -131,6 +131,14 @@ def test_a_gap_is_told_with_its_hours_and_the_next_level_is_used(write):
     assert "2026-06-01T12:00Z" in found.factors[0].fallback_from
 
 
+def test_a_file_without_a_whole_hour_of_the_run_names_that_hour(write):
+    path = write("start,g_per_kwh,zone", *(f"2026-06-01T{h}Z,40,FR" for h in ("12:00", "12:15", "12:45", "13:00")))
+    found = priced(path, used("2026-06-01T12:00", 1))
+    assert not found.impacts
+    (note,) = [note for note in found.notes if note.code == "FACTOR_MISSING"]
+    assert "1 of 1 hours missing: 2026-06-01T12:00Z" in note.message
+
+
 def test_rows_of_a_file_of_factors_may_be_quarters_too(write):
     head = "kind,value,unit,source_name,temporal_resolution,valid_from,valid_to"
     row = "grid_gwp,{},g{{CO2e}}/kW.h,me,hour,2026-06-01T12:{:02}:00Z,2026-06-01T{}:00Z"

@@ -81,9 +81,9 @@ def make_plan(options: CarbonOptions, at: datetime, extra: Iterable[GridSeries] 
     preset = {f.kind: f for f in preset_factors}
     declared = _by_kind(line.factor for line in lines if line.factor.temporal_resolution != "hour" and not line.device)
     by_hour = [line.factor for line in lines if line.factor.temporal_resolution == "hour"]
-    if by_hour:
-        histories += [hourly_series("the hours of factors=", [f for f in by_hour if not _is_market(f)])]
-    histories = [grid for grid in (*histories, *extra) if grid.by_hour]
+    if located := [factor for factor in by_hour if not _is_market(factor)]:
+        histories.append(hourly_series("the hours of factors=", located))
+    histories += extra  # also without a whole hour: pricing then names the hours that it lacks
     table = _table(options)
     _refuse_other_places(options, table, preset, histories, [line.factor for line in lines if not line.device])
     result = PricingPlan(

@@ -706,6 +706,8 @@ def fallback_not_told(f: Forger, what: str) -> list[Place]:
 @plant("counter", "SAMPLE_GAP")
 def event_of_a_loss_in_a_whole_run(f: Forger, code: str) -> list[Place]:
     f.add_event(code, "cpu:0")
+    message = "no power reading for 0.70 s: the energy of that time is unknown, and not counted"
+    next(row for row in f.tables["event"] if row["code"] == code)["message"] = message
     return [("event", f.tables["event"][0]), ("run", f.run), ("device", f.row("device", device_id="cpu:0"))]
 
 

@@ -198,7 +198,7 @@ def no_disk(folder: Path) -> Iterator[Seen]:
 )
 def no_proc(folder: Path) -> Iterator[Seen]:
     hook = failing("/proc/stat", 13, 0.0, 9e9)
-    blind = replaced(process_tree, children_of=refused(PermissionError(13, "denied")))
+    blind = replaced(process_tree, descendant_pids=refused(PermissionError(13, "denied")))
     # In threads of this process, where the files are refused.
     with metered(folder) as tree, hook, blind, replaced(sys, executable=""):
         report = profiled(tree)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.faults.nvml import GROUP, WATTS, both, energy_j, gpus, holds
+from tests.faults.nvml import GROUP, SECONDS, WATTS, both, energy_j, gpus, holds
 from tests.faults.registry import Seen, fault, proved
 from tests.faults.virtual import sealed
 from tests.support.nvml_simulator import PowerTrace
@@ -258,6 +258,40 @@ def next_to_nothing(folder: Path) -> Iterator[Seen]:
 def frozen_for_two_seconds(folder: Path) -> Iterator[Seen]:
     first = NO_COUNTER | {"power": PowerTrace.steps((0.0, 100.0), (3.0, 600.0))}
     yield Seen.of(gpus(folder, "hold sensor=power from_s=2 until_s=4.5", first=first), files=False)
+
+
+@fault(
+    GROUP,
+    "a power sensor that repeats one value for half a second, and changed every 20 ms before; no counter",
+    sees="`POWER_FROZEN`",
+    keeps="the joules by that value, with the warning",
+)
+def frozen_for_half_a_second(folder: Path) -> Iterator[Seen]:
+    first = NO_COUNTER | {"power": PowerTrace.steps((0.0, 100.0), (2.2, 600.0), (2.6, 100.0))}
+    report = gpus(folder, "hold sensor=power from_s=2 until_s=2.5", first=first)
+    yield Seen.of(sealed(report, folder), files=False)
+
+
+@fault(
+    GROUP,
+    "a power sensor of an unknown model that averages over a part of its period, without a counter and without steps",
+    sees="`PART_TIME_POWER`, and in the sentence that the meter is unchecked",
+    keeps="the joules of the samples; where they vary, an interval for what so few may have missed",
+)
+def unknown_window(folder: Path) -> Iterator[Seen]:
+    for update_ms in (20, 200, 1000):
+        bursts = PowerTrace.steps((0.0, 600.0), (update_ms / 4000, 100.0), repeat_s=update_ms / 1000)
+        first = NO_COUNTER | {"update_ms": update_ms, "instant_ms": 10, "power": bursts}
+        report = sealed(gpus(folder, first=first), folder)
+        assert "unchecked" in report.ledgers[0].sentence
+        if update_ms == 1000:
+            lo_j, hi_j = report.systematic_of(report.ledgers[0]) or (0.0, 0.0)
+            assert lo_j <= 225.0 * SECONDS <= hi_j
+        yield Seen.of(report, files=False)
+    report = sealed(gpus(folder, first=NO_COUNTER), folder)  # power that does not change: nothing is widened
+    lo_j, hi_j = report.systematic_of(report.ledgers[0]) or (0.0, 0.0)
+    assert hi_j - lo_j < 0.15 * WATTS[0] * SECONDS
+    yield Seen.of(report, files=False)
 
 
 @fault(

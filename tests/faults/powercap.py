@@ -259,6 +259,42 @@ def frozen(folder: Path) -> Iterator[Seen]:
 
 @fault(
     GROUP,
+    "a counter that publishes every few seconds, in a run that is hardly longer",
+    sees="`partial` and `COUNTER_FROZEN` where its last step is missing",
+    keeps="the joules that it published, over the time in which they were used; the bundle verifies",
+)
+def steps_of_seconds(folder: Path) -> Iterator[Seen]:
+    watts = WATTS["package-0"]
+    for step_s in (2.0, 3.2, 3.9, 4.7):
+        tree = Tree(folder)
+        tree.says = lambda s, _, step_s=step_s: str(START_UJ + round(watts * (s // step_s) * step_s * 1e6))
+        report = sealed(tree.bench().report(), folder)
+        package = next(led for led in report.ledgers if str(led.domain) == "cpu:0")
+        lo_j, hi_j = report.systematic_of(package) or (0.98 * package.energy_j, 1.02 * package.energy_j)
+        assert lo_j < watts * package.known_s < hi_j, (step_s, package.energy_j, package.known_s)
+        assert package.known_s > 0.5
+        yield Seen.of(report, files=False)
+
+
+@fault(
+    GROUP,
+    "a counter that counts for a moment of the run only",
+    sees="`partial`; `COUNTER_FROZEN`",
+    keeps="the joules of that moment; the bundle verifies",
+)
+def a_moment(folder: Path) -> Iterator[Seen]:
+    watts = WATTS["package-0"]
+    for seconds in (0.02, 0.05, 0.5):
+        tree = Tree(folder)
+        tree.says = lambda s, _, n=seconds: str(START_UJ + round(watts * min(max(s, 3.0), 3.0 + n) * 1e6))
+        bench = tree.bench(6.0)
+        report = sealed(bench.report(layers(bench.start_ns, [("first", 0.0, 4.0), ("then", 4.0, 5.9)])), folder)
+        assert abs(report.ledgers[0].energy_j - watts * seconds) < watts * 0.05
+        yield Seen.of(report, files=False)
+
+
+@fault(
+    GROUP,
     "a counter that always says the same, or always 0",
     sees="`unavailable`: the meter did not change; `partial`",
     keeps="the other meters; of this one nothing, and no 0",

@@ -19,7 +19,7 @@ from pathlib import Path
 from unittest import mock
 from torchwatt.core.errors import TorchwattError
 from torchwatt.audit import read_bundle, verify
-from torchwatt.carbon.pricing_plan import Asked, plan
+from torchwatt.carbon.pricing_plan import CarbonOptions, make_plan
 from torchwatt.carbon import electricity_maps_api as api
 from torchwatt.core.hour_energy import hour_start
 from torchwatt.sensors.calibrations import load_calibrations
@@ -41,7 +41,7 @@ def answer(_):
         api.fetch_hours([1], zone="FR", token="t", at=hour_start(1))
 
 def factors(path):
-    return plan(Asked(factors=path), hour_start(0))
+    return make_plan(CarbonOptions(factors=path), hour_start(0))
 
 read = {"trace": read_trace, "power": read_power_log, "recording": load_recording, "calibrations": load_calibrations,
         "factors": factors, "verify": verify, "bundle": read_bundle, "answer": answer}

@@ -15,13 +15,15 @@ import torchwatt as tw
 from tests.support.bundles import rich_report
 from tests.support.fleet import write_fleet
 from tests.support.ranks import record
-from torchwatt.audit import read_bundle, verify, write_bundle
+from tests.support.reports import bare_report
+from torchwatt.audit import read_bundle, run_index, verify, write_bundle
 from torchwatt.audit.fleet import check_lake, open_lake, rollup
 from torchwatt.audit.fleet.ingestion import ingest
 from torchwatt.audit.report_loader import load_report
 from torchwatt.audit.store import Store
+from torchwatt.audit.verification import file_checks
 from torchwatt.carbon import CarbonOptions
-from torchwatt.core.errors import TorchwattError
+from torchwatt.core.errors import BundleError, TorchwattError
 from torchwatt.disk import path_safety
 from torchwatt.disk.path_safety import (
     folder_entries,
@@ -330,3 +332,33 @@ def test_no_descriptor_is_left_open(tmp_path):
             with pytest.raises(OSError):
                 read_untrusted(tmp_path / name, 10, tmp_path)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_file_that_is_replaced_by_a_link_while_a_bundle_is_verified_is_one_error(tmp_path, monkeypatch):
+    bundle = write_bundle(rich_report(), tmp_path / "bundle")
+    real = file_checks.folder_entries
+
+    def listed(folder: Path, *more: Path) -> dict:
+        entries = real(folder, *more)
+        (folder / "MANIFEST.sha256").replace(tmp_path / "elsewhere")
+        (folder / "MANIFEST.sha256").symlink_to(tmp_path / "elsewhere")
+        return entries
+
+    monkeypatch.setattr(file_checks, "folder_entries", listed)
+    monkeypatch.setattr(file_checks, "digest", lambda *_: "0" * 64)
+    with pytest.raises(BundleError, match="is a link"):
+        verify(bundle)
+
+
+def test_an_index_that_is_no_database_is_rebuilt_and_a_broken_one_is_a_warning(tmp_path, monkeypatch):
+    store = Store(tmp_path / "store")
+    store.keep(bare_report(run_id="first"))
+    index = tmp_path / "store" / "index.sqlite"
+    real = run_index.read_index
+    monkeypatch.setattr(
+        "torchwatt.audit.store.read_index", lambda path: (real(path), index.write_bytes(b"x" * 5000))[0]
+    )
+    with pytest.warns(UserWarning, match="without an index"):
+        store.keep(bare_report(run_id="second"))
+    monkeypatch.undo()
+    assert {run.run_id for run in store.runs()} == {"first", "second"}

@@ -46,9 +46,11 @@ BINDINGS = {
     ),
 }
 PROGRAM = """
+import time
 import torchwatt as tw
 with tw.profile(layers="off", region="FRA", baseline_s=0) as run:
     total = sum(range(1000))
+    time.sleep(0.5)  # microseconds may pass between two readings, and have no joules
 assert str(run) and run.energy_j is not None and run.carbon_g is not None
 print(total, [u.domain for u in run.report.unavailable])
 """

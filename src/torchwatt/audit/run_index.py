@@ -172,7 +172,7 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(path)) as database, database:
             database.execute("PRAGMA trusted_schema = OFF")
             yield database
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
         raise BundleError(f"cannot use the index {path}: {error}") from error
 
 

@@ -79,13 +79,17 @@ def verify(
         require_chain: A head that was kept elsewhere and must be in the chain.
 
     Raises:
-        BundleError: There is no bundle in the folder, or it is of another major version.
+        BundleError: There is no bundle in the folder, it is of another major version, or a file of it was replaced by
+            something else while it was read.
     """
     folder = Path(directory)
     if not folder.is_dir():
         raise BundleError(f"{folder} is no folder")
-    check = _Verifier(folder)
-    check.tables()
+    try:
+        check = _Verifier(folder)
+        check.tables()
+    except OSError as error:
+        raise BundleError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
     run_id = text(check.facts.run, "run_id")
     predicate = check_statement(folder, run_id, check.hashes, check.schema, check.findings, newer=check.newer)
     place = check_chain(

@@ -216,7 +216,7 @@ def run_rows(report: Report) -> Iterator[Row]:
     """
     software, cost_s = report.software, report.tracing_cost_s
     yield {
-        **_declared(report),
+        **_declared_cells(report),
         "run_id": report.run_id,
         "schema_version": SCHEMA_VERSION,
         "tool_name": "torchwatt",
@@ -230,7 +230,7 @@ def run_rows(report: Report) -> Iterator[Row]:
         **_energies(report),
         **_units(report),
         **_place_cells(report),
-        **_sampling(report),
+        **_sampling_cells(report),
         "tracing_cost_s": cost_s,
         "overhead_ratio": cost_s / report.duration_s if cost_s is not None and report.duration_s > 0 else None,
         "overhead_method": "self_timed" if cost_s is not None else None,
@@ -243,7 +243,7 @@ def run_rows(report: Report) -> Iterator[Row]:
     }
 
 
-def _declared(report: Report) -> Row:
+def _declared_cells(report: Report) -> Row:
     for name in report.declared:
         if name not in DECLARED:
             raise BundleError(f"declared {name!r} is no column of run; it may be one of {', '.join(DECLARED)}")
@@ -330,7 +330,7 @@ def _place_cells(report: Report) -> Row:
     }
 
 
-def _sampling(report: Report) -> Row:
+def _sampling_cells(report: Report) -> Row:
     steps_ns = [np.diff(curve.t_ns) for curve in report.curves]
     p50_s, p99_s = intervals_s(np.concatenate(steps_ns)) if steps_ns else (None, None)
     return {

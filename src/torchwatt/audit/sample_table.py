@@ -57,12 +57,12 @@ def sample_file(report: Report, sample_format: SampleFormat = "auto") -> tuple[s
     return "sample.csv.gz", gzip.compress(table_bytes(SAMPLE, _rows(report)), compresslevel=6, mtime=0)
 
 
-def _ordered(report: Report) -> list[EnergyCurve]:
+def _sort_curves(report: Report) -> list[EnergyCurve]:
     return sorted(report.curves, key=lambda curve: str(curve.domain))
 
 
 def _rows(report: Report) -> Iterator[Row]:
-    for curve in _ordered(report):
+    for curve in _sort_curves(report):
         power_w = [None, *(None if isnan(power) else power for power in curve.power_w().tolist())]
         energy_j = (curve.energy_j - curve.energy_j[0]).tolist()
         for t_ns, power, energy in zip(curve.t_ns.tolist(), power_w, energy_j, strict=True):
@@ -99,7 +99,7 @@ def _table(report: Report) -> pa.Table:
     import pyarrow as pa
 
     schema = arrow_schema()
-    parts = [_batch(curve, report, schema) for curve in _ordered(report)]
+    parts = [_batch(curve, report, schema) for curve in _sort_curves(report)]
     return pa.Table.from_batches(parts, schema).unify_dictionaries().combine_chunks()
 
 

@@ -80,18 +80,18 @@ def facilities() -> Mapping[str, Site]:
     """
     named = os.environ.get(OWN_FILE)
     if not named:
-        return _packaged()
+        return _packaged_sites()
     try:
         text = read_user_path(Path(named), _MAX_BYTES).decode()
     except OSError as error:
         raise FactorError(f"{OWN_FILE}={named!r}: cannot read it: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise FactorError(f"{OWN_FILE}={named!r}: cannot read it: {error}") from error
-    return {**_packaged(), **_sites(Path(named), text)}
+    return {**_packaged_sites(), **_sites(Path(named), text)}
 
 
 @cache
-def _packaged() -> Mapping[str, Site]:
+def _packaged_sites() -> Mapping[str, Site]:
     """Return the facilities of the package; their source is the operator's page, so no hash of our table is kept."""
     text = (files("torchwatt.carbon") / _TABLE).read_text(encoding="utf-8")
     sites = _sites(Path(_TABLE), text)

@@ -150,10 +150,10 @@ def link_launches(trace: KinetoTrace) -> LaunchLinks:
     launch[linked] = order[place[linked]]
     graph = np.zeros(len(records), dtype=np.bool_)
     graph[linked] = match_names(trace, _GRAPH)[launches.name[launch[linked]]]
-    return LaunchLinks(launch, graph, _unanswered(trace, launch), len(several))
+    return LaunchLinks(launch, graph, _unanswered_launches(trace, launch), len(several))
 
 
-def _unanswered(trace: KinetoTrace, launch: IntArray) -> IntArray:
+def _unanswered_launches(trace: KinetoTrace, launch: IntArray) -> IntArray:
     launches = trace.launches
     answered = np.zeros(len(launches), dtype=np.bool_)
     answered[launch[launch != NO_INDEX]] = True

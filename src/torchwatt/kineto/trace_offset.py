@@ -61,10 +61,10 @@ def fit_offset(start_ns: IntArray, end_ns: IntArray, t_ns: IntArray, power_w: Fl
     span = max(int(hi[-1]) - origin, int(t_ns[-1]) - power_origin)
     step = max(STEP_NS, -(-span // GRID))
     busy = _busy_share(lo - origin, hi - origin, step)
-    power = _resampled(t_ns - power_origin, power_w, step)
+    power = _resample_power(t_ns - power_origin, power_w, step)
     if len(busy) < 4 or not np.ptp(busy) > 0:
         raise TraceError("an offset cannot be fitted to a device that is always busy: give one")
-    score = _explained(busy, power)
+    score = _explained_share(busy, power)
     best = int(np.argmax(score))
     lag = best - (len(busy) - 1)
     near = np.abs(np.arange(len(score)) - best) <= max(_width(score, best), 1)
@@ -85,13 +85,13 @@ def _busy_share(lo: IntArray, hi: IntArray, step: int) -> FloatArray:
     return np.asarray(np.diff(np.where(which >= 0, until, 0)) / step, dtype=np.float64)
 
 
-def _resampled(t_ns: IntArray, power_w: FloatArray, step: int) -> FloatArray:
+def _resample_power(t_ns: IntArray, power_w: FloatArray, step: int) -> FloatArray:
     """Return the power in the middle of each grid cell."""
     middle = np.arange(step // 2, int(t_ns[-1]) + 1, step)
     return np.asarray(np.interp(middle, t_ns, power_w), dtype=np.float64)
 
 
-def _explained(busy: FloatArray, power: FloatArray) -> FloatArray:
+def _explained_share(busy: FloatArray, power: FloatArray) -> FloatArray:
     """Return for each shift of `busy` along `power` the squared correlation over their overlap; 0 if negative."""
     power = power - power.mean()
     busy = busy - busy.mean()

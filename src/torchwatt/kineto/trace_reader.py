@@ -47,7 +47,7 @@ def events_of(stream: IO[bytes], name: str, state: ReadState, block: int = BLOCK
     Raises:
         TraceError: The file is not a trace.
     """
-    buffer, listed = _opening(stream, name, state, block)
+    buffer, listed = _read_opening(stream, name, state, block)
     reader = TolerantReader(state)
     while not state.complete:
         more = stream.read(block)
@@ -69,7 +69,7 @@ def events_of(stream: IO[bytes], name: str, state: ReadState, block: int = BLOCK
     _read_tail(stream, buffer, state)
 
 
-def _opening(stream: IO[bytes], name: str, state: ReadState, block: int) -> tuple[bytes, bool]:
+def _read_opening(stream: IO[bytes], name: str, state: ReadState, block: int) -> tuple[bytes, bool]:
     """Return the data after the bracket that opens the events, and whether the file is a bare list of them."""
     data, searched = b"", 0
     while True:

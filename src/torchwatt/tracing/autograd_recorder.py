@@ -311,7 +311,7 @@ def widen_in_place(
         return
     before_ns, after_ns = (round(each) for each in margins_ns)
     none_ns = np.zeros(len(which), dtype=np.int64)
-    touching = _touching(end, own, start[which])
+    touching = _touching_index(end, own, start[which])
     bounds_ns = _with_own(all_bounds, bounds, np.setdiff1d(own, touching))
     room_ns = before_ns + _length(bounds, touching)
     earlier = (
@@ -320,7 +320,7 @@ def widen_in_place(
     earlier = np.maximum(earlier, 0)
     start[which] -= earlier
     _move(bounds, touching, -earlier)
-    touching = _touching(start, own, end[which])
+    touching = _touching_index(start, own, end[which])
     bounds_ns = _with_own((np.append(all_bounds[0], start[which]), all_bounds[1]), bounds, np.setdiff1d(own, touching))
     room_ns = after_ns + _length(bounds, touching)
     later = (
@@ -347,7 +347,7 @@ def _move(bounds: tuple[IntArray, IntArray], own: IntArray, by_ns: IntArray) -> 
         each[own[own >= 0]] += by_ns[own >= 0]
 
 
-def _touching(bound: IntArray, own: IntArray, t_ns: IntArray) -> IntArray:
+def _touching_index(bound: IntArray, own: IntArray, t_ns: IntArray) -> IntArray:
     """Return for each instant the index of the profiler work with this bound, else -1."""
     order = own[np.argsort(bound[own], kind="stable")]
     touching = np.append(order, -1)[np.searchsorted(bound[order], t_ns)]

@@ -352,7 +352,7 @@ def find_collectives() -> Iterator[tuple[Any, str, int]]:
 
     Also before torch.distributed is initialised, which a script may do after profiling began.
     """
-    dist = _distributed()
+    dist = _distributed_module()
     if dist is None:
         return
     yield from ((dist.ProcessGroup, name, COMMUNICATION_KEY) for name in STARTS)
@@ -366,11 +366,11 @@ def find_collectives() -> Iterator[tuple[Any, str, int]]:
 
 def find_reducers() -> Iterator[tuple[Any, str]]:
     """Yield DDP's method that runs at the end of a forward pass if gradients will be reduced in the backward pass."""
-    reducer = getattr(_distributed(), "Reducer", None)
+    reducer = getattr(_distributed_module(), "Reducer", None)
     if reducer is not None:
         yield reducer, "prepare_for_backward"
 
 
-def _distributed() -> Any:
+def _distributed_module() -> Any:
     dist = sys.modules.get("torch.distributed")
     return dist if dist is not None and dist.is_available() else None

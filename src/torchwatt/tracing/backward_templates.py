@@ -141,7 +141,7 @@ class BackwardTemplates:
                     recorded[plain_structures(call.cache["keys"])[:1]].append((call, model))
         self._recorded = {key: [model for _, model in calls] for key, calls in recorded.items()}  # not evened
         for key, calls in recorded.items():
-            for (call, _), model in zip(calls, _undisturbed(calls), strict=True):
+            for (call, _), model in zip(calls, _drop_disturbance(calls), strict=True):
                 self._catalogue.add(plain_structures(call.cache["keys"]), call.start_ns, model)
                 self._models[key].append(model)
 
@@ -348,7 +348,7 @@ def _shares(models: Sequence[BackwardTemplate], slot_of: Callable[[int], int]) -
     return windows
 
 
-def _undisturbed(calls: Sequence[tuple[BackwardCall, BackwardTemplate]]) -> list[BackwardTemplate]:
+def _drop_disturbance(calls: Sequence[tuple[BackwardCall, BackwardTemplate]]) -> list[BackwardTemplate]:
     """Return the models of recorded calls of one structure, with interruptions spread over their work."""
     away_ns = [call.away_ns for call, _ in calls]
     nets, wholes = (

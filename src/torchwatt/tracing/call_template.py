@@ -216,7 +216,7 @@ class ElasticTemplate:
         starts, ends = _union(template.first[mine], template.last[mine])
         bounds, place = np.unique(np.concatenate((template.first, template.last)), return_inverse=True)
         self._first, self._last = place[: len(template.first)], place[len(template.first) :]
-        self._talk_before = _covered(starts, ends, bounds)
+        self._talk_before = _covered_ns(starts, ends, bounds)
         self._work_before = bounds - self._talk_before
         self._talk = float((ends - starts).sum())
 
@@ -257,7 +257,7 @@ def _union(starts: FloatArray, ends: FloatArray) -> tuple[FloatArray, FloatArray
     return start, reached
 
 
-def _covered(starts: FloatArray, ends: FloatArray, bounds: FloatArray) -> FloatArray:
+def _covered_ns(starts: FloatArray, ends: FloatArray, bounds: FloatArray) -> FloatArray:
     """Return how much of each `[0, bound]` lies in intervals that are sorted and disjoint."""
     if not len(starts):
         return np.zeros(len(bounds))
@@ -293,7 +293,7 @@ def even_interruptions(calls: Sequence[ElasticTemplate], away_ns: Sequence[int])
             works = ~_in_communication(calls[members[0]].plain, order)
             least = pieces.min(axis=0)  # on a crowded machine most calls are interrupted in the same layer
             for i, own in zip(members, pieces, strict=True):
-                evened = _evened(own, least, works, away_ns[i])
+                evened = _even_out(own, least, works, away_ns[i])
                 if evened is not own:
                     templates[i] = _with_pieces(calls[i], order, evened)
     return templates
@@ -320,7 +320,7 @@ def _in_communication(template: CallTemplate, order: IntArray) -> np.ndarray:
     return np.concatenate(([False], depth > 0))
 
 
-def _evened(own: FloatArray, least: FloatArray, works: np.ndarray, away_ns: float) -> FloatArray:
+def _even_out(own: FloatArray, least: FloatArray, works: np.ndarray, away_ns: float) -> FloatArray:
     surplus = np.where(works & (own > INTERRUPTED_RATIO * least + SHORTEST_INTERRUPTION_NS), own - least, 0.0)
     if not surplus.any() or away_ns <= 0:
         return own

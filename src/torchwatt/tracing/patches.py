@@ -131,7 +131,7 @@ def _code_of(value: Any) -> Iterator[CodeType]:
     if isinstance(value, FunctionType):
         inner = inspect.unwrap(value)  # a decorator's own code is shared with other functions
         if isinstance(inner, FunctionType):
-            yield from _nested(inner.__code__)
+            yield from _nested_code(inner.__code__)
     elif isinstance(value, staticmethod | classmethod):
         yield from _code_of(value.__func__)
     elif isinstance(value, property):
@@ -142,11 +142,11 @@ def _code_of(value: Any) -> Iterator[CodeType]:
                 yield from _code_of(member)
 
 
-def _nested(code: CodeType) -> Iterator[CodeType]:
+def _nested_code(code: CodeType) -> Iterator[CodeType]:
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _nested(constant)
+            yield from _nested_code(constant)
 
 
 class StepHook:

@@ -67,7 +67,7 @@ class Scope:
         self._open: list[Any] = []
 
     def __enter__(self) -> Self:
-        if _compiling():
+        if _is_compiling():
             return self
         hub = ACTIVE.hub
         self._open.append(None if hub is None else hub.scope_begins())
@@ -76,7 +76,7 @@ class Scope:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if _compiling():
+        if _is_compiling():
             return
         begun = self._open.pop() if self._open else None
         if begun is not None:
@@ -123,7 +123,7 @@ class Scope:
         return run
 
 
-def _compiling() -> bool:
+def _is_compiling() -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.compiler.is_compiling())
 

@@ -78,7 +78,7 @@ class StepTemplates:
         self._compared: dict[tuple[int, int], tuple[CallTemplate, CallSignature]] = {}
         spans = spans[np.lexsort((-spans[:, 2], spans[:, 1]))]
         for bounds, is_traced in ((steps, False), (traced, True)):
-            step_spans = _undisturbed(_step_spans(spans, bounds, excluded, after_ns, modules))
+            step_spans = _drop_disturbance(_step_spans(spans, bounds, excluded, after_ns, modules))
             for call, spans_inside, graph_nodes in step_spans:
                 ran_in, ran_inside = _on_cpu_clock(call, spans_inside, cpu)
                 template = _net_template(ran_in, ran_inside)
@@ -304,7 +304,7 @@ def _on_cpu_clock(call: TimedCall, spans: IntArray, cpu: IntArray) -> tuple[Time
     return TimedCall(start_ns, end_ns, inner), np.column_stack((spans[:, 0], bounds, spans[:, 3]))
 
 
-def _undisturbed(step_spans: StepSpans) -> StepSpans:
+def _drop_disturbance(step_spans: StepSpans) -> StepSpans:
     """Discard steps much longer than others of equal graph size: another program ran meanwhile."""
     lengths = defaultdict[int | None, list[int]](list)
     for call, _, nodes in step_spans:

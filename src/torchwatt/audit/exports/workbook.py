@@ -98,12 +98,12 @@ def _run_cells(bundle: Bundle) -> list[Any]:
         timestamp(run, "started_at").replace(tzinfo=None),
         timestamp(run, "ended_at").replace(tzinfo=None),
         text(run, "boundary"),
-        *(_scaled(run, name, J_PER_MWH) for name in ("energy_it_j", *SYSTEMATIC)),
+        *(_scale_cell(run, name, J_PER_MWH) for name in ("energy_it_j", *SYSTEMATIC)),
         _measured_share(bundle),
         text(run, "functional_unit"),
         number(run, "functional_unit_count"),
-        _scaled(location, "value", G_PER_T),
-        _scaled(market, "value", G_PER_T),
+        _scale_cell(location, "value", G_PER_T),
+        _scale_cell(market, "value", G_PER_T),
         intensity_g_per_kwh(bundle),
         *(None if grid is None else grid[name] for name in ("source_name", "data_year", "basis")),
         pue_of(bundle),
@@ -112,7 +112,7 @@ def _run_cells(bundle: Bundle) -> list[Any]:
     ]
 
 
-def _scaled(row: Row | None, name: str, divisor: float) -> float | None:
+def _scale_cell(row: Row | None, name: str, divisor: float) -> float | None:
     value = None if row is None else number(row, name)
     return None if value is None else value / divisor
 

@@ -46,8 +46,8 @@ class ImpactIntervalChecks:
                 names, ends = self.inputs.values_of_parts(cells)
                 formula = f"(usage+embodied)/{units!r}"
             value = evaluate(formula, names)
-            expected = _combined(lambda at: evaluate(formula, at), names, value, ends)
-            moved = _moved(lambda at: evaluate(formula, at), names, value, ends)
+            expected = _combine_inputs(lambda at: evaluate(formula, at), names, value, ends)
+            moved = _move_inputs(lambda at: evaluate(formula, at), names, value, ends)
         except (BundleError, KeyError, OverflowError, ZeroDivisionError):
             return  # `ImpactChecks` reports it
         self._dominant(row, cells, moved, ends)
@@ -89,7 +89,7 @@ class ImpactIntervalChecks:
         self.findings.add(code, self.file, reason, row=row, column=column, expected=expected, found=actual)
 
 
-def _combined(
+def _combine_inputs(
     compute: Callable[[Mapping[str, float]], float],
     names: Mapping[str, float],
     value: float,
@@ -105,7 +105,7 @@ def _combined(
     return max(value - low, 0.0), value + high
 
 
-def _moved(
+def _move_inputs(
     compute: Callable[[Mapping[str, float]], float],
     names: Mapping[str, float],
     value: float,

@@ -24,8 +24,8 @@ WIDTH, STEPS = 8, 50
 SMALL = (
     (step_controller, "FOLD_STEPS", 12), (step_controller, "COMPACT_ROWS", 10),
     (thread_log, "MAX_RECORDS", 40), (thread_log, "FEW_ENTRIES", 2),
-    (span_assembly, "LEAST_RECORDS", 50), (span_assembly, "MAX_FILLED", 500), (module_wrappers, "MOST_CALLS_PER_STEP", 3),
-    (module_wrappers, "MOST_FAST_CALLS", 3),
+    (span_assembly, "LEAST_RECORDS", 50), (span_assembly, "MAX_FILLED", 500),
+    (module_wrappers, "MOST_CALLS_PER_STEP", 3), (module_wrappers, "MOST_FAST_CALLS", 3),
 )  # fmt: skip
 
 
@@ -305,15 +305,11 @@ PROGRAMS = (
 )  # fmt: skip
 
 
-WAKES_WITHIN = "a traced call after one of the same step that was folded, and is not seen before it any more"
 CASES = [
-    pytest.param(
-        program, small, id=f"{program.__name__}-{'small' if small else 'usual'}",
-        marks=[pytest.mark.xfail(reason=WAKES_WITHIN, strict=False)] * (small and program is is_followed_by_a_teacher),
-    )
+    pytest.param(program, small, id=f"{program.__name__}-{'small' if small else 'usual'}")
     for program in PROGRAMS
     for small in (False, True)
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("program", "small"), CASES)

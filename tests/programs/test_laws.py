@@ -54,7 +54,6 @@ WAITS = "spans are wall time: on a busy machine threads mostly wait, for the int
 UNCOUNTED = "on a busy machine counting is beyond the budget: joules are the enclosing module's (PATHS_UNKNOWN)"
 MARKS = "many small marks in a step of 1 ms: what they cost is not all taken out of `other` (24 % for 17)"
 OURS = "our own work beside outermost calls counts as `other`, and on a busy machine that is 5 to 10 points of a run"
-UNFILLED = "where most steps are noted by their ends, few are filled: 60 % of the run is `other` for 18 %"
 KNOWN = {
     ("groups", "layer_drop"): UNCOUNTED,
     ("phases", "per_sample_gradients"): VMAP,
@@ -64,7 +63,6 @@ KNOWN = {
     ("phases", "adversaries_with_penalty"): OURS,
     ("phases", "autoencoder_with_several_losses"): OURS,
     ("phases", "accumulation_clipped"): OURS,
-    ("phases", "teacher_follows_its_student"): UNFILLED,
 }
 
 

@@ -305,15 +305,11 @@ PROGRAMS = (
 )  # fmt: skip
 
 
-WAKES_WITHIN = "a traced call after one of the same step that was folded, and is not seen before it any more"
 CASES = [
-    pytest.param(
-        program, small, id=f"{program.__name__}-{'small' if small else 'usual'}",
-        marks=[pytest.mark.xfail(reason=WAKES_WITHIN, strict=False)] * (small and program is is_followed_by_a_teacher),
-    )
+    pytest.param(program, small, id=f"{program.__name__}-{'small' if small else 'usual'}")
     for program in PROGRAMS
     for small in (False, True)
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("program", "small"), CASES)

@@ -54,7 +54,7 @@ from torchwatt.audit.fleet import ingest, open_lake
 from torchwatt.audit.fleet.probe import check_reachable
 from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.load_model import process_source
-from torchwatt.sensors.protocol import Discovery, merge
+from torchwatt.sensors.protocol import Discovery, merge_discoveries
 from torchwatt.sensors.rapl import discover_rapl
 from torchwatt.tracing.device_windows import JoinWorkers
 from torchwatt.kineto.host_ownership import NO_RANGES

@@ -51,15 +51,15 @@ def test_a_page_is_overwritten_and_folders_on_the_way_are_named(report, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("command", "args"),
+    ("add_parser", "args"),
     [
-        (attribute_command, ["attribute", "--trace", "t.json", "--out", "audit", "--overwrite"]),
-        (report_commands, ["recover", "journal", "--csv", "audit", "--overwrite"]),
-        (report_commands, ["merge", "job", "--csv", "audit", "--overwrite"]),
+        (attribute_command.add_attribute_parser, ["attribute", "--trace", "t.json", "--out", "audit", "--overwrite"]),
+        (report_commands.add_recover_parser, ["recover", "journal", "--csv", "audit", "--overwrite"]),
+        (report_commands.add_merge_parser, ["merge", "job", "--csv", "audit", "--overwrite"]),
     ],
 )
-def test_each_command_has_the_options(command, args):
+def test_each_command_has_the_options(add_parser, args):
     parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
+    add_parser(parser.add_subparsers())
     asked = parser.parse_args(args)
     assert (asked.csv, asked.overwrite) == ("audit", True)

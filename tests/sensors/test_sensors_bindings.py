@@ -103,5 +103,5 @@ def test_text_goes_in_and_out_of_a_binding_of_bytes():
 
 def test_a_module_of_that_name_that_is_none_is_said_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(__file__="/home/mine/pynvml.py"))
-    with pytest.raises(SensorError, match=r"pynvml \(/home/mine/pynvml.py\) is none of NVIDIA's"):
+    with pytest.raises(SensorError, match=r"pynvml \(/home/mine/pynvml.py\) is not NVIDIA's"):
         load_nvml()

@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.tracing.nets import traced
 from torchwatt.core.terms import PROFILER
+from torchwatt.tracing.thread_log import ThreadLog
 
 MS = 1_000_000
 READING_NS = 10 * MS  # the margins of torch's own work are real, and far shorter
@@ -95,3 +96,17 @@ def test_profiler_work_beside_calls_is_no_work_of_the_program(budget):
         readings = more_ns / READING_NS / STEPS
         assert -0.1 <= readings <= MOST_READINGS.get(phase, 1.1), (phase, readings)
     assert found[PROFILER] >= STEPS * SPANS * READING_NS
+
+
+@pytest.mark.parametrize("budget", [1.0, 1e-9])
+def test_an_interrupt_before_a_backward_call_is_logged_stays_an_interrupt(budget, monkeypatch):
+    net = nn.Linear(4, 4)
+    with traced(net, overhead_budget=budget):
+        loss = net(torch.randn(2, 4)).sum()
+
+        def interrupted(log):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(ThreadLog, "takes_reducers", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loss.backward()

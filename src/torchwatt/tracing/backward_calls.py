@@ -82,7 +82,8 @@ def backward_call(host: WrapperContext) -> Callable[[Wrapped], Wrapped]:  # noqa
                 return host.run_backward(began, original, args, kwargs)
             return bare(log, began, since, original, args, kwargs)
         finally:
-            end = log.backwards[-1].end_ns
+            # An interrupt may come before the call is logged.
+            end = max(log.backwards[-1].end_ns, began) if log.backwards else began
             log.read_cpu(end)
             log.stride.seq = seq()
             if quiet.alone:

@@ -205,14 +205,11 @@ def class_call(host: WrapperContext, owner: Any) -> Callable[[Wrapped], Wrapped]
                     if log.answers and may_answer(log):
                         return record_answer(call, log, start, self, args, kwargs)
                     if quiet.asleep == me and quiet.calls == MOST_FAST_CALLS:
-                        quiet.calls, log.calls_asleep = (
-                            MOST_FAST_CALLS + 1,
-                            MOST_FAST_CALLS,
-                        )  # the log continues the count
+                        # The log continues the count.
+                        quiet.calls, log.calls_asleep = MOST_FAST_CALLS + 1, MOST_FAST_CALLS
                     if not log.inside and log.mode != OFF:
-                        return outermost(
-                            plain, log, start, self, args, kwargs
-                        )  # the function below may be about to change
+                        # The function below may be about to change.
+                        return outermost(plain, log, start, self, args, kwargs)
                     if log.mode != ALL_CALLS and quiet.alone and id(self) in counted:
                         called(id(self))
                 return call(self, *args, **kwargs)
@@ -273,10 +270,10 @@ def _outermost_call(host: WrapperContext) -> Callable[[Wrapped, ThreadLog, int, 
             called.append(FAILED_CALL)
             raise
 
-    def ended(log: ThreadLog) -> None:
+    def ended(log: ThreadLog, began: int) -> None:
         """Log the profiler work after a call; it began when the call's own row ended."""
         latest = log.rows[-1:] or ((0, 0, clock(), 0, 0, FORWARD_TASK),)
-        end, task_ = latest[0][END], latest[0][TASK]
+        end, task_ = max(latest[0][END], began), latest[0][TASK]  # an interrupt may come before the call is logged
         log.read_cpu(end)
         log.add_own(end, clock(), sequence_nr(), min(max(task_, OUTERMOST_TASK), FORWARD_TASK))
 
@@ -314,7 +311,7 @@ def _outermost_call(host: WrapperContext) -> Callable[[Wrapped, ThreadLog, int, 
         finally:
             log.inside = False
             if records:
-                ended(log)
+                ended(log, began)
             if step:
                 host.outermost_ended(log)
 

@@ -149,16 +149,17 @@ def add_sampling_uncertainty(
     curve = replace(curve, u_j=float(np.hypot(curve.u_j, missed.u_j)))
     metered, sparse_events = _note_sparse_readings(metered, curve, power)
     lower_rel, upper_rel = missed.band(curve.total_j, (curve.end_ns - curve.start_ns) / NS_PER_S)
-    if missed.share <= 0 and missed.period_s <= 0:
-        return metered, curve, sparse_events
-    lo, hi = metered.meter.accuracy_rel or (0.0, 0.0)
-    band = ((1 + lo) * (1 + lower_rel) - 1, (1 + hi) * (1 + upper_rel) - 1)
-    widened = "widened by the phases that were never sampled" if missed.share > 0 else ""
-    source = "; ".join(filter(None, (metered.meter.accuracy_source, widened)))
-    meter = replace(metered.meter, accuracy_rel=band, accuracy_source=source) if missed.share > 0 else metered.meter
+    meter = metered.meter
+    if missed.share > 0:
+        lo, hi = meter.accuracy_rel or (0.0, 0.0)
+        band = ((1 + lo) * (1 + lower_rel) - 1, (1 + hi) * (1 + upper_rel) - 1)
+        source = "; ".join(filter(None, (meter.accuracy_source, "widened by the phases that were never sampled")))
+        meter = replace(meter, accuracy_rel=band, accuracy_source=source)
     if missed.period_s > 0:
         meter, event = _part_time_sensor(meter, missed, upper_rel, curve.end_ns)
         return replace(metered, meter=meter), curve, [*sparse_events, event]
+    if missed.share <= 0:
+        return metered, curve, sparse_events
     note = f"{UNSAMPLED_PREFIX}: {missed.share:.0%} of the run's phases met no update of the power sensor"
     meter = replace(meter, notes=(*meter.notes, note))
     if missed.share <= LOCKED_GAP:

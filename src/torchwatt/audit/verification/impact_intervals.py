@@ -14,6 +14,7 @@ from torchwatt.audit.verification.table_reader import is_same_number
 from torchwatt.core.errors import BundleError
 
 INTERVAL_REL = 1e-9
+Ends = tuple[float, float]
 NOT_STATED = "not stated for"  # how dominant_uncertainty names the inputs without an interval
 
 
@@ -46,12 +47,11 @@ class ImpactIntervalChecks:
                 names, ends = self.inputs.values_of_parts(cells)
                 formula = f"(usage+embodied)/{units!r}"
             value = evaluate(formula, names)
-            expected = _combine_inputs(lambda at: evaluate(formula, at), names, value, ends)
             moved = _move_inputs(lambda at: evaluate(formula, at), names, value, ends)
         except (BundleError, KeyError, OverflowError, ZeroDivisionError):
             return  # `ImpactChecks` reports it
-        self._dominant(row, cells, moved, ends)
-        for column, expected_end in zip(("lo", "hi"), expected, strict=True):
+        self._dominant(row, cells, moved or {}, ends)
+        for column, expected_end in zip(("lo", "hi"), _combine_inputs(value, moved), strict=True):
             actual_end = number(cells, column)
             agree = (
                 expected_end is actual_end
@@ -64,7 +64,7 @@ class ImpactIntervalChecks:
                     "DERIVED", row, column, reason, "nothing" if expected_end is None else expected_end, actual_end
                 )
 
-    def _dominant(self, row: int, cells: Row, moved: Mapping[str, float], ends: Mapping[str, Interval]) -> None:
+    def _dominant(self, row: int, cells: Row, moved: Mapping[str, Ends], ends: Mapping[str, Interval]) -> None:
         """Compare the input that the interval mostly comes from; of inputs that move it alike, any will do."""
         stated = text(cells, "dominant_uncertainty")
         if not stated:
@@ -79,7 +79,7 @@ class ImpactIntervalChecks:
             expected = {f"{NOT_STATED} {names}"}
             stated = f"{NOT_STATED} {', '.join(sorted(stated.removeprefix(NOT_STATED).strip().split(', ')))}"
         else:
-            expected = set(_largest(moved)) | (set() if any(moved.values()) else {"duration_s"})
+            expected = set(_largest(moved)) | (set() if any(map(any, moved.values())) else {"duration_s"})
         if stated not in expected:
             reason = "is not the input that the interval mostly comes from"
             actual = cells["dominant_uncertainty"]
@@ -89,36 +89,32 @@ class ImpactIntervalChecks:
         self.findings.add(code, self.file, reason, row=row, column=column, expected=expected, found=actual)
 
 
-def _combine_inputs(
-    compute: Callable[[Mapping[str, float]], float],
-    names: Mapping[str, float],
-    value: float,
-    ends: Mapping[str, Interval],
-) -> Interval:
-    """Return the ends of a result; None where an input states none."""
-    low = high = 0.0
-    for name, (lo, hi) in ends.items():
-        if lo is None or hi is None:
-            return None, None
-        down, up = (compute({**names, name: end}) - value for end in (lo, hi))
-        low, high = hypot(low, min(down, up, 0.0)), hypot(high, max(down, up, 0.0))
-    return max(value - low, 0.0), value + high
-
-
 def _move_inputs(
     compute: Callable[[Mapping[str, float]], float],
     names: Mapping[str, float],
     value: float,
     ends: Mapping[str, Interval],
-) -> dict[str, float]:
-    """Return how far each input moves a result to either side, as far as all of them state an interval."""
-    stated = {name: [end for end in pair if end is not None] for name, pair in ends.items()}
-    if any(len(pair) < 2 for pair in stated.values()):
-        return {}
-    return {name: max(abs(compute({**names, name: end}) - value) for end in pair) for name, pair in stated.items()}
+) -> dict[str, Ends] | None:
+    """Return how far the two ends of each input move a result; None where an input states none."""
+    moved: dict[str, Ends] = {}
+    for name, (lo, hi) in ends.items():
+        if lo is None or hi is None:
+            return None
+        moved[name] = compute({**names, name: lo}) - value, compute({**names, name: hi}) - value
+    return moved
 
 
-def _largest(moved: Mapping[str, float]) -> list[str]:
+def _combine_inputs(value: float, moved: Mapping[str, Ends] | None) -> Interval:
+    """Return the ends of a result, of deviations added in quadrature; None where an input states none."""
+    if moved is None:
+        return None, None
+    low = hypot(*(min(*pair, 0.0) for pair in moved.values()))
+    high = hypot(*(max(*pair, 0.0) for pair in moved.values()))
+    return max(value - low, 0.0), value + high
+
+
+def _largest(moved: Mapping[str, Ends]) -> list[str]:
     """Return the inputs that move a result furthest; several where they do so alike."""
-    greatest = max(moved.values(), default=0.0)
-    return [name for name, moved_by in moved.items() if moved_by >= greatest * (1 - INTERVAL_REL)]
+    furthest = {name: max(map(abs, pair)) for name, pair in moved.items()}
+    greatest = max(furthest.values(), default=0.0)
+    return [name for name, moved_by in furthest.items() if moved_by >= greatest * (1 - INTERVAL_REL)]

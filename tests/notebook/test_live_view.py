@@ -98,6 +98,9 @@ def test_what_is_booked_to_a_module_never_becomes_less_and_adds_up_to_the_joules
             assert report.energy_j == pytest.approx(metered_j, rel=1e-6)
             assert table_j(live_layers_payload(report)["layers"]) == pytest.approx(metered_j, rel=1e-3)
         layers.close()
+    # No live row is better known than the rows of the report.
+    settled = {entry.provenance for ledger in run.report.counted for entry in ledger.entries}
+    assert {entry.provenance for entry in report.ledgers[0].entries} == settled
 
 
 def test_a_program_that_rests_is_shown_as_idle_and_its_layers_do_not_stay_behind(monkeypatch):

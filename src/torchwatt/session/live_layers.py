@@ -19,7 +19,7 @@ from torchwatt.attribution.counter_scope import MODULE_GPUS_FACT
 from torchwatt.core.energy_curve import interpolate
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.report import Report
-from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Domain, Slot, domain_kind
+from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Domain, Provenance, Slot, domain_kind, weakest_provenance
 from torchwatt.core.units import NS_PER_S
 from torchwatt.session.live_meter import LiveMeter
 
@@ -122,7 +122,8 @@ class LiveLayers:
             as_of_ns = late.end_ns
         entries = tuple(self._entries(booked_j, gap_j, calls, as_of_ns))
         total_j = fsum(entry.energy_self_j for entry in entries)
-        ledger = Ledger(LIVE_DOMAIN, total_j, entries, "time_share", "apportioned", 0.0, 0.0)
+        provenance = weakest_provenance("apportioned", self._pulse.provenance)
+        ledger = Ledger(LIVE_DOMAIN, total_j, entries, "time_share", provenance, 0.0, 0.0)
         return Report(
             run_id=self._session.run_id,
             name=self._session.options.name,
@@ -215,6 +216,7 @@ class LiveLayers:
             for slot, share in shares.items():
                 slot_j[slot] = slot_j.get(slot, 0.0) + joules * share / share_sum
         names = self._tally.names(booked_j)
+        provenance = weakest_provenance("apportioned", self._pulse.provenance)
         counts: dict[str, int | None] = {}
         for key, count in self._tally.calls_of(calls).items():
             if key not in names.wrapped:
@@ -222,10 +224,10 @@ class LiveLayers:
                 counts[names.of(key)] = None if count is None or before is None else before + count
         for slot, joules in slot_j.items():
             if joules > 0:
-                yield _entry(slot, joules, counts.get(slot.fqn, 0))
+                yield _entry(slot, joules, counts.get(slot.fqn, 0), provenance)
 
 
-def _entry(slot: Slot, joules: float, calls: int | None) -> Entry:
+def _entry(slot: Slot, joules: float, calls: int | None, provenance: Provenance) -> Entry:
     return Entry(
-        LIVE_DOMAIN, slot.fqn, slot.phase, joules, None, None, None, None, 0.0, calls, "time_share", "apportioned"
+        LIVE_DOMAIN, slot.fqn, slot.phase, joules, None, None, None, None, 0.0, calls, "time_share", provenance
     )

@@ -13,7 +13,7 @@ from torchwatt.attribution.counted_domains import classify_device_use, select_co
 from torchwatt.attribution.metered_curve import build_metered_curve
 from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.meter import Meter, Recording, Unavailable
-from torchwatt.core.terms import weakest_provenance
+from torchwatt.core.terms import Provenance, weakest_provenance
 from torchwatt.core.trace import EMPTY_TRACE
 from torchwatt.core.units import NS_PER_S
 from torchwatt.reports.emissions import running_carbon_g
@@ -158,6 +158,12 @@ class LiveMeter:
         """Return the joules so far of the domains that make up the total."""
         return self._named({domain: running.total_j for domain, running in self._running.items()})
 
+    @property
+    def provenance(self) -> Provenance:
+        """Return the weakest provenance of the domains that make up the total; `measured` while there is none."""
+        names, meters = self._counted.names(), self._session.feed.meters
+        return weakest_provenance("measured", *(m.provenance for m in meters if str(m.domain) in names))
+
     def _named(self, by_domain: Mapping[str, float]) -> dict[str, float]:
         names = self._counted.names()
         return {names[domain]: value for domain, value in by_domain.items() if domain in names}
@@ -212,14 +218,13 @@ class LiveMeter:
     def carbon_g(self, energy_j: float | None = None) -> float | None:
         """Return grams of the joules so far or of `energy_j`; None without a region or without joules."""
         plan = self._session.options.carbon
-        counted_j, names = self.energy_j, self._counted.names()
+        counted_j = self.energy_j
         if not plan.location or not counted_j:
             return None
         total_j = fsum(counted_j.values()) if energy_j is None else energy_j
-        provenance = weakest_provenance(*(m.provenance for m in self._session.feed.meters if str(m.domain) in names))
         now_ns = time.time_ns()
         start_ns = now_ns - (time.monotonic_ns() - self._session.start_ns)
-        return running_carbon_g(total_j, provenance, plan, start_ns, now_ns)
+        return running_carbon_g(total_j, self.provenance, plan, start_ns, now_ns)
 
     def _whole(self, curves: Mapping[str, EnergyCurve]) -> tuple[int, float] | None:
         """Return the last instant for which all joules are known, and these joules; None if unknown."""

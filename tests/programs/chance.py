@@ -171,10 +171,15 @@ def vae_gan(parts: Parts):
             for optimizer in optimizers.values():
                 optimizer.zero_grad()
             parts.start("forward")
-            mean, spread = encoder(x).chunk(2, dim=1)
-            y = decoder(mean + noise * (0.5 * spread).exp())
-            score = critic(y).mean() if random.random() < 0.5 else 0.0
+            encoded = encoder(x)
+            parts.start("other")  # functions outside of modules
+            mean, spread = encoded.chunk(2, dim=1)
+            z, scored = mean + noise * (0.5 * spread).exp(), random.random() < 0.5
+            parts.start("forward")
+            y = decoder(z)
+            score = critic(y) if scored else 0.0 * y
             parts.start("other")
+            score = score.mean()
             backward((y - x).square().mean() + 0.01 * (mean.square() + spread.exp() - spread).mean() - 0.1 * score)
             update(parts, optimizers["encoder"])
             if random.random() < 0.7:

@@ -1,5 +1,6 @@
 """Steps of which only the end is noted: what is heard meanwhile, and what passes by."""
 
+import random
 import threading
 import time
 from collections import Counter
@@ -706,3 +707,23 @@ def test_a_call_without_gradients_within_a_step_is_part_of_it():
     assert len(noted) > 2
     for start_ns, end_ns in noted[noted[:, 1] > starts[1]].tolist():  # the first backward call ends a step
         assert np.searchsorted(starts, end_ns) - np.searchsorted(starts, start_ns) == 1
+
+
+def test_steps_of_optimizers_that_take_turns_at_random_keep_their_own_calls():
+    net = Net()
+    optimizers = [torch.optim.SGD(net.parameters(), 0.01) for _ in range(3)]
+    chosen = random.Random(3)
+    with traced(net, overhead_budget=THRIFTY) as run:
+        for _ in range(400):
+            train(net, 1, chosen.choice(optimizers))
+        (log,) = run.tracer._hub.logs
+        signatures, rows, root = run.tracer._hub.signatures.of, log.table(), run.tracer._hub.registry.by_id[id(net)]
+        asleep = [signatures[OUTERMOST_TASK - task] for *_, task in rows[rows[:, KEY] == STEP_KEY].tolist()]
+    assert len(asleep) > 50
+    assert all(step.counts.get(root) for step in asleep if not step.part)  # no step has the calls of the one before
+    assert calls(run.trace, "(root)", "forward") == 400
+
+
+def test_a_part_that_takes_either_of_two_lengths_has_their_mean():
+    steps = [(600, 400), (600, 1_200), (600, 1_200)] * 8
+    assert filled_shares(steps, [7] * 24) == pytest.approx([0.6 / (0.6 + 0.4 / 3 + 2.4 / 3)], abs=0.02)

@@ -27,6 +27,7 @@ from torchwatt.tracing.log_rows import (
     TASK,
     UNKNOWN,
     CallPattern,
+    PossibleStepEnd,
     Row,
     SignatureTable,
     affordable_modules,
@@ -109,6 +110,10 @@ class FastPath:
         self.called.clear()
         self.steps += 1
         self.calls = 0
+
+    def end_of(self, end_ns: int, number: int) -> PossibleStepEnd:
+        """Return the end of an optimizer's step that may turn out to end a step, given autograd's next number."""
+        return PossibleStepEnd(end_ns, len(self.called), number - self.nodes_before)
 
     def note(self, optimizer: object, *, asleep: bool) -> None:
         """Record which optimizer stepped, in a step of which else only the calls are recorded."""
@@ -216,6 +221,9 @@ class OptimizerContext(Protocol):
     def step_ended(self, log: ThreadLog, end_ns: int) -> None:
         """Handle the end of a step of this thread."""
 
+    def earlier_step_ended(self, log: ThreadLog, earlier: PossibleStepEnd) -> None:
+        """Handle the end of a step that is recognised as one later."""
+
 
 def optimizer_hooks(host: OptimizerContext) -> tuple[Hook, Hook]:  # noqa: C901, PLR0915 - two hooks, shared lookups
     """Return the hooks to run before and after each step of any optimizer.
@@ -312,11 +320,12 @@ def _take_lead(host: OptimizerContext, log: ThreadLog, key: int, end: int, *, ne
     """
     if key == log.lead_optimizer:
         return
-    earlier, log.others[key] = log.others.get(key, 0), end
-    if earlier > log.step_end or new:
+    earlier, log.others[key] = log.others.get(key), host.quiet.end_of(end, sequence_nr())
+    ended_step = earlier is not None and earlier.end_ns > log.step_end
+    if ended_step or new:
         log.lead_optimizer = key
-        if earlier > log.step_end and log.mode == STEP_ENDS and not host.manual_steps:
-            host.step_ended(log, earlier)
+    if earlier is not None and ended_step and not host.manual_steps:
+        host.earlier_step_ended(log, earlier)
 
 
 STUDIED_STEPS = 64  # traced steps that are studied; later ones are studied when the trace is assembled

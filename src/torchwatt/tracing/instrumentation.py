@@ -153,6 +153,7 @@ class Instrumentation:
         self._new_watch: Callable[[Instrumentation], DeviceProfiler] | None = None
         self.stepping = StepController(self)
         self.step_ended = self.stepping.step_ended
+        self.earlier_step_ended = self.stepping.earlier_step_ended
         self.look_closer = self.stepping.look_closer
         self.decide_if_due = self.stepping.decide_if_due
         self.compile_watch = CompileMonitor(self)

@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -220,6 +220,14 @@ NOTHING_COUNTED, UNKNOWN = 0, 1  # numbers of signatures
 BACKWARD = -1  # among ids of modules: a backward call
 NODE_COUNT_BASE = -2  # among ids of modules: a graph without nodes; less the number of nodes for others
 MOST_SIZED = 3 * MOST_SIGNATURES // 4  # beyond, graph sizes are left out: calls are more important
+
+
+class PossibleStepEnd(NamedTuple):
+    """The end of an optimizer's step, and what had been called since the end of the loop's step before."""
+
+    end_ns: int
+    called: int  # number of ids in `FastPath.called`
+    nodes: int  # of autograd, made outside backward calls
 
 
 @dataclass(frozen=True, slots=True)

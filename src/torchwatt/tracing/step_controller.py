@@ -25,6 +25,7 @@ from torchwatt.tracing.log_rows import (
     STEP_ENDS,
     TASK,
     UNKNOWN,
+    PossibleStepEnd,
     Row,
     SignatureTable,
 )
@@ -149,10 +150,31 @@ class StepController:
 
     def step_ended(self, log: ThreadLog, end_ns: int) -> None:
         """Record the end of a step; decide on the next ones when their planned number has ended."""
-        stride, asleep = log.stride, log.mode == STEP_ENDS
+        stride, asleep, quiet = log.stride, log.mode == STEP_ENDS, self._host.quiet
         self._rise(log)
         log.read_cpu(end_ns)
-        nodes = self._host.quiet.take_nodes(sequence_nr()) if self._host.quiet.alone else None
+        self._record_end(log, end_ns, quiet.take_nodes(sequence_nr()) if quiet.alone else None)
+        if self._host.devices is not None:
+            self._devices(self._host.devices, log, stamp=True)
+        if stride.steps >= stride.planned:
+            self.decide(log, None if asleep else end_ns)
+        elif not asleep:
+            log.add_own(end_ns, self._host.clock_ns(), sequence_nr())
+        self._leave_alone(log)
+
+    def earlier_step_ended(self, log: ThreadLog, earlier: PossibleStepEnd) -> None:
+        """Record the end of a step that is recognised as one only now, with what had been called until then."""
+        quiet = self._host.quiet
+        self._rise(log)
+        later = quiet.called[earlier.called :]
+        del quiet.called[earlier.called :]
+        self._record_end(log, earlier.end_ns, earlier.nodes if quiet.alone else None)
+        quiet.called += later
+        quiet.nodes_before += earlier.nodes
+
+    def _record_end(self, log: ThreadLog, end_ns: int, nodes: int | None) -> None:
+        """Record the end of a step; `nodes` is the size of its graph, None if unknown."""
+        stride = log.stride
         if log.mode == STEP_ENDS:
             if nodes is not None:
                 self._host.quiet.called.append(NODE_COUNT_BASE - nodes)
@@ -167,13 +189,6 @@ class StepController:
                 log.add_skeleton(log.step_end, end_ns)
         log.step_end, log.within_step = end_ns, 0
         stride.steps += 1
-        if self._host.devices is not None:
-            self._devices(self._host.devices, log, stamp=True)
-        if stride.steps >= stride.planned:
-            self.decide(log, None if asleep else end_ns)
-        elif not asleep:
-            log.add_own(end_ns, self._host.clock_ns(), sequence_nr())
-        self._leave_alone(log)
 
     def _leave_alone(self, log: ThreadLog) -> None:
         """Allow calls without gradients to be recorded without a decision, up to the next planned one."""

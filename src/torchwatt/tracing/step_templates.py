@@ -34,6 +34,7 @@ from torchwatt.tracing.template_composer import (
 MOST_STEPS = 512  # templates to choose from, evenly spread in time
 TEMPLATES_IN_TURN = 16  # templates used in turn around one instant
 DISTURBED_RATIO = 4.0  # times the median length: a longer step was interrupted
+TRIMMED = 0.1  # of the lengths of a part, at each end
 FEW_READINGS = 3  # of the CPU time in a step
 
 
@@ -314,9 +315,10 @@ def _drop_disturbance(step_spans: StepSpans) -> StepSpans:
 
 
 def _even_parts(models: Sequence[_StepModel]) -> list[_StepModel]:
-    """Give steps of one kind the median length of each of their outermost parts.
+    """Give steps of one kind the trimmed mean length of each of their outermost parts.
 
-    Another program lengthens one part of one step; over many steps it lengthens all parts equally.
+    Another program lengthens one part of one step; over many steps it lengthens all parts equally. The mean, since
+    these parts stand for sums: where a part takes either of two lengths, its median is 6 points of the step off.
     """
     groups: dict[tuple[int, ...], list[tuple[_StepModel, FloatArray]]] = defaultdict(list)
     for model in models:
@@ -329,10 +331,17 @@ def _even_parts(models: Sequence[_StepModel]) -> list[_StepModel]:
         if len(group) < FEW_SAMPLES:
             result += [model for model, _ in group]
             continue
-        parts = np.median([np.diff(bounds) * model.length_ns for model, bounds in group], axis=0)
+        parts = _trimmed_mean(np.array([np.diff(bounds) * model.length_ns for model, bounds in group]))
         usual = np.concatenate(([0.0], np.cumsum(parts))) / max(float(parts.sum()), 1.0)
         result += [replace(model, template=_warp_spans(model.template, bounds, usual)) for model, bounds in group]
     return sorted(result, key=lambda model: model.start_ns)
+
+
+def _trimmed_mean(values: FloatArray) -> FloatArray:
+    """Return the mean of each column without its lowest and its highest tenth."""
+    dropped = round(len(values) * TRIMMED)
+    mean: FloatArray = np.sort(values, axis=0)[dropped : len(values) - dropped].mean(axis=0)
+    return mean
 
 
 def _warp_spans(template: CallTemplate, bounds: FloatArray, usual: FloatArray) -> CallTemplate:

@@ -36,6 +36,7 @@ from torchwatt.tracing.log_rows import (
     TASK,
     BackwardCall,
     LogReader,
+    PossibleStepEnd,
     Row,
     keys_of,
 )
@@ -70,7 +71,7 @@ class ThreadLog:
         self.mode = ALL_CALLS
         self.stride = StepBatch(start_ns)
         self.lead_optimizer: int | None = None  # its steps are the steps of this thread
-        self.others: dict[int, int] = {}  # end_ns of the latest step of each other optimizer
+        self.others: dict[int, PossibleStepEnd] = {}  # the latest step of each other optimizer
         self.rows: list[Row] = []
         self.backwards: list[BackwardCall] = []
         self.before: BackwardCall | None = None  # the latest backward call with a known structure

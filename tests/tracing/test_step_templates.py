@@ -607,13 +607,14 @@ def test_a_decision_at_the_begin_of_a_call_logs_that_call_in_full():
 SLOT_FORWARD, SLOT_BACKWARD = 0, 1
 
 
-def filled_shares(parts_ns, sizes, *, waits_ns=(0, 0)):
+def filled_shares(parts_ns, sizes, *, waits_ns=(0, 0), waits=()):
     """Return forward's share of sleeping steps of each size, filled from steps that took so long forward and backward.
 
     Args:
         parts_ns: Of each noted step.
         sizes: How many autograd nodes were made in each of them.
         waits_ns: How much longer the parts of the last of them are, in which the thread did not run.
+        waits: The parts that wait.
     """
     spans, bounds, nodes, cpu, at, ran = [], [], {}, [], 0, 0
     for i, (parts, size) in enumerate(zip(parts_ns, sizes, strict=True)):
@@ -639,6 +640,7 @@ def filled_shares(parts_ns, sizes, *, waits_ns=(0, 0)):
         (),
         ModuleCalls(nodes=nodes),
         excluded=(),
+        waits=waits,
         cpu=np.array(cpu, dtype=np.int64),
     )
     paths = CallPaths((), {}, ModuleTree({}, {}), signatures)
@@ -727,3 +729,10 @@ def test_steps_of_optimizers_that_take_turns_at_random_keep_their_own_calls():
 def test_a_part_that_takes_either_of_two_lengths_has_their_mean():
     steps = [(600, 400), (600, 1_200), (600, 1_200)] * 8
     assert filled_shares(steps, [7] * 24) == pytest.approx([0.6 / (0.6 + 0.4 / 3 + 2.4 / 3)], abs=0.02)
+
+
+@given(waits_ns=st.tuples(st.integers(0, 2_000), st.integers(0, 2_000)))
+def test_a_wait_for_data_is_a_part_of_the_step_and_what_other_programs_take_is_not(waits_ns):
+    data_ns = 300 + waits_ns[SLOT_BACKWARD]
+    shares = filled_shares([(700, 300)], [7], waits_ns=waits_ns, waits=[SLOT_BACKWARD])
+    assert shares == pytest.approx([700 / (700 + data_ns)], abs=0.01)

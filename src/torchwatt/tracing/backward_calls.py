@@ -177,6 +177,7 @@ def time_calls(host: WrapperContext, key: int) -> Callable[[Wrapped], Wrapped]:
                     return original(*args, **kwargs)
                 log.settle()
                 s0, start, mode = sequence_nr(), clock(), log.mode
+                log.read_cpu(start)
                 if key == DATA_KEY:
                     log.mode = OFF  # transforms that are modules are part of loading
                 try:
@@ -184,7 +185,9 @@ def time_calls(host: WrapperContext, key: int) -> Callable[[Wrapped], Wrapped]:
                 finally:
                     if log.mode == OFF and not host.off:
                         log.mode = mode
-                    log.rows.append((key, start, clock(), s0, sequence_nr(), graph_task_id()))
+                    end = clock()
+                    log.read_cpu(end)
+                    log.rows.append((key, start, end, s0, sequence_nr(), graph_task_id()))
             except BaseException as error:
                 error.__traceback__ = skip_own_frames(error.__traceback__)  # all of them: below may be C++
                 raise

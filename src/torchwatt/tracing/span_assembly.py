@@ -29,7 +29,9 @@ from torchwatt.tracing.forward_templates import ForwardTemplates, paths_of
 from torchwatt.tracing.log_rows import (
     AROUND_KEY,
     BACKWARD_KEY,
+    COMMUNICATION_KEY,
     COMPILE_KEY,
+    DATA_KEY,
     END,
     FAILED_SIZE,
     FIRST_SCOPE_KEY,
@@ -271,10 +273,11 @@ class SpanAssembly:
         if not len(asleep):
             return
         excluded = [self._slot(key, backward=False) for key in (PROFILER_KEY, COMPILE_KEY)]
+        waits = [self._slot(key, backward=False) for key in (DATA_KEY, COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY)]
         spans = self.columns.of_thread(thread)
         modules = ModuleCalls(self._ran(log), self.tree, self._module_slots(), snapshot.nodes)
         book = StepTemplates(
-            spans, snapshot.skeletons, snapshot.traced, modules, excluded=excluded,
+            spans, snapshot.skeletons, snapshot.traced, modules, excluded=excluded, waits=waits,
             cpu=snapshot.cpu, after_ns=round(log.margins.optimizer_after_ns),
         )  # fmt: skip
         chosen = list(book.nearest(records, kinds, self.paths[log]))

@@ -47,6 +47,7 @@ class StepTemplates:
         traced: Bounds of the traced steps: for modules that ran in no other step.
         modules: The modules' calls, and the modules of slots.
         excluded: Slots of the profiler's own work and of compilations, which are taken out.
+        waits: Slots in which the program waits for data or for other ranks: time without CPU use is part of them.
         cpu: Times, sorted, and the thread's CPU time at each; shape (n, 2). Time taken by other programs is not
             part of a step.
         after_ns: How long torch works on a step after its recorded end.
@@ -60,6 +61,7 @@ class StepTemplates:
         modules: ModuleCalls,
         *,
         excluded: Sequence[int],
+        waits: Sequence[int] = (),
         cpu: IntArray = NO_STEPS,
         after_ns: int = 0,
     ) -> None:
@@ -81,7 +83,7 @@ class StepTemplates:
         for bounds, is_traced in ((steps, False), (traced, True)):
             step_spans = _drop_disturbance(_step_spans(spans, bounds, excluded, after_ns, modules))
             for call, spans_inside, graph_nodes in step_spans:
-                ran_in, ran_inside = _on_cpu_clock(call, spans_inside, cpu)
+                ran_in, ran_inside = _on_cpu_clock(call, spans_inside, cpu, waits)
                 template = _net_template(ran_in, ran_inside)
                 if template is not None:
                     counts, over = ran.within(call.start_ns, call.end_ns)
@@ -285,17 +287,27 @@ def _step_spans(
     return step_spans
 
 
-def _on_cpu_clock(call: TimedCall, spans: IntArray, cpu: IntArray) -> tuple[TimedCall, IntArray]:
+def _on_cpu_clock(
+    call: TimedCall, spans: IntArray, cpu: IntArray, waits: Sequence[int]
+) -> tuple[TimedCall, IntArray]:
     """Return a step and its spans on the thread's CPU clock where that was read often enough, else unchanged.
 
-    On a busy machine a step of 2 ms may take 10 ms, and the delay falls into an arbitrary part of it.
+    On a busy machine a step of 2 ms may take 10 ms, and the delay falls into an arbitrary part of it. In spans of
+    `waits` the clock goes on: there the program itself waits.
     """
     begin, end_row = np.searchsorted(cpu[:, 0], (call.start_ns, call.end_ns + 1))
     if end_row - begin < FEW_READINGS:
         return call, spans
 
+    waiting = spans[np.isin(spans[:, 0], waits), 1:3]
+    waiting = waiting[top_level(waiting[:, 0], waiting[:, 1])]
+    slept_ns = np.maximum(np.diff(waiting)[:, 0] - np.diff(np.interp(waiting, cpu[:, 0], cpu[:, 1]))[:, 0], 0.0)
+
     def ran(t_ns: IntArray) -> IntArray:
-        return np.asarray(np.interp(t_ns, cpu[:, 0], cpu[:, 1]), dtype=np.int64)
+        on_cpu = np.interp(t_ns, cpu[:, 0], cpu[:, 1])
+        for (begin_ns, end_ns), ns in zip(waiting.tolist(), slept_ns.tolist(), strict=True):
+            on_cpu += ns * np.clip((t_ns - begin_ns) / (end_ns - begin_ns), 0.0, 1.0)
+        return np.asarray(on_cpu, dtype=np.int64)
 
     start_ns, end_ns = ran(np.array([call.start_ns, call.end_ns])).tolist()
     if end_ns <= start_ns:

@@ -12,10 +12,10 @@ from torchwatt.attribution.accuracy_bands import add_bands
 from torchwatt.attribution.device_priors import DevicePriors
 from torchwatt.attribution.run_attribution import Attribution, attribute_recording
 from torchwatt.core.errors import BundleError, LedgerError
-from torchwatt.core.ledger import Entry, Ledger
+from torchwatt.core.ledger import Entry, Ledger, book_entry
 from torchwatt.core.meter import Event, Recording, Series, Severity
 from torchwatt.core.report import Report, Status, Window
-from torchwatt.core.terms import UNATTRIBUTED
+from torchwatt.core.terms import UNATTRIBUTED, Slot
 from torchwatt.core.trace import EMPTY_TRACE, Trace
 from torchwatt.core.units import NS_PER_S
 from torchwatt.journal.journal_reader import JournalContent, read_journal, rebuild_recording
@@ -223,11 +223,15 @@ def _extend_entry(entry: Entry, own_j: float, tail_s: float, static_w: float | N
 
 
 def _tail_entry(run_ledger: Ledger, own_j: float, tail_s: float) -> Entry:
-    static_j = None if run_ledger.static_w is None else min(run_ledger.static_w * tail_s, own_j)
-    return Entry(
-        run_ledger.domain, UNATTRIBUTED, "other", own_j, None, None, static_j,
-        None if static_j is None else own_j - static_j, tail_s, 0, run_ledger.method, run_ledger.provenance,
-    )  # fmt: skip
+    return book_entry(
+        run_ledger.domain,
+        Slot(UNATTRIBUTED, "other"),
+        own_j,
+        tail_s,
+        method=run_ledger.method,
+        provenance=run_ledger.provenance,
+        static_j=None if run_ledger.static_w is None else run_ledger.static_w * tail_s,
+    )
 
 
 def _tail_events(ledgers: Sequence[Ledger], split: Sequence[Ledger], until_ns: int, bounds: RunInterval) -> list[Event]:

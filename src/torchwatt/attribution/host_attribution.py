@@ -264,7 +264,7 @@ def attribute_host(curve: EnergyCurve, trace: Trace, process_cpu: Series | None)
         errors_j = np.hypot(spread.traced_sd_j, fit_j)
         energy_j, after_j = shrink_alike_energy(energy_j, errors_j, count_slot_calls(trace, curve, len(slots)), group)
         less = _divide(after_j, errors_j)
-        spread, fit_j = spread.rescaled(_divide(energy_j, booked.energy_j), less), fit_j * less
+        spread, fit_j = spread.rescale(_divide(energy_j, booked.energy_j), less), fit_j * less
     return HostAttribution(curve, trace, slots, exposure, fit, booked, energy_j, fit_j, spread)
 
 

@@ -134,7 +134,7 @@ class RepeatSpread:
         """Return the error of the traced steps as the SD of a normal distribution with equal 90 % interval."""
         return np.asarray(self.traced_j * student_quantile(self.freedom) / Z90, dtype=np.float64)
 
-    def rescaled(self, joules: FloatArray, errors: FloatArray) -> RepeatSpread:
+    def rescale(self, joules: FloatArray, errors: FloatArray) -> RepeatSpread:
         """Return the spread after multiplication of each slot's joules, and of their errors, by factors."""
         return replace(self, drift_j=self.drift_j * joules, traced_j=self.traced_j * errors)
 

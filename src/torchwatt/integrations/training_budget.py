@@ -33,7 +33,7 @@ class TrainingBudget:
     def __bool__(self) -> bool:
         return self.energy_j is not None or self.carbon_g is not None
 
-    def used(self, energy_j: float | None, carbon_g: float | None) -> float:
+    def used_part(self, energy_j: float | None, carbon_g: float | None) -> float:
         """Return the used part of the budget that is closer to its limit (1: used up); unknown amounts count as 0."""
         pairs = ((energy_j, self.energy_j), (carbon_g, self.carbon_g))
         return max((value / limit for value, limit in pairs if value is not None and limit is not None), default=0.0)

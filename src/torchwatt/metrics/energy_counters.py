@@ -183,11 +183,11 @@ class EnergyCounters:
         with self._lock:
             self._watched.clear()
 
-    def began(self, session: Session) -> None:
+    def on_begin(self, session: Session) -> None:
         """Observe a new session, unless it is nested: the outer session's joules include it."""
         self._watch(session, session.start_ns, alone=True)
 
-    def ended(self, session: Session, recording: Recording) -> None:
+    def on_end(self, session: Session, recording: Recording) -> None:
         """Book the remaining joules of a session that has ended: from its report, else from its last readings."""
         with self._lock:
             observed = next((candidate for candidate in self._watched if candidate.session is session), None)

@@ -177,7 +177,7 @@ class LiveLayers:
     def _host_j(self, t_ns: int) -> float:
         """Return the joules of CPU and memory, and of a superchip module those that its metered GPUs did not use."""
         parts = []
-        for domain, (name, _) in self._pulse.metered().items():
+        for domain, (name, _) in self._pulse.list_counted().items():
             if domain_kind(name) in HOST_KINDS:
                 parts.append(self._pulse.energy_at(domain, t_ns))
             elif domain_kind(name) == "module":
@@ -194,7 +194,7 @@ class LiveLayers:
     def _device_j(self, t_ns: int) -> dict[str, float]:
         """Return the joules of each device; a module without metered parts is one device."""
         device_j: dict[str, float] = {}
-        for domain, (name, _) in self._pulse.metered().items():
+        for domain, (name, _) in self._pulse.list_counted().items():
             if domain_kind(name) == "module" and self._inside(domain):
                 device_j |= {gpu: self._pulse.energy_at(gpu, t_ns) for gpu in self._inside(domain)}
             elif domain_kind(name) not in HOST_KINDS:

@@ -153,10 +153,10 @@ class LiveMeter:
     def as_of_s(self) -> float:
         """Return up to when joules of all recently updated meters are known, in seconds since the start."""
         now_ns = time.monotonic_ns()
-        end_times_ns = [t_ns for _, t_ns in self.metered().values() if now_ns - t_ns < STALE_NS]
+        end_times_ns = [t_ns for _, t_ns in self.list_counted().values() if now_ns - t_ns < STALE_NS]
         return (min(end_times_ns, default=now_ns) - self.start_ns) / NS_PER_S
 
-    def metered(self) -> dict[str, tuple[str, int]]:
+    def list_counted(self) -> dict[str, tuple[str, int]]:
         """Return by counted meter: the domain its joules count for, and the instant up to which they are known."""
         names = self._counted.names()
         known_ns = {domain: running.end_ns for domain, running in self._running.items()}

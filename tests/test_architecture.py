@@ -17,7 +17,7 @@ WALKS = {
     for title, text in re.findall(r"^## (One .*?)\n(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL)
 }
 # A value that one row writes and the next reads; both name it.
-VALUES = {"rows", "Row", "Recording", "Trace", "Report", "EnergyCurve", "Ledger"}
+VALUES = {"rows", "Row", "Recording", "Trace", "Report", "EnergyCurve", "Ledger", "Activity", "RecordedRanges"}
 
 
 def location(name: str) -> tuple[Path, list[str]]:

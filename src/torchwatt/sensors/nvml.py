@@ -292,6 +292,7 @@ def _cost_s(key: str, via: list[str]) -> float:
     """Return the median seconds per read of a channel, measured with a temporary reader."""
     reader = NvmlReader({"channels": {key: via}})
     try:
+        reader.read(key)
         return read_cost_s(reader, key)
     finally:
         reader.close()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Any, Literal
 
+from torchwatt.core.ledger import sum_if_known
 from torchwatt.core.meter import Event
 from torchwatt.core.report import Status, Window
 from torchwatt.core.units import NS_PER_S
@@ -128,16 +129,12 @@ class PhaseEnergyTracker:
     def _book(self, end: PhaseEnd, used_j: float | None) -> None:
         for part in end.parts:
             name = "step" if part == "train" else part
-            self._sums[name] = _add_known(self._sums.get(name, 0.0), used_j)
+            self._sums[name] = sum_if_known((self._sums.get(name, 0.0), used_j))
         if "train" in end.parts:
             self._steps += end.steps
-            self._sums["open"] = _add_known(self._sums.get("open", 0.0), used_j)
+            self._sums["open"] = sum_if_known((self._sums.get("open", 0.0), used_j))
         if end.ends_epoch:
             self._sums["epoch"] = self._sums.pop("open", None)
-
-
-def _add_known(before_j: float | None, now_j: float | None) -> float | None:
-    return None if before_j is None or now_j is None else before_j + now_j
 
 
 _log = logging.getLogger("torchwatt")

@@ -188,7 +188,11 @@ def add_tail(split: Ledger, run_ledger: Ledger) -> Ledger:
             f"{run_ledger.domain}: {split.energy_j!r} J before the tail, {run_ledger.energy_j!r} J with it"
         )
     tail_s = max(run_ledger.known_s - split.known_s, 0.0)
-    rows = [entry for entry in split.entries if (entry.fqn, entry.phase) != (UNATTRIBUTED, "other")]
+    rows = [
+        _limit_static(entry, run_ledger.static_w)
+        for entry in split.entries
+        if (entry.fqn, entry.phase) != (UNATTRIBUTED, "other")
+    ]
     mine = next((entry for entry in split.entries if (entry.fqn, entry.phase) == (UNATTRIBUTED, "other")), None)
     own_j = run_ledger.energy_j - fsum(entry.energy_self_j for entry in rows)
     rows.append(
@@ -197,6 +201,14 @@ def add_tail(split: Ledger, run_ledger: Ledger) -> Ledger:
         else _tail_entry(run_ledger, own_j, tail_s)
     )
     return replace(run_ledger, entries=tuple(rows), sentence=split.sentence)
+
+
+def _limit_static(entry: Entry, static_w: float | None) -> Entry:
+    """Limit an entry's static part to the static power of the whole run, which may be lower than that of its part."""
+    if static_w is None or entry.energy_static_j is None:
+        return entry
+    static_j = min(entry.energy_static_j, static_w * entry.time_self_s)
+    return replace(entry, energy_static_j=static_j, energy_dynamic_j=entry.energy_self_j - static_j)
 
 
 def _extend_entry(entry: Entry, own_j: float, tail_s: float, static_w: float | None) -> Entry:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+import torchwatt as tw
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -17,7 +20,7 @@ WALKS = {
     for title, text in re.findall(r"^## (One .*?)\n(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL)
 }
 # A value that one row writes and the next reads; both name it.
-VALUES = {"rows", "Row", "Recording", "Trace", "Report", "EnergyCurve", "Ledger"}
+VALUES = {"rows", "Row", "Recording", "Trace", "Report", "EnergyCurve", "Ledger", "Activity", "RecordedRanges"}
 
 
 def location(name: str) -> tuple[Path, list[str]]:
@@ -102,3 +105,25 @@ def test_the_terms_are_those_of_the_code():
     terms = PAGE.partition("## Terms")[2]
     named_there = set(re.findall(r"`([^`]+)`", terms))
     assert {*METHODS, *PHASES, *PROVENANCES, *RESERVED} - {"(root)"} <= named_there
+
+
+def test_the_first_reading_is_at_most_six_modules_from_the_public_call(powercap, monkeypatch):
+    from torchwatt.sensors.readers.rapl_reader import RaplReader
+
+    paths: list[list[str]] = []
+    read = RaplReader.read
+
+    def noted(reader: RaplReader, key: str) -> float:
+        frame, modules = sys._getframe(1), ["torchwatt.sensors.readers.rapl_reader"]
+        while frame is not None:
+            if (name := frame.f_globals["__name__"]).startswith("torchwatt.") and name not in modules:
+                modules.append(name)
+            frame = frame.f_back
+        paths.append(modules[::-1])
+        return read(reader, key)
+
+    monkeypatch.setattr(RaplReader, "read", noted)
+    with tw.profile(powercap_root=powercap.root, layers="off", live="off", baseline_s=0.0):
+        pass
+    assert paths[0][0] == "torchwatt.session.profile"
+    assert len(paths[0]) <= 6, paths[0]

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +68,7 @@ def two_gpus(request, target):
 def aborted(request, target):
     script = target.with_name("aborted.py")
     script.write_text(ABORTED)
-    done = subprocess.run([sys.executable, script, target], capture_output=True, text=True, timeout=170)
+    done = ready.run_path(script, target)
     assert "KeyboardInterrupt" in done.stderr
     assert read_bundle(target).run["status"] == "aborted"
 

@@ -154,7 +154,7 @@ def test_what_may_have_been_one_device_is_not_added(store):
 def test_a_folder_without_a_manifest_is_named(store):
     folder = store.keep(report(1))
     (folder / "MANIFEST.sha256").unlink()
-    assert store.unsealed() == (folder,)
+    assert store.list_unsealed() == (folder,)
 
 
 def test_an_unmetered_run_makes_no_zero(store):

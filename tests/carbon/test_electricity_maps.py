@@ -102,7 +102,7 @@ def test_a_refusal_is_one_clear_error_without_the_token(server, answer, status, 
 
 def test_an_hour_without_a_number_stays_missing(server):
     server.answer = {"data": [row(12, 40), row(13, None)]}
-    assert fetch(server).missing([HOUR, HOUR + 1]) == [HOUR + 1]
+    assert fetch(server).find_missing([HOUR, HOUR + 1]) == [HOUR + 1]
 
 
 def test_what_cannot_be_asked_is_not_asked(server):

@@ -64,7 +64,7 @@ def test_embodied_is_time_share_and_life_and_the_score_needs_it(write):
 
 def test_devices_with_the_same_figures_are_counted_and_others_numbered():
     from torchwatt.audit.formula import evaluate
-    from torchwatt.carbon.embodied import embodied, embodied_impacts, for_device
+    from torchwatt.carbon.embodied import embodied_impacts, for_device, group_embodied
     from torchwatt.core.factor import Factor, with_factor_id
 
     def factor(kind, value):
@@ -73,7 +73,7 @@ def test_devices_with_the_same_figures_are_counted_and_others_numbered():
     life = factor("lifetime", 4.0)
     pairs = [("gpu", factor("embodied_gwp", 164.0)), ("gpu", life), ("gpu", factor("share", 1.0))]
     pairs += [("cpu", factor("embodied_gwp", 25.0)), ("cpu", life), ("cpu", factor("share", 0.5))]
-    known = embodied(pairs)
+    known = group_embodied(pairs)
     devices = [for_device(known, name) for name in ("gpu:0", "gpu:1", "cpu:0")]
     (impact,) = embodied_impacts(PricedSubject("run", 1.0, "measured"), devices, float(YEAR_S))
     assert impact.value == pytest.approx((2 * 164 + 0.5 * 25) * 1000 / 4)

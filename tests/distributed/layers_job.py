@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 import torchwatt as tw
@@ -189,6 +188,8 @@ def train(kind: Kind, size: int, steps: int, budget: float | None = None) -> See
     layers = list(net)
     model: Any = kind.wrap(net)
     if kind.sharded_optimizer:
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+
         optimizer: torch.optim.Optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=1e-4)
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)

@@ -6,6 +6,7 @@ import gzip
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -63,12 +64,17 @@ print(json.dumps(told))
 
 def gigabytes(path: Path, before: bytes, filling: bytes, times: int = 160) -> Path:
     """Write a gzip file that begins with some bytes and goes on with 64 MiB of one byte, again and again."""
-    member = gzip.compress(filling * (64 * MIB), 9, mtime=0)
     with path.open("wb") as file:
         file.write(gzip.compress(before, mtime=0))
         for _ in range(times):
-            file.write(member)
+            file.write(full_member(filling))
     return path
+
+
+@cache
+def full_member(filling: bytes) -> bytes:
+    """Compress 64 MiB of one byte."""
+    return gzip.compress(filling * (64 * MIB), 9, mtime=0)
 
 
 def crowd(path: Path, event: str, times: int = 20) -> Path:

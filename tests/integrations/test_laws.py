@@ -37,7 +37,7 @@ def test_at_a_steady_power_the_step_that_crosses_a_budget_is_seen_when_it_ends(s
             assert looks
             return
         if looks:
-            pace.record_check(now_s + step_s * step, budget.used(used_j, None))
+            pace.record_check(now_s + step_s * step, budget.used_part(used_j, None))
     raise AssertionError("the budget was never crossed")
 
 
@@ -52,9 +52,9 @@ def test_far_from_the_end_it_looks_twice_a_second_at_most():
 
 @given(joules | st.none(), joules | st.none())
 def test_what_is_unknown_uses_up_no_budget(energy_j, carbon_g):
-    assert TrainingBudget().used(energy_j, carbon_g) == 0
-    assert TrainingBudget(energy_j=5.0).used(None, carbon_g) == 0
-    used = TrainingBudget(energy_j=5.0, carbon_g=7.0).used(energy_j, carbon_g)
+    assert TrainingBudget().used_part(energy_j, carbon_g) == 0
+    assert TrainingBudget(energy_j=5.0).used_part(None, carbon_g) == 0
+    used = TrainingBudget(energy_j=5.0, carbon_g=7.0).used_part(energy_j, carbon_g)
     assert used == max((energy_j or 0) / 5.0, (carbon_g or 0) / 7.0)
 
 
@@ -174,8 +174,8 @@ def test_a_training_inside_another_run_shows_its_epochs_there_as_well(world):
         for epoch in range(2):
             training.epoch_began(epoch)
             time.sleep(0.03)
-            training.step_ended()
-            training.epoch_ended()
+            training.end_step()
+            training.end_epoch()
         training.end()
     assert training.run.nested
     assert training.run.epochs.steps.tolist() == [1, 1, 0]

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from tests.integrations.world import LATE, Busy, assert_every_part_is_true, parts_j, truth_j
+from tests.integrations.world import LATE, assert_every_part_is_true, parts_j, truth_j
+from tests.support.lazy_module import LazyModule, skip_without
 from torchwatt.core.errors import ConfigError
 
-pl = pytest.importorskip("lightning.pytorch", reason="the callback is for Lightning's Trainer")
-
-from torchwatt.integrations.lightning import EnergyCallback  # noqa: E402
-
+skip_without("lightning", reason="the callback is for Lightning's Trainer")
+pl = LazyModule("lightning.pytorch")
+lightning_run = LazyModule("tests.integrations.lightning_run")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 pytestmark = pytest.mark.filterwarnings("ignore:::lightning")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "lightning_digits.py"
@@ -31,24 +30,8 @@ def loader():
     return torch.utils.data.DataLoader(DATA, batch_size=4)
 
 
-class Model(pl.LightningModule):
-    def __init__(self, world, seconds=0.015):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
-        self.busy = Busy(world, seconds)
-
-    def training_step(self, batch, _):
-        return nn.functional.cross_entropy(self.busy(self.net(batch[0])), batch[1])
-
-    def validation_step(self, batch, _):
-        self.log("val", nn.functional.cross_entropy(self.busy(self.net(batch[0])), batch[1]))
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.01)
-
-
 def callback(world, **given):
-    return EnergyCallback(powercap_root=world.root, **{"intensity_g_per_kwh": 100, **given})
+    return lightning_run.EnergyCallback(powercap_root=world.root, **{"intensity_g_per_kwh": 100, **given})
 
 
 def fit(folder, energy, model, *, ckpt=None, validates=True, **given):
@@ -76,7 +59,7 @@ def trained(world, tmp_path_factory):
     energy = callback(world)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        used = fit(folder, energy, Model(world), accumulate_grad_batches=2, num_sanity_val_steps=1)
+        used = fit(folder, energy, lightning_run.Model(world), accumulate_grad_batches=2, num_sanity_val_steps=1)
     return energy, used, folder
 
 
@@ -131,7 +114,7 @@ def test_lightnings_loggers_get_joules_with_units_each_once(trained):
 
 def test_a_budget_ends_training_with_the_step_that_crosses_it(world, tmp_path):
     energy = callback(world, layers="off", energy_budget_j=12.0)
-    used = fit(tmp_path, energy, Model(world, 0.05), max_epochs=50, validates=False, logger=False)
+    used = fit(tmp_path, energy, lightning_run.Model(world, 0.05), max_epochs=50, validates=False, logger=False)
     report = energy.run.report
     until = [truth_j(world, report.start_ns, step.end_ns) for step in report.steps]
     late_j = world.late_j(report)
@@ -147,7 +130,7 @@ def test_a_budget_ends_training_with_the_step_that_crosses_it(world, tmp_path):
 def test_an_exception_in_a_step_passes_and_the_report_is_there(world, tmp_path, error):
     import signal
 
-    energy, model = callback(world, layers="off"), Model(world)
+    energy, model = callback(world, layers="off"), lightning_run.Model(world)
     model.busy.fails_at = {4: error}
     before = signal.getsignal(signal.SIGINT)
     expected = SystemExit if isinstance(error, KeyboardInterrupt) else ValueError  # Lightning exits on an interrupt
@@ -163,14 +146,14 @@ def test_an_exception_in_a_step_passes_and_the_report_is_there(world, tmp_path, 
 
 def test_a_resumed_training_goes_on_from_the_joules_in_the_checkpoint(world, tmp_path):
     first = callback(world, layers="off")
-    used = fit(tmp_path, first, Model(world), max_epochs=1, validates=False)
+    used = fit(tmp_path, first, lightning_run.Model(world), max_epochs=1, validates=False)
     kept = next(tmp_path.rglob("*.ckpt"))
     states = torch.load(kept, weights_only=False)["callbacks"]
     carried = next(state for name, state in states.items() if "EnergyCallback" in name)
     assert carried["run_ids"] == [first.run.run_id]
     assert 0 < carried["energy_j"] <= first.run.energy_j
     second = callback(world, layers="off")
-    used = fit(tmp_path / "more", second, Model(world), max_epochs=2, validates=False, ckpt=kept)
+    used = fit(tmp_path / "more", second, lightning_run.Model(world), max_epochs=2, validates=False, ckpt=kept)
     assert used.global_step == 16
     assert second.run.report.step_count == 8
     totals = [row["energy/total_j"] for row in rows(tmp_path / "more") if "energy/total_j" in row]
@@ -188,7 +171,7 @@ def test_a_finder_of_batch_sizes_is_no_resumed_training(world, tmp_path, caplog)
 
         val_dataloader = train_dataloader
 
-    energy, model, data = callback(world, layers="off"), Model(world, 0.002), Data()
+    energy, model, data = callback(world, layers="off"), lightning_run.Model(world, 0.002), Data()
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "logger": False}
     used = pl.Trainer(default_root_dir=tmp_path, callbacks=[energy], max_epochs=1, **quiet)
     pl.tuner.Tuner(used).scale_batch_size(model, datamodule=data, max_trials=1, steps_per_trial=1)
@@ -204,7 +187,7 @@ def test_a_fault_of_ours_ends_metering_and_not_training(world, tmp_path, monkeyp
     updates = iter(range(4))
     monkeypatch.setattr(LiveMeter, "update", lambda *_, **__: next(updates))  # StopIteration at the fifth update
     energy = callback(world, layers="off")
-    used = fit(tmp_path, energy, Model(world, 0.005), max_epochs=2, validates=False, logger=False)
+    used = fit(tmp_path, energy, lightning_run.Model(world, 0.005), max_epochs=2, validates=False, logger=False)
     assert used.global_step == 16
     assert energy.run.status == "partial"
     assert "StopIteration" in energy.run.report.exit_reason
@@ -216,7 +199,7 @@ def test_each_training_of_one_callback_is_a_run_with_files_of_its_own(world, tmp
     energy = callback(world, layers="off", csv=tmp_path / "audit")
     ids = []
     for _ in range(2):
-        fit(tmp_path, energy, Model(world, 0.001), max_epochs=1, validates=False, logger=False)
+        fit(tmp_path, energy, lightning_run.Model(world, 0.001), max_epochs=1, validates=False, logger=False)
         ids.append(energy.run.run_id)
     assert ids[0] != ids[1]
     found = [(tmp_path / name / "run.csv").read_text() for name in ("audit", "audit-2")]
@@ -237,7 +220,7 @@ def test_the_example_runs_and_its_epochs_add_up(monkeypatch, capsys, tmp_path):
 def test_it_is_a_callback_of_the_name_that_was_imported(monkeypatch):
     from torchwatt.integrations import lightning as integration
 
-    assert issubclass(EnergyCallback, pl.Callback)
+    assert issubclass(lightning_run.EnergyCallback, pl.Callback)
     other = types.ModuleType("pytorch_lightning")
     other.Callback = type("Callback", (), {})
     monkeypatch.setitem(sys.modules, "pytorch_lightning", other)
@@ -248,4 +231,4 @@ def test_it_is_a_callback_of_the_name_that_was_imported(monkeypatch):
 
 def test_a_budget_is_refused_where_ranks_would_wait_for_each_other():
     with pytest.raises(ConfigError, match="a single process"):
-        EnergyCallback(energy_budget_j=1.0)._begin(None, processes=4)
+        lightning_run.EnergyCallback(energy_budget_j=1.0)._begin(None, processes=4)

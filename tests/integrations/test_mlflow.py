@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 import torchwatt as tw
+from tests.support.lazy_module import LazyModule, skip_without
 from tests.support.reports import bare_report, sample_report
 from torchwatt.audit import verify, write_bundle
 from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.integrations.mlflow import mlflow_metrics
 
 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # the only store that mlflow-skinny brings along
-mlflow = pytest.importorskip("mlflow", reason="runs are logged to MLflow")
+skip_without("mlflow", reason="runs are logged to MLflow")
+mlflow = LazyModule("mlflow")
 
 
 @pytest.fixture(scope="module")

@@ -5,64 +5,31 @@ import logging
 import os
 import runpy
 import sys
-import time
 from math import fsum, isclose
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.integrations.world import LATE, Busy, assert_every_part_is_true, parts_j, truth_j
+from tests.integrations.world import LATE, assert_every_part_is_true, parts_j, truth_j
+from tests.support.lazy_module import LazyModule, skip_without
 from torchwatt.audit import verify
 from torchwatt.core.errors import ConfigError
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-transformers = pytest.importorskip("transformers", reason="the callback is for transformers' Trainer")
-pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
-
-from torchwatt.integrations.trainer import EnergyCallback  # noqa: E402
+skip_without("transformers", "accelerate", reason="the callback is for transformers' Trainer")
+transformers = LazyModule("transformers")
+trainer_run = LazyModule("tests.integrations.trainer_run")
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "trainer.py"
-STEP_S = 0.015
 DATA = [{"input_ids": torch.randint(0, 50, (8,)), "labels": torch.tensor(i % 2)} for i in range(32)]
-
-
-class Model(transformers.BertForSequenceClassification):
-    def __init__(self, world, seconds=STEP_S):
-        sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-        super().__init__(transformers.BertConfig(intermediate_size=16, max_position_embeddings=16, **sizes))
-        self.busy = Busy(world, seconds)
-
-    def forward(self, input_ids=None, labels=None):
-        out = super().forward(input_ids=input_ids, labels=labels)
-        out.logits = self.busy(out.logits)
-        return out
-
-
-class Clock(transformers.TrainerCallback):
-    """Notes when steps, evaluations and checkpoints were."""
-
-    def __init__(self):
-        self.steps, self.evaluated, self.saved, self.begun = [], [], [], 0
-
-    def on_step_begin(self, *_, **__):
-        self.begun = time.monotonic_ns()
-
-    def on_step_end(self, *_, **__):
-        self.steps.append((self.begun, time.monotonic_ns()))
-
-    def on_evaluate(self, *_, **__):
-        self.evaluated.append(time.monotonic_ns())
-
-    def on_save(self, *_, **__):
-        self.saved.append(time.monotonic_ns())
 
 
 def trainer(world, folder, energy, *, model=None, others=(), **given):
     args = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "save_strategy": "no", "logging_steps": 2}
     args |= {"report_to": "none", "use_cpu": True, "disable_tqdm": True, **given}
     return transformers.Trainer(
-        model or Model(world),
+        model or trainer_run.Model(world),
         transformers.TrainingArguments(folder / "out", **args),
         train_dataset=DATA,
         eval_dataset=DATA[:16],
@@ -71,14 +38,14 @@ def trainer(world, folder, energy, *, model=None, others=(), **given):
 
 
 def callback(world, **given):
-    return EnergyCallback(powercap_root=world.root, **{"intensity_g_per_kwh": 100, **given})
+    return trainer_run.EnergyCallback(powercap_root=world.root, **{"intensity_g_per_kwh": 100, **given})
 
 
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):
     """Two epochs of four steps of two batches each; an evaluation and a checkpoint after each epoch."""
     folder = tmp_path_factory.mktemp("trained")
-    energy, clock = callback(world, csv=folder / "audit"), Clock()
+    energy, clock = callback(world, csv=folder / "audit"), trainer_run.Clock()
     given = {"gradient_accumulation_steps": 2, "eval_strategy": "epoch", "save_strategy": "epoch"}
     used = trainer(world, folder, energy, others=[clock], **given)
     used.train()
@@ -163,7 +130,7 @@ def test_the_bundle_has_the_windows_and_verifies(trained):
 @pytest.mark.parametrize("budget", [{"energy_budget_j": 12.0}, {"carbon_budget_g": 12.0 / 3.6e6 * 100}])
 def test_a_budget_ends_training_with_the_step_that_crosses_it(world, tmp_path, caplog, budget):
     energy = callback(world, layers="off", **budget)
-    used = trainer(world, tmp_path, energy, num_train_epochs=50, model=Model(world, 0.05))
+    used = trainer(world, tmp_path, energy, num_train_epochs=50, model=trainer_run.Model(world, 0.05))
     with caplog.at_level(logging.WARNING, logger="torchwatt"):
         used.train()
     report = energy.run.report
@@ -182,9 +149,9 @@ def test_a_budget_ends_training_with_the_step_that_crosses_it(world, tmp_path, c
 
 def test_a_carbon_budget_needs_a_grid_and_a_budget_one_process(world):
     with pytest.raises(ConfigError, match="region="):
-        EnergyCallback(carbon_budget_g=5.0)
+        trainer_run.EnergyCallback(carbon_budget_g=5.0)
     with pytest.raises(ConfigError, match="energy_budget_j=-1"):
-        EnergyCallback(energy_budget_j=-1)
+        trainer_run.EnergyCallback(energy_budget_j=-1)
     energy = callback(world, energy_budget_j=5.0)
     with pytest.raises(ConfigError, match="a single process"):
         energy._begin(None, processes=2)
@@ -193,7 +160,7 @@ def test_a_carbon_budget_needs_a_grid_and_a_budget_one_process(world):
 
 @pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()])
 def test_an_exception_in_a_step_passes_and_the_report_is_there(world, tmp_path, error):
-    energy, model = callback(world), Model(world)
+    energy, model = callback(world), trainer_run.Model(world)
     model.busy.fails_at = {4: error}
     with pytest.raises(type(error)) as caught:
         trainer(world, tmp_path, energy, model=model).train()
@@ -204,26 +171,11 @@ def test_an_exception_in_a_step_passes_and_the_report_is_there(world, tmp_path, 
     assert energy.run.epochs.steps.tolist() == [3, 0]
 
 
-class Greedy(Model):
-    """Has no memory for more than two sequences a batch, which it notices in its second forward call."""
-
-    calls = 0
-    first_ns = last_ns = 0  # when the first forward call of the first attempt began, and the last one of all
-
-    def forward(self, input_ids=None, labels=None):
-        self.calls += 1
-        self.last_ns = time.monotonic_ns()
-        self.first_ns = self.first_ns or self.last_ns
-        if len(input_ids) > 2 and self.calls > 1:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 999 bytes")
-        return super().forward(input_ids=input_ids, labels=labels)
-
-
 @pytest.mark.alone
 @pytest.mark.parametrize("late", [False, True])
 def test_attempts_with_other_batch_sizes_are_one_run_and_one_budget(world, tmp_path, late):
     energy = callback(world, layers="off", csv=tmp_path / "audit", energy_budget_j=1e6)
-    model = Greedy(world)
+    model = trainer_run.Greedy(world)
     used = trainer(
         world, tmp_path, None if late else energy, model=model, auto_find_batch_size=True, num_train_epochs=1,
         per_device_train_batch_size=8,
@@ -246,7 +198,7 @@ def test_attempts_with_other_batch_sizes_are_one_run_and_one_budget(world, tmp_p
 
 
 def test_one_that_was_added_late_ends_when_it_is_looked_at_and_says_so(world, tmp_path):
-    energy, model = callback(world, layers="off"), Model(world)
+    energy, model = callback(world, layers="off"), trainer_run.Model(world)
     model.busy.fails_at = {3: ValueError("mine")}
     used = trainer(world, tmp_path, None, model=model)
     used.add_callback(energy)

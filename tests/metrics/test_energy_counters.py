@@ -161,7 +161,7 @@ def test_names_of_runs_are_bounded(books):
             self.options = type("Asked", (), {"name": name, "project": "p"})
 
     for number in range(MAX_RUNS + 50):
-        books.began(Session(f"run at {number}"))
+        books.on_begin(Session(f"run at {number}"))
     names = {one.key.run for one in books._watched}
     assert len(names) == MAX_RUNS + 1
     assert OTHER_RUNS in names
@@ -169,10 +169,10 @@ def test_names_of_runs_are_bounded(books):
 
 def test_a_listener_that_fails_costs_no_run():
     class Broken:
-        def began(self, session):
+        def on_begin(self, session):
             raise ValueError("mine")
 
-        def ended(self, session, recording):
+        def on_end(self, session, recording):
             raise ValueError("mine")
 
     broken = Broken()

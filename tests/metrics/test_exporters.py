@@ -240,7 +240,7 @@ def test_layers_have_a_bounded_number_of_names_and_all_of_the_joules():
     books = LayerCounters(3)
     for _ in range(2):
         books.add("r", "p", ledgers)
-    found = books.known()
+    found = books.sums()
     layers = {key.layer for key in found}
     assert len({name for name in layers if name not in RESERVED} - {OTHER_LAYERS}) == 3
     assert OTHER_LAYERS in layers

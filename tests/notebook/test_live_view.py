@@ -94,7 +94,7 @@ def test_what_is_booked_to_a_module_never_becomes_less_and_adds_up_to_the_joules
             assert report.duration_s >= as_of_s
             as_of_s = report.duration_s
             t_ns = report.end_ns
-            metered_j = fsum(pulse.energy_at(domain, t_ns) for domain in pulse.metered())
+            metered_j = fsum(pulse.energy_at(domain, t_ns) for domain in pulse.list_counted())
             assert report.energy_j == pytest.approx(metered_j, rel=1e-6)
             assert table_j(live_layers_payload(report)["layers"]) == pytest.approx(metered_j, rel=1e-3)
         layers.close()

@@ -64,7 +64,7 @@ def by_pulse(session):
 
 def by_books(session):
     made = energy_counters.EnergyCounters()
-    made.began(session)
+    made.on_begin(session)
     return lambda: sum(made.current_values().energy_j.values())
 
 

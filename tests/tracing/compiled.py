@@ -2,9 +2,11 @@
 
 import torch
 from torch import nn
-from torch._dynamo.utils import counters, get_compilation_metrics
 
+from tests.support.lazy_module import LazyModule
 from tests.tracing.nets import Net, batch
+
+dynamo = LazyModule("torch._dynamo.utils")
 
 
 class Hooked(Net):
@@ -141,7 +143,8 @@ IN_ONE_GRAPH = (loss_function, model, hooked_model, in_place, blocks)  # so that
 
 def counts():
     """What Dynamo did: frames, graph breaks, graphs, operations in them, and compilations of each function."""
-    compiled = sorted((str(metric.co_name), str(metric.co_filename)) for metric in get_compilation_metrics())
+    counters = dynamo.counters
+    compiled = sorted((str(metric.co_name), str(metric.co_filename)) for metric in dynamo.get_compilation_metrics())
     return (
         dict(counters["frames"]), sum(counters["graph_break"].values()), dict(counters["stats"]), compiled,
     )  # fmt: skip
@@ -150,4 +153,4 @@ def counts():
 def forget():
     torch._dynamo.reset()
     torch._dynamo.utils.clear_compilation_metrics()
-    counters.clear()
+    dynamo.counters.clear()

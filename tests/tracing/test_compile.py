@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.utils import get_compilation_metrics
 
 from tests.conftest import run_script
 from tests.support.heavy import heavy_unless
@@ -19,6 +18,7 @@ from tests.tracing.compiled import (
     IN_ONE_GRAPH,
     blocks,
     counts,
+    dynamo,
     forget,
     loss_function,
     model,
@@ -222,7 +222,7 @@ def test_compilation_is_what_torch_itself_says_that_it_took():
     net, step = model(backend="aot_eager")
     with traced(net) as run:
         _steps(step, 3)
-    frames = sum(metric.entire_frame_compile_time_s or 0 for metric in get_compilation_metrics())
+    frames = sum(metric.entire_frame_compile_time_s or 0 for metric in dynamo.get_compilation_metrics())
     rows = self_s(run.trace)
     assert frames > 0
     assert rows[COMPILE, "compile"] >= frames

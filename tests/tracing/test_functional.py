@@ -5,15 +5,15 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
-from torch._dynamo import trace_rules
-from torch._dynamo.utils import counters
 from torch._functorch import eager_transforms
 
+from tests.support.lazy_module import LazyModule
 from tests.tracing.nets import traced
 from torchwatt.core.terms import UNATTRIBUTED, Slot
 from torchwatt.tracing.autograd_recorder import MOST_IN_PLACE, HookMargins, MarginProbe
 from torchwatt.tracing.scope import ACTIVE
 
+dynamo = LazyModule("torch._dynamo.utils")
 stateless = torch.nn.utils.stateless
 FUNCTIONS = ((stateless, "_functional_call"), (eager_transforms, "grad_and_value_impl"))
 
@@ -24,11 +24,11 @@ def originals():
 
 @pytest.fixture
 def nothing_compiled():
-    kept = {name: Counter(each) for name, each in counters.items()}
-    counters.clear()
+    kept = {name: Counter(each) for name, each in dynamo.counters.items()}
+    dynamo.counters.clear()
     yield
-    counters.clear()
-    counters.update(kept)
+    dynamo.counters.clear()
+    dynamo.counters.update(kept)
 
 
 def updates(model, n):
@@ -68,13 +68,13 @@ def test_what_is_compiled_finds_torchs_own_functions():
         assert originals() == before
         ACTIVE.hub.patches.step_back()
         assert originals() == before
-    counters["frames"]["total"] = 1
+    dynamo.counters["frames"]["total"] = 1
     with traced(nn.Linear(4, 4)):
         assert originals() == before
 
 
 def test_dynamo_keeps_none_of_the_functions_that_are_wrapped():
-    rules = trace_rules.get_torch_obj_rule_map()
+    rules = LazyModule("torch._dynamo.trace_rules").get_torch_obj_rule_map()
     assert not [function for function in originals() if function in rules]
 
 

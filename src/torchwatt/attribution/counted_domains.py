@@ -13,10 +13,19 @@ from torchwatt.attribution.counter_scope import MODULE_GPUS_FACT, compare_scopes
 from torchwatt.attribution.device_priors import CudaUse
 from torchwatt.attribution.host_attribution import attribute_host
 from torchwatt.core.energy_curve import EnergyCurve
-from torchwatt.core.ledger import Entry, Ledger, common_calls, total_self_j
+from torchwatt.core.ledger import (
+    Entry,
+    Ledger,
+    add_clause,
+    book_entry,
+    common_calls,
+    interval_around,
+    sum_if_known,
+    total_self_j,
+)
 from torchwatt.core.meter import Event, Meter, Recording, Series
 from torchwatt.core.report import Z90
-from torchwatt.core.terms import CUDA_LIBRARY, OTHER_PROCESSES, USERS, DeviceUsers, Domain, weakest_provenance
+from torchwatt.core.terms import CUDA_LIBRARY, OTHER_PROCESSES, USERS, DeviceUsers, Domain, Slot, weakest_provenance
 from torchwatt.core.trace import Trace
 
 CUDA_LIBRARY_KEY = f"process/{CUDA_LIBRARY}"
@@ -129,7 +138,7 @@ def exclude_foreign_device(ledger: Ledger, use: DeviceUse | None, module: str = 
         return ledger, [Event(0, "warning", "DEVICE_USER_UNKNOWN", name, message)]
     where = f"in {module}, in the row {OTHER_PROCESSES}" if module else "not in the total"
     message = f"{name} was not used by this run ({use.why}): its {ledger.energy_j:.4g} J are {where}"
-    sentence = ledger.sentence.removesuffix(".") + f"; not used by this run: {use.why}."
+    sentence = add_clause(ledger.sentence, f"not used by this run: {use.why}")
     excluded = replace(ledger, entries=_foreign_device_entry(ledger), counted=False, sentence=sentence)
     return excluded, [Event(0, "info", "OTHER_PROCESSES", name, message)]
 
@@ -137,25 +146,18 @@ def exclude_foreign_device(ledger: Ledger, use: DeviceUse | None, module: str = 
 def _foreign_device_entry(ledger: Ledger) -> tuple[Entry, ...]:
     if not ledger.entries:
         return ()
-    static_parts_j: Sequence[float | None] = [entry.energy_static_j for entry in ledger.entries]
-    static_j = None if None in static_parts_j else min(sum(j for j in static_parts_j if j is not None), ledger.energy_j)
-    u_j = ledger.energy_u_j
-    return (
-        Entry(
-            ledger.domain,
-            OTHER_PROCESSES,
-            "other",
-            ledger.energy_j,
-            None if u_j is None else max(ledger.energy_j - Z90 * u_j, 0.0),
-            None if u_j is None else ledger.energy_j + Z90 * u_j,
-            static_j,
-            None if static_j is None else ledger.energy_j - static_j,
-            ledger.known_s,
-            0,
-            ledger.method,
-            ledger.provenance,
-        ),
+    half_j = None if ledger.energy_u_j is None else Z90 * ledger.energy_u_j
+    entry = book_entry(
+        ledger.domain,
+        Slot(OTHER_PROCESSES, "other"),
+        ledger.energy_j,
+        ledger.known_s,
+        method=ledger.method,
+        provenance=ledger.provenance,
+        static_j=sum_if_known(entry.energy_static_j for entry in ledger.entries),
+        interval_j=interval_around(ledger.energy_j, half_j),
     )
+    return (entry,)
 
 
 MODULE_PART_KINDS = frozenset({"cpu", "dram", "ram"})  # kinds that every module has inside
@@ -201,7 +203,7 @@ def nest_module_ledgers(
 
 def _exclude_part(ledger: Ledger, module: str) -> Ledger:
     """Take a ledger out of the total, since its joules are inside a module's."""
-    sentence = ledger.sentence.removesuffix(".") + f"; a part of {module}, not added to the total."
+    sentence = add_clause(ledger.sentence, f"a part of {module}, not added to the total")
     return replace(ledger, counted=False, part_of=module, sentence=sentence)
 
 
@@ -210,13 +212,12 @@ def _fill_module(module: Ledger, gpus: Sequence[Ledger], host_rows: Callable[[fl
     host_j = module.energy_j - fsum(gpu.energy_j for gpu in gpus)
     names = ", ".join(str(gpu.domain) for gpu in gpus) or "no GPU"
     if host_j <= 0:
-        message = f"; the parts ({names}) exceed the module: not split."
-        return replace(module, sentence=module.sentence.removesuffix(".") + message)
+        clause = f"not split into layers, since its parts ({names}) have more joules"
+        return replace(module, sentence=add_clause(module.sentence, clause))
     rows = _merge_rows(module.domain, [*(entry for gpu in gpus for entry in gpu.entries), *host_rows(host_j)])
     rows[0] = replace(rows[0], energy_self_j=module.energy_j - total_self_j(rows[1:]))
-    addition = f"rows of {names}, and of CPU and memory ({host_j:.4g} J, module less GPU) by the host's time."
-    sentence = module.sentence.removesuffix(".").replace("not split into layers", "") + addition
-    return replace(module, entries=tuple(rows), sentence=sentence)
+    clause = f"rows of {names}, and of CPU and memory ({host_j:.4g} J, module less GPU) by the host's time"
+    return replace(module, entries=tuple(rows), sentence=add_clause(module.sentence, clause))
 
 
 def _host_row_builder(
@@ -250,7 +251,7 @@ def _sum_rows(domain: Domain, same: Sequence[Entry]) -> Entry:
     lower_widths = [None if e.energy_self_lo_j is None else e.energy_self_j - e.energy_self_lo_j for e in same]
     upper_widths = [None if e.energy_self_hi_j is None else e.energy_self_hi_j - e.energy_self_j for e in same]
     low_j, high_j = _root_sum_square_j(lower_widths), _root_sum_square_j(upper_widths)
-    static_j = _sum_if_known([e.energy_static_j for e in same])
+    static_j = sum_if_known(e.energy_static_j for e in same)
     return replace(
         largest,
         domain=domain,
@@ -265,7 +266,7 @@ def _sum_rows(domain: Domain, same: Sequence[Entry]) -> Entry:
         carried_share=max(e.carried_share for e in same),
         measured_share=None,
         measured_in="",
-        time_share_j=_sum_if_known([e.time_share_j for e in same]),
+        time_share_j=sum_if_known(e.time_share_j for e in same),
         energy_systematic_lo_j=None,
         energy_systematic_hi_j=None,
     )
@@ -273,10 +274,6 @@ def _sum_rows(domain: Domain, same: Sequence[Entry]) -> Entry:
 
 def _root_sum_square_j(widths_j: Sequence[float | None]) -> float | None:
     return None if None in widths_j else sqrt(fsum(w * w for w in widths_j if w is not None))
-
-
-def _sum_if_known(values: Sequence[float | None]) -> float | None:
-    return None if None in values else fsum(v for v in values if v is not None)
 
 
 def select_counted_domains(

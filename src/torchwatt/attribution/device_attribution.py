@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import fsum
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from torchwatt.attribution.repeat_spread import (
     student_quantile,
 )
 from torchwatt.core.energy_curve import EnergyCurve, interpolate
-from torchwatt.core.ledger import Entry
+from torchwatt.core.ledger import Entry, absorb_rounding, book_entry, interval_around
 from torchwatt.core.meter import FloatArray, IntArray, Series
 from torchwatt.core.report import Z90
 from torchwatt.core.terms import IDLE, RESERVED, ROOT, UNATTRIBUTED, Slot
@@ -65,10 +64,8 @@ class DeviceAttribution:
     @property
     def interval_j(self) -> tuple[float, float] | tuple[None, None]:
         """Return the 90 % interval between repeats of the device's joules."""
-        if self.spread is None:
-            return None, None
-        half_j = self.spread.total_half_j(self.curve.u_j)
-        return max(self.curve.total_j - half_j, 0.0), self.curve.total_j + half_j
+        half_j = None if self.spread is None else self.spread.total_half_j(self.curve.u_j)
+        return interval_around(self.curve.total_j, half_j)
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -251,12 +248,11 @@ def build_device_entries(
 ) -> tuple[Entry, ...]:
     """Return one entry for every slot with time or joules; `band` is the meter's."""
     rows = {slot: i for i, slot in enumerate(books.slots)}
-    exact_j, half_j = _exact_energy_j(books), books.half_j
+    exact_j = _exact_energy_j(books)
+    half_j = [None] * len(exact_j) if books.half_j is None else books.half_j.tolist()
     slot_entries = [
         add_band(
-            _build_entry(
-                books, i, float(exact_j[i]), static_w, calls.get(slot, 0), None if half_j is None else half_j[i]
-            ),
+            _build_entry(books, i, float(exact_j[i]), static_w, calls.get(slot, 0), half_j[i]),
             band,
             Z90 * float(books.sd_j[i]),
         )
@@ -265,13 +261,13 @@ def build_device_entries(
     ]
     nobody = Slot(UNATTRIBUTED, "other")
     if books.unwatched_s > 0 and nobody not in rows:
-        unrecorded = _unrecorded_entry(books, float(exact_j[-1]), static_w, None if half_j is None else half_j[-1])
+        unrecorded = _unrecorded_entry(books, float(exact_j[-1]), static_w, half_j[-1])
         slot_entries.append(add_band(unrecorded, band))
     return tuple(slot_entries)
 
 
 def _exact_energy_j(books: DeviceAttribution) -> FloatArray:
-    """Return joules of slots, (idle) and unrecorded time, with the rounding error added to the largest.
+    """Return joules of slots, (idle) and unrecorded time; they add up to the curve's.
 
     Joules of unrecorded time join (unattributed) work of the device, if it has such a slot: one name, one row.
     """
@@ -280,8 +276,7 @@ def _exact_energy_j(books: DeviceAttribution) -> FloatArray:
     if nobody in books.slots:
         energy_j[books.slots.index(nobody)] += books.unwatched_j
         energy_j[-1] = 0.0
-    energy_j[int(np.argmax(energy_j))] += books.curve.total_j - fsum(energy_j)
-    return energy_j
+    return absorb_rounding(energy_j, books.curve.total_j)
 
 
 def _build_entry(
@@ -290,20 +285,19 @@ def _build_entry(
     slot, curve = books.slots[i], books.curve
     time_s = float(books.time_s[i])
     joins = slot == Slot(UNATTRIBUTED, "other")
-    static_j = min(static_w * time_s, own_j) if static_w is not None else None
-    return Entry(
-        domain=curve.domain,
-        fqn=slot.fqn,
-        phase=slot.phase,
-        energy_self_j=own_j,
-        energy_self_lo_j=None if half_j is None else max(own_j - float(half_j), 0.0),
-        energy_self_hi_j=None if half_j is None else own_j + float(half_j),
-        energy_static_j=static_j,
-        energy_dynamic_j=own_j - static_j if static_j is not None else None,
-        time_self_s=time_s + (books.unwatched_s if joins else 0.0),
-        calls=calls,
+    entry = book_entry(
+        curve.domain,
+        slot,
+        own_j,
+        time_s + (books.unwatched_s if joins else 0.0),
         method="fit" if books.fit.fitted else "time_share",
         provenance="apportioned" if curve.provenance == "measured" else curve.provenance,
+        static_j=None if static_w is None else static_w * time_s,
+        interval_j=interval_around(own_j, half_j),
+    )
+    return replace(
+        entry,
+        calls=calls,
         carried_share=float(books.carried[i]),
         measured_share=float(books.measured[i]) if books.measured is not None else None,
         measured_in=books.measured_in[i],
@@ -313,18 +307,13 @@ def _build_entry(
 
 def _unrecorded_entry(books: DeviceAttribution, own_j: float, static_w: float | None, half_j: float | None) -> Entry:
     curve = books.curve
-    static_j = min(static_w * books.unwatched_s, own_j) if static_w is not None else None
-    return Entry(
+    return book_entry(
         curve.domain,
-        UNATTRIBUTED,
-        "other",
+        Slot(UNATTRIBUTED, "other"),
         own_j,
-        None if half_j is None else max(own_j - float(half_j), 0.0),
-        None if half_j is None else own_j + float(half_j),
-        static_j,
-        own_j - static_j if static_j is not None else None,
         books.unwatched_s,
-        0,
-        curve.method,
-        curve.provenance,
+        method=curve.method,
+        provenance=curve.provenance,
+        static_j=None if static_w is None else static_w * books.unwatched_s,
+        interval_j=interval_around(own_j, half_j),
     )

@@ -45,6 +45,7 @@ class DeviceFit:
     publications: SensorUpdates | None = None
     kernel: ResponseFit | None = None
     phase_gap: float | None = None
+    locked: bool = False  # time share is booked because the steps run in step with the sensor
 
     @property
     def fitted(self) -> bool:
@@ -132,13 +133,14 @@ def _solve_fit(
     readings = coarse.inside(result.kernel.kernel)
     if len(readings) < MIN_ROWS:
         return replace(result, reason=f"only {len(readings)} readings while the work was recorded")
-    locked = result.phase_gap is not None and result.phase_gap > LOCKED_GAP
-    kernel = result.kernel if locked else _fit_sensor_response(coarse, readings, result.kernel, sensor)
+    in_step = result.phase_gap is not None and result.phase_gap > LOCKED_GAP
+    kernel = result.kernel if in_step else _fit_sensor_response(coarse, readings, result.kernel, sensor)
     estimate = _estimate_powers(watched, kernel.kernel, replays)
     reason = estimate.reason if estimate is not None else "too few readings"
-    if locked and replays is None:
+    locked = in_step and replays is None
+    if locked:
         reason = f"steps run in step with the sensor: {result.phase_gap:.0%} of the step was never sampled"
-    return replace(result, kernel=kernel, estimate=estimate, reason=reason)
+    return replace(result, kernel=kernel, estimate=estimate, reason=reason, locked=locked)
 
 
 def _fit_sensor_response(

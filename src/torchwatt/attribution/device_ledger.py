@@ -14,7 +14,7 @@ from torchwatt.attribution.repeat_spread import unsplit_interval_j
 from torchwatt.attribution.sensor_response import find_sensor_family
 from torchwatt.attribution.sensor_updates import select_power_series
 from torchwatt.core.energy_curve import EnergyCurve
-from torchwatt.core.ledger import Entry, Ledger
+from torchwatt.core.ledger import Entry, Ledger, book_entry
 from torchwatt.core.meter import Event, Recording
 from torchwatt.core.terms import UNATTRIBUTED, Slot
 from torchwatt.core.trace import Activity, Trace
@@ -71,7 +71,7 @@ def _attribution_events(
     events = [Event(curve.start_ns, "info", "ACTIVITY", domain, note) for note in activity.notes]
     if not books.fit.fitted:
         fix = ""
-        if "in step with the sensor" in books.fit.reason:
+        if books.fit.locked:
             fix = "; a random pause of up to 1 ms a step (dither) or a replay of the layers would distinguish them"
         message = f"joules are split by busy time: {books.fit.reason}{fix}"
         events.append(Event(curve.start_ns, "warning", "TIME_SHARE", domain, message))
@@ -89,20 +89,15 @@ def _unsplit_entry(
 ) -> Entry:
     """Book a domain without a device timeline to one row, as measured."""
     known_s = (curve.end_ns - curve.start_ns - sum(hi - lo for lo, hi in curve.unheard_ns())) / NS_PER_S
-    static_j = min(static_w * known_s, curve.total_j) if static_w is not None else None
-    return Entry(
+    return book_entry(
         curve.domain,
-        UNATTRIBUTED,
-        "other",
+        Slot(UNATTRIBUTED, "other"),
         curve.total_j,
-        interval_j[0],
-        interval_j[1],
-        static_j,
-        curve.total_j - static_j if static_j is not None else None,
         known_s,
-        0,
-        curve.method,
-        metered.meter.provenance,
+        method=curve.method,
+        provenance=metered.meter.provenance,
+        static_j=None if static_w is None else static_w * known_s,
+        interval_j=interval_j,
     )
 
 

@@ -35,7 +35,7 @@ from torchwatt.attribution.repeat_spread import (
     share_reading_error_j,
 )
 from torchwatt.core.energy_curve import EnergyCurve
-from torchwatt.core.ledger import Entry
+from torchwatt.core.ledger import Entry, absorb_rounding, book_entry, interval_around
 from torchwatt.core.meter import FloatArray, IntArray, Series
 from torchwatt.core.report import Z90
 from torchwatt.core.terms import IDLE, OUTSIDE, Slot
@@ -190,67 +190,33 @@ class HostAttribution:
     @property
     def interval_j(self) -> tuple[float, float] | tuple[None, None]:
         """Return the 90 % interval between repeats of the domain's joules."""
-        if self.spread is None:
-            return None, None
-        total_j, half_j = self.curve.total_j, self.spread.total_half_j(self.curve.u_j)
-        return max(total_j - half_j, 0.0), total_j + half_j
+        half_j = None if self.spread is None else self.spread.total_half_j(self.curve.u_j)
+        return interval_around(self.curve.total_j, half_j)
 
     def entries(self, static_w: float | None, band: AccuracyBand | None) -> tuple[Entry, ...]:
         """Return one entry for every slot with time or joules; `band` is the meter's."""
-        time_s, energy_j = self.exposure.time_s(), self._exact_j()
+        time_s, energy_j = self.exposure.time_s(), absorb_rounding(self.energy_j, self.curve.total_j)
         carried, calls = self._carried_share(time_s), count_slot_calls(self.trace, self.curve, len(self.slots))
         reading_j = share_reading_error_j(self.curve, energy_j)
         half_j = self.spread.half_j(self.fit_sd_j, reading_j) if self.spread is not None else None
-        return tuple(
-            add_band(
-                self._entry(
-                    i,
-                    float(energy_j[i]),
-                    float(time_s[i]),
-                    None if i in self.trace.untold_calls else int(calls[i]),
-                    half_j=float(half_j[i]) if half_j is not None else None,
-                    static_j=min(static_w * float(time_s[i]), float(energy_j[i])) if static_w is not None else None,
-                    carried=float(carried[i]),
-                ),
-                band,
-                self._unknown_j(i),
-            )
-            for i in np.flatnonzero((time_s > 0) | (energy_j != 0)).tolist()
-        )
-
-    def _entry(
-        self,
-        i: int,
-        own_j: float,
-        time_s: float,
-        calls: int | None,
-        *,
-        half_j: float | None,
-        static_j: float | None,
-        carried: float,
-    ) -> Entry:
         measured = self.curve.provenance == "measured"
-        return Entry(
-            domain=self.curve.domain,
-            fqn=self.slots[i].fqn,
-            phase=self.slots[i].phase,
-            energy_self_j=own_j,
-            energy_self_lo_j=max(own_j - half_j, 0.0) if half_j is not None else None,
-            energy_self_hi_j=own_j + half_j if half_j is not None else None,
-            energy_static_j=static_j,
-            energy_dynamic_j=own_j - static_j if static_j is not None else None,
-            time_self_s=time_s,
-            calls=calls,
-            method=self.fit.method if measured else "load_model",
-            provenance="apportioned" if measured else self.curve.provenance,
-            carried_share=carried,
-        )
-
-    def _exact_j(self) -> FloatArray:
-        """Return the joules, with the rounding error of their sum added to the largest slot."""
-        energy_j = self.energy_j.copy()
-        energy_j[int(np.argmax(energy_j))] += self.curve.total_j - fsum(energy_j)
-        return energy_j
+        rows = []
+        for i in np.flatnonzero((time_s > 0) | (energy_j != 0)).tolist():
+            own_j, own_s = float(energy_j[i]), float(time_s[i])
+            entry = book_entry(
+                self.curve.domain,
+                self.slots[i],
+                own_j,
+                own_s,
+                method=self.fit.method if measured else "load_model",
+                provenance="apportioned" if measured else self.curve.provenance,
+                static_j=None if static_w is None else static_w * own_s,
+                interval_j=interval_around(own_j, None if half_j is None else float(half_j[i])),
+            )
+            own_calls = None if i in self.trace.untold_calls else int(calls[i])
+            entry = replace(entry, calls=own_calls, carried_share=float(carried[i]))
+            rows.append(add_band(entry, band, self._unknown_j(i)))
+        return tuple(rows)
 
     def _carried_share(self, time_s: FloatArray) -> FloatArray:
         carried_s = self.exposure.carried_s()
@@ -298,7 +264,7 @@ def attribute_host(curve: EnergyCurve, trace: Trace, process_cpu: Series | None)
         errors_j = np.hypot(spread.traced_sd_j, fit_j)
         energy_j, after_j = shrink_alike_energy(energy_j, errors_j, count_slot_calls(trace, curve, len(slots)), group)
         less = _divide(after_j, errors_j)
-        spread, fit_j = spread.rescaled(_divide(energy_j, booked.energy_j), less), fit_j * less
+        spread, fit_j = spread.rescale(_divide(energy_j, booked.energy_j), less), fit_j * less
     return HostAttribution(curve, trace, slots, exposure, fit, booked, energy_j, fit_j, spread)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from torchwatt.attribution.posterior import Moments, Prior, solve_posterior
@@ -14,15 +12,6 @@ PHASE_BINS = 50
 MIN_GAIN = 0.3  # cross-validated share of the variance that time share leaves and the fit explains
 MIN_SELF_SHARE = 0.5  # below this measured share a slot is an estimate
 MIN_GROUP_SHARE = 0.8  # and the smallest enclosing module with this share is named
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The result of the tests; `reason` is empty where the fit may be used."""
-
-    phase_gap: float | None
-    gain: float
-    reason: str
 
 
 def measure_phase_gap(at_s: FloatArray, marks_s: FloatArray) -> float | None:

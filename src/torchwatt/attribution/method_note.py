@@ -40,11 +40,10 @@ def describe_method(metered: MeteredCurve, ledger: Ledger, split_method: HostFit
     ]
     if ledger.coverage < FULL_COVERAGE:
         parts.append(f"metered for {ledger.coverage:.1%} of the run")
-    parts += (
-        _describe_device(split_method)
-        if isinstance(split_method, DeviceAttribution)
-        else [_describe_layers(split_method)]
-    )
+    if isinstance(split_method, DeviceAttribution):
+        parts += _describe_device(split_method)
+    elif ledger.domain.kind != "module":  # `nest_module_ledgers` adds what the rows of a module are
+        parts.append(_describe_layers(split_method))
     return f"{ledger.domain}: " + "; ".join(parts) + "."
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from torchwatt.attribution.owned_intervals import Exposure
 from torchwatt.core.energy_curve import EnergyCurve, spaced_instants
+from torchwatt.core.ledger import interval_around
 from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.core.report import Z90
 from torchwatt.core.terms import UNATTRIBUTED, Slot
@@ -133,7 +134,7 @@ class RepeatSpread:
         """Return the error of the traced steps as the SD of a normal distribution with equal 90 % interval."""
         return np.asarray(self.traced_j * student_quantile(self.freedom) / Z90, dtype=np.float64)
 
-    def rescaled(self, joules: FloatArray, errors: FloatArray) -> RepeatSpread:
+    def rescale(self, joules: FloatArray, errors: FloatArray) -> RepeatSpread:
         """Return the spread after multiplication of each slot's joules, and of their errors, by factors."""
         return replace(self, drift_j=self.drift_j * joules, traced_j=self.traced_j * errors)
 
@@ -214,10 +215,7 @@ def unsplit_interval_j(curve: EnergyCurve, trace: Trace) -> tuple[float, float] 
     joules = np.diff(curve.at(grid.t_ns))
     parts = Exposure(rows, np.zeros_like(rows), seconds, np.zeros(len(rows)), joules, seconds, 1)
     spread = estimate_repeat_spread(parts, np.ones(1), grid, (Slot(UNATTRIBUTED, "other"),), {})
-    if spread is None:
-        return None, None
-    half_j = spread.total_half_j(curve.u_j)
-    return max(curve.total_j - half_j, 0.0), curve.total_j + half_j
+    return interval_around(curve.total_j, None if spread is None else spread.total_half_j(curve.u_j))
 
 
 def _stage_numbers(grid: StepGrid) -> IntArray:

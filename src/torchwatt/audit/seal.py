@@ -187,6 +187,10 @@ def statement(
     return (json.dumps(content, indent=1, ensure_ascii=True) + "\n").encode()
 
 
+class SshKeygenMissingError(BundleError):
+    """Signatures can neither be made nor checked here: ssh-keygen is not installed."""
+
+
 def sign(path: Path, key: Path) -> None:
     """Sign a file with `ssh-keygen -Y`; the signature is written to `<file>.sig`.
 
@@ -210,7 +214,8 @@ def ssh_keygen(action: str, *arguments: str, stdin: bytes = b"") -> str:
     except subprocess.TimeoutExpired as error:
         raise BundleError(f"ssh-keygen -Y {action}: no answer in {_SIGN_TIMEOUT_S} s") from error
     except FileNotFoundError as error:
-        raise BundleError("signatures need ssh-keygen (OpenSSH 8.0 or newer): install openssh-client") from error
+        message = "signatures need ssh-keygen (OpenSSH 8.0 or newer): install openssh-client"
+        raise SshKeygenMissingError(message) from error
     output = (done.stdout + done.stderr).decode(errors="replace").strip()
     if done.returncode != 0:
         raise BundleError(f"ssh-keygen -Y {action}: {output or f'exit code {done.returncode}'}")

@@ -71,7 +71,7 @@ class Store:
         """
         target = self._new(project, report.run_id)
         write_bundle(report, target, seal=Seal(chain=target.parent / CHAIN))
-        return self._added(target, project)
+        return self._add_to_index(target, project)
 
     def add(self, directory: str | os.PathLike[str], project: str = PROJECT) -> Path:
         """Copy a bundle into the store unchanged; it is not added to the chain. Return its folder.
@@ -88,7 +88,7 @@ class Store:
         except OSError as error:
             shutil.rmtree(hidden, ignore_errors=True)
             raise BundleError(f"cannot write {target}: {error}") from error
-        return self._added(target, project)
+        return self._add_to_index(target, project)
 
     def share(self, folder: Path) -> None:
         """Make a stored run readable for other users, as far as the umask allows; journals of open runs stay private.
@@ -136,7 +136,7 @@ class Store:
             )
         return self.root / near[0].project / near[0].folder
 
-    def unsealed(self) -> tuple[Path, ...]:
+    def list_unsealed(self) -> tuple[Path, ...]:
         """Return folders with tables and without a manifest, which sums do not include."""
         folders = (tables.parent for tables in sorted(self.root.glob("*/*/run.csv")))
         return tuple(
@@ -174,7 +174,7 @@ class Store:
             raise BundleError(f"cannot write the store {self.root}: {error.strerror or error}") from error
         return target
 
-    def _added(self, target: Path, project: str) -> Path:
+    def _add_to_index(self, target: Path, project: str) -> Path:
         index = self.root / INDEX
         if read_index(index) is None:
             self.rebuild()

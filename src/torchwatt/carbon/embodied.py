@@ -32,7 +32,7 @@ class Embodied:
     totals: Mapping[str, Factor] = field(default_factory=dict)
 
 
-def embodied(lines: Iterable[tuple[str, Factor]]) -> tuple[Embodied, ...]:
+def group_embodied(lines: Iterable[tuple[str, Factor]]) -> tuple[Embodied, ...]:
     """Group (device, factor) pairs by device.
 
     Raises:

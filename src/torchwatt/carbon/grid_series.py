@@ -29,7 +29,7 @@ class GridSeries:
     always: Factor | None = None
     by_hour: Mapping[int, Factor] = field(default_factory=dict)
 
-    def missing(self, hours: Iterable[int]) -> list[int]:
+    def find_missing(self, hours: Iterable[int]) -> list[int]:
         """Return the hours without a factor."""
         return [] if self.always is not None else [hour for hour in hours if hour not in self.by_hour]
 
@@ -42,7 +42,7 @@ class GridSeries:
         if self.always is not None:
             return (self.always,)
         hour_list = list(hours)
-        if gaps := self.missing(hour_list):
+        if gaps := self.find_missing(hour_list):
             missing = f"{len(gaps)} of {len(hour_list)} hours of the run ({name_hours(gaps)})"
             raise FactorError(f"{self.label} has no number for {missing}")
         return tuple(dict.fromkeys(self.by_hour[hour] for hour in hour_list))

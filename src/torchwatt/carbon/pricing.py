@@ -103,7 +103,7 @@ def _hours_with_energy(grid: tuple[Factor, ...], subject: PricedSubject) -> tupl
 def _choose(candidates: tuple[GridSeries, ...], usage: RunUsage, notes: list[PricingNote]) -> _ChosenGrid | None:
     skipped: list[str] = []
     for grid in candidates:
-        gaps = grid.missing(usage.hours)
+        gaps = grid.find_missing(usage.hours)
         if grid.by_hour and not all(subject.hourly_j for subject in usage.subjects):
             skipped.append(f"{grid.label} (the run has no energy by hour)")
         elif gaps:

@@ -15,7 +15,7 @@ from pathlib import Path
 from torchwatt.carbon.declared_factors import Ranged, declared_intensity, declared_market, resolve_pue
 from torchwatt.carbon.ecologits import other_criteria, with_second_opinion
 from torchwatt.carbon.electricity_maps import is_history, merge_histories, read_history
-from torchwatt.carbon.embodied import Embodied, embodied
+from torchwatt.carbon.embodied import Embodied, group_embodied
 from torchwatt.carbon.facilities import facility
 from torchwatt.carbon.factor_files import FactorLine, is_interval_file, read_factors, read_interval_file
 from torchwatt.carbon.grid_series import GridSeries, constant_series, hourly_series
@@ -92,7 +92,7 @@ def make_plan(options: CarbonOptions, at: datetime, extra: Iterable[GridSeries] 
         pue=resolve_pue(options.pue) or declared.get("pue") or preset.get("pue"),
         wue=declared.get("wue") or preset.get("wue"),
         criteria=_other_factors(declared, preset, table),
-        embodied=embodied((line.device, line.factor) for line in lines),
+        embodied=group_embodied((line.device, line.factor) for line in lines),
         facility=options.facility or "",
         allow_expired=allowed,
     )
@@ -237,22 +237,22 @@ def plan_in_force(plan: PricingPlan, start: datetime, end: datetime) -> PricingP
         FactorError: A factor is not valid for the whole time.
     """
 
-    def dated(factor: Factor) -> Factor:
+    def find_factor_in_force(factor: Factor) -> Factor:
         return _factor_in_force(factor, start, end, allow_expired=plan.allow_expired)
 
     return replace(
         plan,
         location=tuple(_grid_in_force(grid, start, end, plan) for grid in plan.location),
         market=tuple(_grid_in_force(grid, start, end, plan) for grid in plan.market),
-        pue=None if plan.pue is None else dated(plan.pue),
-        wue=None if plan.wue is None else dated(plan.wue),
-        criteria={kind: dated(factor) for kind, factor in plan.criteria.items()},
+        pue=None if plan.pue is None else find_factor_in_force(plan.pue),
+        wue=None if plan.wue is None else find_factor_in_force(plan.wue),
+        criteria={kind: find_factor_in_force(factor) for kind, factor in plan.criteria.items()},
         embodied=tuple(
             Embodied(
                 item.device,
-                dated(item.lifetime),
-                dated(item.share),
-                {kind: dated(total) for kind, total in item.totals.items()},
+                find_factor_in_force(item.lifetime),
+                find_factor_in_force(item.share),
+                {kind: find_factor_in_force(total) for kind, total in item.totals.items()},
             )
             for item in plan.embodied
         ),

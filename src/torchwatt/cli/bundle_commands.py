@@ -182,7 +182,7 @@ def list_runs(
     selected = [run for run in everything if project in {None, run.project} and month in {None, run.month}]
     for line in _run_lines(store, selected, shares_of_runs(everything)):
         print(escape_unprintable(line), file=out or sys.stdout)
-    for folder in store.unsealed():
+    for folder in store.list_unsealed():
         print(
             escape_unprintable(f"not counted: {folder} has no {MANIFEST} and is not a bundle"), file=out or sys.stdout
         )

@@ -126,7 +126,7 @@ def run_script(
             f"torchwatt run {option} ... {script}"
         )
     report = _FinalReport(run, profiled, stderr)
-    add_exec_hook(report.replaced)
+    add_exec_hook(report.end_replaced)
     modules = dict(sys.modules)
     hide_numpy()
     ended_by = program.execute()
@@ -139,7 +139,7 @@ def run_script(
 
     def finish() -> None:
         _put_back(modules)
-        remove_exec_hook(report.replaced)
+        remove_exec_hook(report.end_replaced)
         try:
             try:
                 profiled.end(*outcome)
@@ -178,7 +178,7 @@ class _FinalReport:
         self._told = stderr
         self._shown = False
 
-    def replaced(self, by: str) -> None:
+    def end_replaced(self, by: str) -> None:
         """End the run as partial and print it, because the process becomes another program."""
         self._profiled.end("partial", f"replaced by {by}")
         self.show()

@@ -6,8 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import fsum, isclose
 
+import numpy as np
+
 from torchwatt.core.errors import LedgerError
-from torchwatt.core.terms import Domain, Method, Phase, Provenance
+from torchwatt.core.meter import FloatArray
+from torchwatt.core.terms import Domain, Method, Phase, Provenance, Slot
 
 # A meter that was absent for a larger part of the run did not cover it.
 FULL_COVERAGE = 0.995
@@ -42,6 +45,67 @@ class Entry:
     stage: str = ""  # stage of the program (prefill, decode, ...); empty if none was named
     energy_systematic_lo_j: float | None = None
     energy_systematic_hi_j: float | None = None
+
+
+NO_INTERVAL = (None, None)
+
+
+def book_entry(
+    domain: Domain,
+    slot: Slot,
+    energy_j: float,
+    time_s: float,
+    *,
+    method: Method,
+    provenance: Provenance,
+    static_j: float | None = None,
+    interval_j: tuple[float, float] | tuple[None, None] = NO_INTERVAL,
+) -> Entry:
+    """Return the entry of a slot, without calls; its static part is at most its energy, the remainder is dynamic.
+
+    Args:
+        domain: The meter's.
+        slot: Whose energy it is.
+        energy_j: Self energy.
+        time_s: Self time.
+        method: How the energy was computed.
+        provenance: How well it is known.
+        static_j: Static power times the slot's time; None if unknown.
+        interval_j: 90 % interval of a repeated run (see `interval_around`).
+    """
+    at_rest_j = None if static_j is None else min(static_j, energy_j)
+    return Entry(
+        domain=domain,
+        fqn=slot.fqn,
+        phase=slot.phase,
+        energy_self_j=energy_j,
+        energy_self_lo_j=interval_j[0],
+        energy_self_hi_j=interval_j[1],
+        energy_static_j=at_rest_j,
+        energy_dynamic_j=None if at_rest_j is None else energy_j - at_rest_j,
+        time_self_s=time_s,
+        calls=0,
+        method=method,
+        provenance=provenance,
+    )
+
+
+def interval_around(energy_j: float, half_j: float | None) -> tuple[float, float] | tuple[None, None]:
+    """Return the interval of `half_j` on each side, not below 0; without `half_j`, no interval."""
+    return NO_INTERVAL if half_j is None else (max(energy_j - half_j, 0.0), energy_j + half_j)
+
+
+def absorb_rounding(parts_j: FloatArray, total_j: float) -> FloatArray:
+    """Return joules that add up exactly to the total; the rounding error of their sum goes to the largest."""
+    exact_j = parts_j.copy()
+    exact_j[int(np.argmax(exact_j))] += total_j - fsum(exact_j)
+    return exact_j
+
+
+def sum_if_known(values: Iterable[float | None]) -> float | None:
+    """Return the sum; None if one of the values is unknown."""
+    amounts = list(values)
+    return None if None in amounts else fsum(value for value in amounts if value is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +148,11 @@ class Ledger:
     def is_whole(self) -> bool:
         """Return whether the meter covered the run, except for about a sampling period at its ends."""
         return is_fully_covered(self.coverage, self.window_s)
+
+
+def add_clause(sentence: str, clause: str) -> str:
+    """Return the sentence on a domain's method with one more clause."""
+    return f"{sentence.removesuffix('.')}; {clause}."
 
 
 def is_fully_covered(coverage: float, window_s: float) -> bool:

@@ -100,7 +100,7 @@ class ClockClient:
 
     def _run(self) -> None:
         try:
-            if not self._needed():
+            if not self._is_needed():
                 return
             while True:
                 is_last = self._stop.is_set()
@@ -111,7 +111,7 @@ class ClockClient:
         except Exception:  # the store is gone: earlier measurements are kept
             return
 
-    def _needed(self) -> bool:
+    def _is_needed(self) -> bool:
         """Wait for rank 0 to appear; return False if it is on this machine, with the same clock."""
         for _ in range(round(SERVER_TIMEOUT_S / IDLE_POLL_S)):
             theirs = self._link.get(f"{self._prefix}/host", 0.0)

@@ -12,7 +12,7 @@ import numpy as np
 from torchwatt.attribution.host_attribution import attribute_host
 from torchwatt.core.energy_curve import EnergyCurve, interpolate
 from torchwatt.core.job import HostShare, RankFacts
-from torchwatt.core.ledger import Entry, Ledger
+from torchwatt.core.ledger import Entry, Ledger, add_clause, book_entry, sum_if_known
 from torchwatt.core.meter import Recording, Series
 from torchwatt.core.terms import (
     IDLE,
@@ -23,6 +23,7 @@ from torchwatt.core.terms import (
     Method,
     Phase,
     Provenance,
+    Slot,
     weakest_provenance,
 )
 from torchwatt.core.trace import Trace
@@ -150,8 +151,8 @@ def _sum_shares(group: MeterGroup) -> EnergyAllocation:
         provenance=weakest_provenance(*(ledger.provenance for _, ledger in shares)),
         known_s=first_ledger.window_s - max(ledger.window_s - ledger.known_s for _, ledger in shares),
         energy_u_j=None if None in us else float(np.sqrt(fsum(u * u for u in us if u is not None))),
-        energy_lo_j=_sum_if_known(ledger.energy_lo_j for _, ledger in shares),
-        energy_hi_j=_sum_if_known(ledger.energy_hi_j for _, ledger in shares),
+        energy_lo_j=sum_if_known(ledger.energy_lo_j for _, ledger in shares),
+        energy_hi_j=sum_if_known(ledger.energy_hi_j for _, ledger in shares),
         static_w=None,
         cross_check_j=None,
         sentence=f"{group.domain}: the shares of {len(shares)} ranks, added; {method}",
@@ -185,9 +186,8 @@ def _scale_entries(entries: Sequence[Entry], domain: Domain, ledger: Ledger, sha
     wanted_j, have_j = ledger.energy_j * share, fsum(entry.energy_self_j for entry in entries)
     if have_j < MIN_ENERGY_J:  # its own view of the device has no layers
         provenance = _split_provenance(ledger)
-        return (
-            Entry(domain, UNATTRIBUTED, "other", wanted_j, None, None, None, None, 0.0, 0, "time_share", provenance),
-        )
+        slot = Slot(UNATTRIBUTED, "other")
+        return (book_entry(domain, slot, wanted_j, 0.0, method="time_share", provenance=provenance),)
     return tuple(
         replace(
             _drop_intervals(entry, domain),
@@ -233,13 +233,19 @@ def _split_rank_energy(domain: Domain, ledger: Ledger, part_j: float, facts: Ran
     total_s = fsum(share.cpu_s for share in shares)
     if total_s <= 0:
         shares, total_s = untraced_share(1.0), 1.0
-    return tuple(
-        Entry(
-            domain, share.fqn, share.phase, part_j * share.cpu_s / total_s, None, None, None, None,
-            share.time_s, share.calls, _split_method(ledger), _split_provenance(ledger), share.carried_share,
-        )
-        for share in shares
-    )  # fmt: skip
+    return tuple(_build_share_entry(domain, ledger, share, part_j * share.cpu_s / total_s) for share in shares)
+
+
+def _build_share_entry(domain: Domain, ledger: Ledger, share: HostShare, energy_j: float) -> Entry:
+    entry = book_entry(
+        domain,
+        Slot(share.fqn, share.phase),
+        energy_j,
+        share.time_s,
+        method=_split_method(ledger),
+        provenance=_split_provenance(ledger),
+    )
+    return replace(entry, calls=share.calls, carried_share=share.carried_share)
 
 
 def _split_method(ledger: Ledger) -> Method:
@@ -254,14 +260,18 @@ def _add_no_rank(domain: Domain, ledger: Ledger, parts: EntriesByRank, note: str
     """Book the joules of no rank to `(no rank)`, so that the entries add up to the meter."""
     booked = sum_entries(domain, parts.values())
     unallocated_j = ledger.energy_j - fsum(entry.energy_self_j for entry in booked)
-    unallocated = Entry(
-        domain, NO_RANK, "other", unallocated_j, None, None, None, None, 0.0, 0,
-        _split_method(ledger), _split_provenance(ledger),
-    )  # fmt: skip
+    unallocated = book_entry(
+        domain,
+        Slot(NO_RANK, "other"),
+        unallocated_j,
+        0.0,
+        method=_split_method(ledger),
+        provenance=_split_provenance(ledger),
+    )
     # A remainder below the precision of the sum is rounding.
     entries = (*booked, unallocated) if unallocated_j > 1e-10 * ledger.energy_j or not booked else booked
     total = _rename_ledger(ledger, domain, entries)
-    return EnergyAllocation(replace(total, sentence=f"{total.sentence.rstrip('.')}; {note}."), parts)
+    return EnergyAllocation(replace(total, sentence=add_clause(total.sentence, note)), parts)
 
 
 def _drop_intervals(entry: Entry, domain: Domain) -> Entry:
@@ -294,23 +304,18 @@ def _sum_row(domain: Domain, row: tuple[str, Phase, str], entries: list[Entry]) 
         phase=row[1],
         stage=row[2],
         energy_self_j=fsum(entry.energy_self_j for entry in entries),
-        energy_self_lo_j=_sum_if_known(entry.energy_self_lo_j for entry in entries),
-        energy_self_hi_j=_sum_if_known(entry.energy_self_hi_j for entry in entries),
-        energy_systematic_lo_j=_sum_if_known(entry.energy_systematic_lo_j for entry in entries),
-        energy_systematic_hi_j=_sum_if_known(entry.energy_systematic_hi_j for entry in entries),
-        energy_static_j=_sum_if_known(entry.energy_static_j for entry in entries),
-        energy_dynamic_j=_sum_if_known(entry.energy_dynamic_j for entry in entries),
+        energy_self_lo_j=sum_if_known(entry.energy_self_lo_j for entry in entries),
+        energy_self_hi_j=sum_if_known(entry.energy_self_hi_j for entry in entries),
+        energy_systematic_lo_j=sum_if_known(entry.energy_systematic_lo_j for entry in entries),
+        energy_systematic_hi_j=sum_if_known(entry.energy_systematic_hi_j for entry in entries),
+        energy_static_j=sum_if_known(entry.energy_static_j for entry in entries),
+        energy_dynamic_j=sum_if_known(entry.energy_dynamic_j for entry in entries),
         time_self_s=time_s,
         calls=_sum_calls([entry.calls for entry in entries]),
         method=methods.pop() if len(methods) == 1 else "time_share",
         provenance=weakest_provenance(*(entry.provenance for entry in entries)),
         carried_share=min(carried_s / time_s, 1.0) if time_s > 0 else 0.0,
     )
-
-
-def _sum_if_known(values: Iterable[float | None]) -> float | None:
-    amounts = list(values)
-    return None if None in amounts else fsum(value for value in amounts if value is not None)
 
 
 def _sum_calls(calls: Sequence[int | None]) -> int | None:

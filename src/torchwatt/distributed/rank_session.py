@@ -76,7 +76,7 @@ class RankSession:
         """Return whether this rank writes the files of the whole job."""
         return self.place.rank == 0 or not self._wanted
 
-    def discovered(self, discovery: Discovery) -> Discovery:
+    def assign_meters_here(self, discovery: Discovery) -> Discovery:
         """Return the part of a discovery that this rank meters."""
         self.owned = assign_meters(discovery, self.place, current_device(self._model))
         self._model = None  # it may be large, and is the user's
@@ -138,11 +138,11 @@ class RankSession:
             if self.place.rank != 0:
                 self._send()
                 return None
-            return merge_job(self._gathered()) if self._link is not None or self.place.world_size == 1 else None
+            return merge_job(self._gather_job()) if self._link is not None or self.place.world_size == 1 else None
         finally:
             self._close()
 
-    def journalled(self, options: RunOptions) -> RunOptions:
+    def add_journal(self, options: RunOptions) -> RunOptions:
         """Return the options with a journal in the job's folder, which is all that remains of a killed rank."""
         if self._temporary or self._folder is None or isinstance(options.journal, Path):
             return options
@@ -162,7 +162,7 @@ class RankSession:
             message = f"torchwatt: rank 0 did not receive the measurements of rank {self.place.rank}: {error}; {where}"
             warn(message)
 
-    def _gathered(self) -> Job:
+    def _gather_job(self) -> Job:
         """Wait up to `wait_s` for the other ranks' files, and read the folder with those that arrived."""
         assert self._folder is not None  # noqa: S101  only called with one
         deadline_s, late = time.monotonic() + self._wait_s, {}

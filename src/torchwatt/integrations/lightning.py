@@ -60,7 +60,7 @@ class EnergyCallback(MeteringCallback, *_callback_bases()):  # type: ignore[misc
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         """Record that steps resume after a pause."""
         if self._training is not None:
-            self._training.pause_ended()
+            self._training.end_pause()
 
     @guard_hook
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
@@ -70,7 +70,7 @@ class EnergyCallback(MeteringCallback, *_callback_bases()):  # type: ignore[misc
             return
         self._optimizer_steps = trainer.global_step
         logs = _is_logged_batch(trainer)
-        training.step_ended(pause_follows=logs)
+        training.end_step(pause_follows=logs)
         if logs:
             self._log(trainer, training.metrics())
         self._decide(trainer)
@@ -85,7 +85,7 @@ class EnergyCallback(MeteringCallback, *_callback_bases()):  # type: ignore[misc
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Record the end of an evaluation."""
         if self._training is not None:
-            self._training.pause_ended()
+            self._training.end_pause()
             self._decide(trainer)
 
     @guard_hook
@@ -99,7 +99,7 @@ class EnergyCallback(MeteringCallback, *_callback_bases()):  # type: ignore[misc
         """Log the energy of the epoch's steps."""
         training = self._training
         if training is not None:
-            training.epoch_ended()
+            training.end_epoch()
             self._log(trainer, training.metrics(step=False))
             self._decide(trainer)
 

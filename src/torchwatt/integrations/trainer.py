@@ -50,11 +50,11 @@ class EnergyCallback(MeteringCallback, _callbacks.TrainerCallback):  # type: ign
             self._end("aborted", "training ended without `on_train_end`")
         return self._run
 
-    def called(self) -> None:
+    def on_call(self) -> None:
         """Count a call of `train`."""
         self._calls += 1
 
-    def failed(self, error: BaseException) -> None:
+    def on_failure(self, error: BaseException) -> None:
         """End the run when an exception passes through `train`."""
         self._end(*outcome_of(error))
 
@@ -65,7 +65,7 @@ class EnergyCallback(MeteringCallback, _callbacks.TrainerCallback):  # type: ign
         if training is None or state is None:
             return
         if training.pausing == "evaluation":
-            training.pause_ended()
+            training.end_pause()
         elif "train_runtime" in logs:
             training.last_look()
         metrics = training.metrics()
@@ -108,38 +108,38 @@ class EnergyCallback(MeteringCallback, _callbacks.TrainerCallback):  # type: ign
         training = self._training
         if training is None:
             return None
-        training.step_ended(pause_follows=control.should_log or control.should_evaluate or control.should_save)
-        return self._decided(state, control)
+        training.end_step(pause_follows=control.should_log or control.should_evaluate or control.should_save)
+        return self._store_totals(state, control)
 
     @guard_hook
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Record that an evaluation is running; its start is the end of the previous part."""
         if self._training is not None:
-            self._training.goes_on("evaluation")
+            self._training.begin_pause("evaluation")
 
     @guard_hook
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Record the end of an evaluation, unless `add_metrics` already did."""
         if self._training is None:
             return None
-        self._training.pause_ended()
-        return self._decided(state, control)
+        self._training.end_pause()
+        return self._store_totals(state, control)
 
     @guard_hook
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Record the end of a checkpoint."""
         if self._training is None:
             return None
-        self._training.paused("checkpoint")
-        return self._decided(state, control)
+        self._training.record_pause("checkpoint")
+        return self._store_totals(state, control)
 
     @guard_hook
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Record the end of an epoch; the energy of its steps is logged in the next row."""
         if self._training is None:
             return None
-        self._training.epoch_ended()
-        return self._decided(state, control)
+        self._training.end_epoch()
+        return self._store_totals(state, control)
 
     @guard_hook
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -158,7 +158,7 @@ class EnergyCallback(MeteringCallback, _callbacks.TrainerCallback):  # type: ign
             self._trainer.log({})
             control.should_log = should_log
 
-    def _decided(self, state: Any, control: Any) -> Any:
+    def _store_totals(self, state: Any, control: Any) -> Any:
         """Store the totals in the trainer's state for checkpoints; return `control`, set to stop if over budget."""
         training = self._training
         if training is None:

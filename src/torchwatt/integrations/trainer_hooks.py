@@ -17,10 +17,10 @@ from typing import Any, Protocol
 class HookedCallback(Protocol):
     """The callback that a trainer's wrapped methods notify."""
 
-    def called(self) -> None:
+    def on_call(self) -> None:
         """Handle a call of `train`, which may restart its loop with smaller batches."""
 
-    def failed(self, error: BaseException) -> None:
+    def on_failure(self, error: BaseException) -> None:
         """Handle an exception that leaves `train`; the caller re-raises it."""
 
     def add_metrics(self, logs: MutableMapping[str, Any]) -> None:
@@ -47,11 +47,11 @@ def attach_callback(trainer: Any, host: HookedCallback) -> bool:
 
     @functools.wraps(train)
     def metered_train(*args: Any, **kwargs: Any) -> Any:
-        host.called()
+        host.on_call()
         try:
             return train(*args, **kwargs)
         except BaseException as error:  # also KeyboardInterrupt; re-raised below
-            host.failed(error)
+            host.on_failure(error)
             raise
 
     @functools.wraps(log)

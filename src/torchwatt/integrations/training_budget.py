@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any
 
 from torchwatt.core.errors import ConfigError
+from torchwatt.core.ledger import sum_if_known
 
 MAX_WAIT_S = 0.5
 
@@ -33,7 +34,7 @@ class TrainingBudget:
     def __bool__(self) -> bool:
         return self.energy_j is not None or self.carbon_g is not None
 
-    def used(self, energy_j: float | None, carbon_g: float | None) -> float:
+    def used_part(self, energy_j: float | None, carbon_g: float | None) -> float:
         """Return the used part of the budget that is closer to its limit (1: used up); unknown amounts count as 0."""
         pairs = ((energy_j, self.energy_j), (carbon_g, self.carbon_g))
         return max((value / limit for value, limit in pairs if value is not None and limit is not None), default=0.0)
@@ -89,16 +90,12 @@ class CheckpointTotals:
         if not self.run_ids:
             return CheckpointTotals(energy_j, carbon_g, (run_id,))
         return CheckpointTotals(
-            _add_known(self.energy_j, energy_j), _add_known(self.carbon_g, carbon_g), (*self.run_ids, run_id)
+            sum_if_known((self.energy_j, energy_j)), sum_if_known((self.carbon_g, carbon_g)), (*self.run_ids, run_id)
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the values to store in a checkpoint."""
         return {**asdict(self), "run_ids": list(self.run_ids)}
-
-
-def _add_known(total: float | None, addition: float | None) -> float | None:
-    return None if total is None or addition is None else total + addition
 
 
 NO_TOTALS = CheckpointTotals()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import fsum
 from typing import Any, Literal
 
+from torchwatt.core.ledger import sum_if_known
 from torchwatt.core.meter import Event
 from torchwatt.core.report import Status, Window
 from torchwatt.core.units import NS_PER_S
@@ -128,16 +129,12 @@ class PhaseEnergyTracker:
     def _book(self, end: PhaseEnd, used_j: float | None) -> None:
         for part in end.parts:
             name = "step" if part == "train" else part
-            self._sums[name] = _add_known(self._sums.get(name, 0.0), used_j)
+            self._sums[name] = sum_if_known((self._sums.get(name, 0.0), used_j))
         if "train" in end.parts:
             self._steps += end.steps
-            self._sums["open"] = _add_known(self._sums.get("open", 0.0), used_j)
+            self._sums["open"] = sum_if_known((self._sums.get("open", 0.0), used_j))
         if end.ends_epoch:
             self._sums["epoch"] = self._sums.pop("open", None)
-
-
-def _add_known(before_j: float | None, now_j: float | None) -> float | None:
-    return None if before_j is None or now_j is None else before_j + now_j
 
 
 _log = logging.getLogger("torchwatt")
@@ -179,9 +176,9 @@ class TrainingMeter:
         """Return the part that runs between steps now; None during steps."""
         return self._pause[0] if self._pause is not None else None
 
-    def step_ended(self, *, pause_follows: bool = False) -> None:
+    def end_step(self, *, pause_follows: bool = False) -> None:
         """Record the end of an optimizer step; check the budget if due."""
-        self.pause_ended()
+        self.end_pause()
         self._session.step()
         self.steps += 1
         self._trained += 1
@@ -207,7 +204,7 @@ class TrainingMeter:
 
     def began_again(self) -> None:
         """Record that the loop restarts after a failed attempt; its joules are included in this training."""
-        self.pause_ended()
+        self.end_pause()
         self.look("rest")
         self._close_epoch()
         self._session.resume()
@@ -219,7 +216,7 @@ class TrainingMeter:
 
     def epoch_began(self, number: int) -> None:
         """Record the start of an epoch, which ends the one before."""
-        self.pause_ended()
+        self.end_pause()
         self.look("rest")
         self._close_epoch()
         self._epoch = (number, time.monotonic_ns())
@@ -228,22 +225,22 @@ class TrainingMeter:
         """Record the start of an evaluation or a checkpoint, which ends any other pause."""
         if self.pausing == part:
             return
-        self.pause_ended()
+        self.end_pause()
         self.look("rest" if self._epoch is None else "train")
         self._pause = (part, time.monotonic_ns())
 
-    def goes_on(self, part: TrainingPart) -> None:
+    def begin_pause(self, part: TrainingPart) -> None:
         """Record a running pause whose start had no callback: it starts at the end of the last step or pause."""
         if self.pausing != part:
-            self.pause_ended()
+            self.end_pause()
             self._pause = (part, self._last_ns)
 
-    def paused(self, part: TrainingPart) -> None:
+    def record_pause(self, part: TrainingPart) -> None:
         """Record the end of a pause whose start had no callback."""
-        self.goes_on(part)
-        self.pause_ended()
+        self.begin_pause(part)
+        self.end_pause()
 
-    def pause_ended(self) -> None:
+    def end_pause(self) -> None:
         """End the pause, if any: book its joules and add its window to the report."""
         if self._pause is None:
             return
@@ -271,15 +268,15 @@ class TrainingMeter:
         """Return whether the joules of a finished epoch are known and `metrics` has not returned them."""
         return self._live.has_epoch
 
-    def epoch_ended(self) -> None:
+    def end_epoch(self) -> None:
         """Record the end of an epoch's last step; evaluations may follow before the next epoch."""
-        self.pause_ended()
+        self.end_pause()
         self.look("train", ends_epoch=True)
         self._last_ns = time.monotonic_ns()
 
     def last_look(self) -> None:
         """Wait until slow meters have published, so that the last metrics are known."""
-        self.pause_ended()
+        self.end_pause()
         self.look("rest")
         self._session.feed.wait_for_update()
         self._live.glance()
@@ -332,7 +329,7 @@ class TrainingMeter:
         # A lower bound, without what a slow or failed meter has not published yet.
         least = self.earlier.plus(live.least_j, live.carbon_g(live.least_j), run_id)
         energy_j, carbon_g = least.energy_j, least.carbon_g
-        part = self.budget.used(energy_j, carbon_g)
+        part = self.budget.used_part(energy_j, carbon_g)
         self._pace.record_check(time.monotonic_ns() / NS_PER_S, part)
         if part >= 1:
             self.over = f"{self.budget.describe_excess(energy_j, carbon_g)} after {self.steps} steps of this run"

@@ -115,14 +115,14 @@ class _JournalDecoder:
     def read(self, name: str, parts: list[Frame | DamagedRange]) -> None:
         for part in parts:
             if isinstance(part, DamagedRange):
-                self._damaged(name, part.length)
+                self._note_damage(name, part.length)
                 continue
             try:
                 self._take(part)
             except BundleError:
-                self._damaged(name, len(part.payload))
+                self._note_damage(name, len(part.payload))
 
-    def _damaged(self, name: str, length: int) -> None:
+    def _note_damage(self, name: str, length: int) -> None:
         self.found.damaged_bytes += length
         if name not in self.found.damaged_in:
             self.found.damaged_in.append(name)
@@ -188,7 +188,7 @@ class _JournalDecoder:
                     self._check(int(trace.start_ns.min()), int(trace.end_ns.max()))
                 self.found.trace, self.found.trace_until_ns = trace, until_ns
             except BundleError:
-                self._damaged(WORK_FILE, len(payload))
+                self._note_damage(WORK_FILE, len(payload))
 
 
 def reading_columns(blocks: list[ReadingsBlock]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

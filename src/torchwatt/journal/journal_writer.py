@@ -161,7 +161,7 @@ class JournalWriter:
         self._thread = HelperThread(partial(self._run, session), "torchwatt-journal")
         self._thread.start()
 
-    def stopped(self, state: RunState, recording: Recording, trace: Trace, stop: RunStop) -> None:
+    def write_stop(self, state: RunState, recording: Recording, trace: Trace, stop: RunStop) -> None:
         """Write everything that the report will be made from, after the block has ended."""
 
         def write() -> None:
@@ -175,7 +175,7 @@ class JournalWriter:
 
         self._ask(write)
 
-    def ended(self, *, complete: bool) -> None:
+    def close(self, *, complete: bool) -> None:
         """Complete the journal after the report is written; remove it if the user did not request it."""
 
         def write() -> None:

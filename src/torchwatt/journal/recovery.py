@@ -12,10 +12,10 @@ from torchwatt.attribution.accuracy_bands import add_bands
 from torchwatt.attribution.device_priors import DevicePriors
 from torchwatt.attribution.run_attribution import Attribution, attribute_recording
 from torchwatt.core.errors import BundleError, LedgerError
-from torchwatt.core.ledger import Entry, Ledger
+from torchwatt.core.ledger import Entry, Ledger, book_entry
 from torchwatt.core.meter import Event, Recording, Series, Severity
 from torchwatt.core.report import Report, Status, Window
-from torchwatt.core.terms import UNATTRIBUTED
+from torchwatt.core.terms import UNATTRIBUTED, Slot
 from torchwatt.core.trace import EMPTY_TRACE, Trace
 from torchwatt.core.units import NS_PER_S
 from torchwatt.journal.journal_reader import JournalContent, read_journal, rebuild_recording
@@ -188,7 +188,11 @@ def add_tail(split: Ledger, run_ledger: Ledger) -> Ledger:
             f"{run_ledger.domain}: {split.energy_j!r} J before the tail, {run_ledger.energy_j!r} J with it"
         )
     tail_s = max(run_ledger.known_s - split.known_s, 0.0)
-    rows = [entry for entry in split.entries if (entry.fqn, entry.phase) != (UNATTRIBUTED, "other")]
+    rows = [
+        _limit_static(entry, run_ledger.static_w)
+        for entry in split.entries
+        if (entry.fqn, entry.phase) != (UNATTRIBUTED, "other")
+    ]
     mine = next((entry for entry in split.entries if (entry.fqn, entry.phase) == (UNATTRIBUTED, "other")), None)
     own_j = run_ledger.energy_j - fsum(entry.energy_self_j for entry in rows)
     rows.append(
@@ -197,6 +201,14 @@ def add_tail(split: Ledger, run_ledger: Ledger) -> Ledger:
         else _tail_entry(run_ledger, own_j, tail_s)
     )
     return replace(run_ledger, entries=tuple(rows), sentence=split.sentence)
+
+
+def _limit_static(entry: Entry, static_w: float | None) -> Entry:
+    """Limit an entry's static part to the static power of the whole run, which may be lower than that of its part."""
+    if static_w is None or entry.energy_static_j is None:
+        return entry
+    static_j = min(entry.energy_static_j, static_w * entry.time_self_s)
+    return replace(entry, energy_static_j=static_j, energy_dynamic_j=entry.energy_self_j - static_j)
 
 
 def _extend_entry(entry: Entry, own_j: float, tail_s: float, static_w: float | None) -> Entry:
@@ -223,11 +235,15 @@ def _extend_entry(entry: Entry, own_j: float, tail_s: float, static_w: float | N
 
 
 def _tail_entry(run_ledger: Ledger, own_j: float, tail_s: float) -> Entry:
-    static_j = None if run_ledger.static_w is None else min(run_ledger.static_w * tail_s, own_j)
-    return Entry(
-        run_ledger.domain, UNATTRIBUTED, "other", own_j, None, None, static_j,
-        None if static_j is None else own_j - static_j, tail_s, 0, run_ledger.method, run_ledger.provenance,
-    )  # fmt: skip
+    return book_entry(
+        run_ledger.domain,
+        Slot(UNATTRIBUTED, "other"),
+        own_j,
+        tail_s,
+        method=run_ledger.method,
+        provenance=run_ledger.provenance,
+        static_j=None if run_ledger.static_w is None else run_ledger.static_w * tail_s,
+    )
 
 
 def _tail_events(ledgers: Sequence[Ledger], split: Sequence[Ledger], until_ns: int, bounds: RunInterval) -> list[Event]:

@@ -119,7 +119,7 @@ class ColumnBuilder:
         self._waiting.clear()
 
     def _records(self, events: list[TraceEvent], kind: int) -> None:
-        events, start, end = self._timed(events)
+        events, start, end = self._select_valid_times(events)
         args = _args(events)
         pairs = list(zip(args, events, strict=True))
         device = [a.device if 0 <= a.device <= MAX_DEVICE else _number(e.pid) for a, e in pairs]
@@ -132,7 +132,7 @@ class ColumnBuilder:
             start,
             end,
             _ints(args, "correlation"),
-            self._named(events),
+            self._number_names(events),
             np.fromiter(map(self.signatures.__getitem__, shape), np.int64, len(events)),
             np.full(len(events), kind, dtype=np.int64),
             _ints(args, "graph_node"),
@@ -140,7 +140,7 @@ class ColumnBuilder:
         )
 
     def _launches(self, events: list[TraceEvent]) -> None:
-        events, start, end = self._timed(events)
+        events, start, end = self._select_valid_times(events)
         args = _args(events)
         kernel = [self.names[_word(raw)] if raw is not EMPTY else -1 for raw in map(attrgetter("kernel"), args)]
         self._put(
@@ -149,23 +149,25 @@ class ColumnBuilder:
             start,
             end,
             _ints(args, "correlation"),
-            self._named(events),
+            self._number_names(events),
             np.array(kernel, dtype=np.int64),
         )
 
     def _ops(self, events: list[TraceEvent]) -> None:
-        events, start, end = self._timed(events)
+        events, start, end = self._select_valid_times(events)
         args = _args(events)
         sequence, forward = _ints(args, "sequence"), _ints(args, "forward_thread")
-        self._put("ops", self._thread(events), start, end, self._named(events), sequence, forward)
+        self._put("ops", self._thread(events), start, end, self._number_names(events), sequence, forward)
 
     def _ranges(self, events: list[TraceEvent], kind: int) -> None:
-        events, start, end = self._timed(events)
+        events, start, end = self._select_valid_times(events)
         kinds = [OWN if kind == ANNOTATION and is_own(event.name) else kind for event in events]
-        self._put("ranges", self._thread(events), start, end, self._named(events), np.array(kinds, dtype=np.int64))
+        self._put(
+            "ranges", self._thread(events), start, end, self._number_names(events), np.array(kinds, dtype=np.int64)
+        )
 
     def _flows(self, events: list[TraceEvent]) -> None:
-        events, start, _ = self._timed(events)
+        events, start, _ = self._select_valid_times(events)
         keys = np.array([hash(event.id) >> 1 for event in events], dtype=np.int64)
         arrives = np.array([event.ph == "f" for event in events], dtype=np.int64)
         self._put("flows", self._thread(events), start, keys, arrives)
@@ -173,7 +175,7 @@ class ColumnBuilder:
     def _put(self, table: str, *columns: IntArray) -> None:
         self.blocks[table].append(columns)
 
-    def _timed(self, events: list[TraceEvent]) -> tuple[list[TraceEvent], IntArray, IntArray]:
+    def _select_valid_times(self, events: list[TraceEvent]) -> tuple[list[TraceEvent], IntArray, IntArray]:
         """Return the events with valid times, with start and end in ns."""
         ts, dur = _floats(events, "ts"), _floats(events, "dur")
         good = (np.abs(ts) < LATEST_US) & (dur >= 0) & (dur < LATEST_US / 100)  # false for nan
@@ -187,7 +189,7 @@ class ColumnBuilder:
     def _thread(self, events: list[TraceEvent]) -> IntArray:
         return np.fromiter(map(self.threads.__getitem__, map(_place, events)), np.int64, len(events))
 
-    def _named(self, events: list[TraceEvent]) -> IntArray:
+    def _number_names(self, events: list[TraceEvent]) -> IntArray:
         return np.fromiter(map(self.names.__getitem__, map(_name, events)), np.int64, len(events))
 
     def columns(self, table: str, width: int) -> list[IntArray]:

@@ -172,7 +172,7 @@ def read_trace(path: str | os.PathLike[str], *, block: int = BLOCK_BYTES) -> Kin
     try:
         with _open_trace(Path(path)) as (stream, size):
             most_events = FREE_EVENTS + size // LEAST_EVENT_BYTES
-            for events in _until_broken(events_of(stream, name, state, block), name, state):
+            for events in _read_to_damage(events_of(stream, name, state, block), name, state):
                 gathered.add(events)
                 if gathered.events > most_events:
                     raise TraceError(f"{name} holds more events than {size} bytes can: no profiler wrote this file")
@@ -212,7 +212,7 @@ def _open_trace(path: Path) -> Iterator[tuple[IO[bytes], int]]:
         yield open_bounded_gzip(plain) if zipped else plain, size
 
 
-def _until_broken(blocks: Iterator[list[TraceEvent]], name: str, state: ReadState) -> Iterator[list[TraceEvent]]:
+def _read_to_damage(blocks: Iterator[list[TraceEvent]], name: str, state: ReadState) -> Iterator[list[TraceEvent]]:
     """Yield the blocks of a broken archive up to the damage."""
     any_yet = False
     while True:

@@ -13,18 +13,21 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from math import fsum
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Generic, TypeVar
 
-from torchwatt.attribution.metered_curve import build_metered_curve
 from torchwatt.core.ledger import Ledger
-from torchwatt.core.meter import Meter, Recording, Unavailable
+from torchwatt.core.meter import Meter, Recording
 from torchwatt.core.report import Report
 from torchwatt.core.terms import RESERVED, Provenance, domain_kind, weakest_provenance
-from torchwatt.core.units import NS_PER_S
 from torchwatt.reports.emissions import running_carbon_g
-from torchwatt.sensors import Feed
 from torchwatt.session import session_registry
-from torchwatt.session.live_meter import CountedMeters, RunningEnergy
+from torchwatt.session.live_meter import (
+    CountedMeters,
+    LiveFeed,
+    RunningEnergy,
+    build_live_curve,
+    reread_since_ns,
+)
 from torchwatt.session.session import Session
 
 K = TypeVar("K", bound=Hashable)
@@ -84,33 +87,11 @@ class LayerCounters:
             # An estimate may be slightly negative; a counter must not decrease.
             self._joules[key] += max(entry.energy_self_j, 0.0)
 
-    def known(self) -> dict[LayerKey, float]:
+    def sums(self) -> dict[LayerKey, float]:
         """Return the sums."""
         return dict(self._joules)
 
 
-LOOK_BACK_NS = 3 * NS_PER_S  # readings this recent are read again: slow meters publish once a second
-
-
-@runtime_checkable
-class LiveFeed(Protocol):
-    """A feed that can be read while it runs."""
-
-    def peek(self, since_ns: int) -> Recording:
-        """Return counters and powers from `since_ns` on."""
-
-
-def read_recent(feed: Feed, since_ns: int) -> Recording:
-    """Return a feed's readings from `since_ns` on; none from the replay of a recording, which is not current power."""
-    return feed.peek(since_ns) if isinstance(feed, LiveFeed) else Recording(feed.meters, ())
-
-
-def is_live(feed: Feed) -> bool:
-    """Return whether a feed reads real meters now."""
-    return isinstance(feed, LiveFeed)
-
-
-STALE_NS = 3 * NS_PER_S  # older watts are not exported as current
 MAX_RUNS = 100  # run names with separate series; bounded, because names may contain times
 OTHER_RUNS = "(more)"
 HOST_KINDS = frozenset({"psys", "host", "psu"})  # meters of the whole machine: they contain the devices
@@ -156,13 +137,14 @@ class CounterValues:
 @dataclass(slots=True)
 class _ObservedSession:
     session: Session
+    feed: LiveFeed
     key: RunKey
     since_ns: int
     alone: bool  # observed from its start, with no concurrent session
     booked_j: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     booked_g: float = 0.0
     unpriced_j: float = 0.0
-    watts: dict[DeviceKey, tuple[int, float]] = field(default_factory=dict)
+    keys: dict[str, DeviceKey] = field(default_factory=dict)  # by meter
     counted: CountedMeters = field(init=False)
 
     def __post_init__(self) -> None:
@@ -201,11 +183,11 @@ class EnergyCounters:
         with self._lock:
             self._watched.clear()
 
-    def began(self, session: Session) -> None:
+    def on_begin(self, session: Session) -> None:
         """Observe a new session, unless it is nested: the outer session's joules include it."""
         self._watch(session, session.start_ns, alone=True)
 
-    def ended(self, session: Session, recording: Recording) -> None:
+    def on_end(self, session: Session, recording: Recording) -> None:
         """Book the remaining joules of a session that has ended: from its report, else from its last readings."""
         with self._lock:
             observed = next((candidate for candidate in self._watched if candidate.session is session), None)
@@ -216,10 +198,9 @@ class EnergyCounters:
                 self._settle(observed, session.report)
                 self._layers.add(observed.key.run, observed.key.project, session.report.counted)
                 return
-            since_ns = self._unsettled_ns(observed) - LOOK_BACK_NS
-            self._book(
-                observed, recording.between(since_ns, time.monotonic_ns()), session.ended_ns or time.monotonic_ns()
-            )
+            now_ns = time.monotonic_ns()
+            since_ns = reread_since_ns(now_ns, self._unsettled_ns(observed))
+            self._book(observed, recording.between(since_ns, now_ns), session.ended_ns or now_ns)
 
     def current_values(self) -> CounterValues:
         """Book new readings of the running sessions and return all values; in a forked child no session runs."""
@@ -228,26 +209,25 @@ class EnergyCounters:
             watched = (
                 [observed for observed in self._watched if observed.session.running] if os.getpid() == self._pid else []
             )
-            for observed in watched:
-                since_ns = min(now_ns - LOOK_BACK_NS, self._unsettled_ns(observed)) - LOOK_BACK_NS
-                recording = read_recent(observed.session.feed, since_ns)
-                self._book(observed, recording, min(now_ns, observed.session.ended_ns or now_ns))
             watts: dict[DeviceKey, float] = {}
-            for observed in watched:  # if two sessions meter a device, the older one's value
-                fresh = ((key, w) for key, (t_ns, w) in observed.watts.items() if now_ns - t_ns < STALE_NS)
-                taken = {key.device for key in watts}
-                watts |= {key: w for key, w in fresh if key.device not in taken}
+            for observed in watched:
+                since_ns = reread_since_ns(now_ns, self._unsettled_ns(observed))
+                self._book(observed, observed.feed.peek(since_ns), min(now_ns, observed.session.ended_ns or now_ns))
+                named = {key.device for key in watts}  # if two sessions meter a device, the older one's labels
+                powers = {key: self._running[device].power_w(now_ns) for device, key in observed.keys.items()}
+                watts |= {key: w for key, w in powers.items() if w is not None and key.device not in named}
             return CounterValues(
                 self._energy_j.sums(),
                 watts,
                 self._location_g.sums(),
                 self._unpriced_j.sums(),
-                self._layers.known(),
+                self._layers.sums(),
                 len(watched),
             )
 
     def _watch(self, session: Session, since_ns: int, *, alone: bool) -> None:
-        if session.nested or not is_live(session.feed):
+        feed = session.feed
+        if session.nested or not isinstance(feed, LiveFeed):
             return
         with self._lock:
             for observed in self._watched:
@@ -257,7 +237,8 @@ class EnergyCounters:
                 name = OTHER_RUNS
             self._names.add(name)
             alone = alone and not self._watched
-            self._watched.append(_ObservedSession(session, RunKey(name, session.options.project), since_ns, alone))
+            key = RunKey(name, session.options.project)
+            self._watched.append(_ObservedSession(session, feed, key, since_ns, alone))
 
     def _unsettled_ns(self, observed: _ObservedSession) -> int:
         """Return the earliest instant up to which a session's devices are settled; not before its start."""
@@ -270,27 +251,19 @@ class EnergyCounters:
         fresh: list[tuple[float, Provenance, int, int]] = []
         names = observed.counted.names()
         for meter in recording.meters:
-            energy = (
-                build_metered_curve(meter, recording) if any(c.quantity != "gauge" for c in meter.channels) else None
-            )
-            device = str(meter.domain)
-            if energy is None or isinstance(energy, Unavailable) or device not in names:
+            metered, device = build_live_curve(meter, recording), str(meter.domain)
+            if metered is None or device not in names:
                 continue
             running = self._running.get(device)
             if running is None or running.end_ns < observed.since_ns:
                 running = self._running[device] = RunningEnergy(observed.since_ns)
-            from_ns, to_ns = running.end_ns, min(energy.curve.end_ns, end_ns)
+            from_ns, to_ns = running.end_ns, min(metered.curve.end_ns, end_ns)
+            key = observed.keys[device] = _device_key(observed.key, meter, recording.meters, names[device])
             if to_ns <= from_ns:
                 continue
-            joules = running.extend(energy.curve, to_ns)
-            key = _device_key(observed.key, meter, recording.meters, names[device])
+            joules = running.extend(metered.curve, to_ns)
             observed.booked_j[names[device]] += joules
             self._energy_j.add(key, joules)
-            mean_w = energy.curve.mean_w(from_ns, to_ns)
-            if mean_w is None:
-                observed.watts.pop(key, None)
-            else:
-                observed.watts[key] = (to_ns, mean_w)
             if not key.whole_machine:
                 fresh.append((joules, meter.provenance, from_ns, to_ns))
         self._price(observed, fresh)

@@ -40,7 +40,7 @@ class EnergyMagics(Magics):
     def __init__(self, shell: Shell) -> None:
         super().__init__(shell)
         self._latest: Run | None = None
-        self.auto = AutomaticMeasurement(shell, self._block_named)
+        self.auto = AutomaticMeasurement(shell, self._make_block)
 
     @no_var_expand
     @needs_local_scope
@@ -124,11 +124,9 @@ class EnergyMagics(Magics):
     def _block(self, arguments: MagicArguments, statement: str = "") -> MeasuredBlock:
         """Return the block of a cell, or of a statement, whose text is then part of the run's name."""
         cell = f"In [{cell_number(self.shell)}]"
-        return self._block_named(
-            arguments, f"{cell}: {shorten(statement, _MAX_STATEMENT_CHARS)}" if statement else cell
-        )
+        return self._make_block(arguments, f"{cell}: {shorten(statement, _MAX_STATEMENT_CHARS)}" if statement else cell)
 
-    def _block_named(self, arguments: MagicArguments, name: str) -> MeasuredBlock:
+    def _make_block(self, arguments: MagicArguments, name: str) -> MeasuredBlock:
         def keep(run: Run) -> None:
             self._latest = run
             if arguments.output is not None:

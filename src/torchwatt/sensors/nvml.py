@@ -211,7 +211,7 @@ class _NvmlProbe:
         tested = self._with_ring(self._test(domain, uuid), handle)
         if not any(c.quantity != "gauge" for c in tested.meter.channels):
             return None
-        shared, notes = self._sharing(domain, handle, pick)
+        shared, notes = self._describe_sharing(domain, handle, pick)
         affinity = cpu_affinity(self._nvml, handle) if f"{domain}/{MODULE_POWER}" in tested.spec else ""
         facts += (("cpu_affinity", affinity),) if affinity else ()
         meter = replace(tested.meter, shared=shared, notes=notes, facts=facts, model=dict(facts)["name"])
@@ -220,7 +220,7 @@ class _NvmlProbe:
     def _give_up(self, domain: Domain, error: SensorError) -> None:
         self._unavailable.append(Unavailable(str(domain), str(error), _FIXES.get(error.code, "")))
 
-    def _sharing(self, domain: Domain, handle: Any, pick: VisibleDevice) -> tuple[bool, tuple[str, ...]]:
+    def _describe_sharing(self, domain: Domain, handle: Any, pick: VisibleDevice) -> tuple[bool, tuple[str, ...]]:
         shared, notes, message = describe_sharing(self._nvml, handle, pick.mig)
         if message:
             severity = "warning" if shared else "info"
@@ -292,6 +292,7 @@ def _cost_s(key: str, via: list[str]) -> float:
     """Return the median seconds per read of a channel, measured with a temporary reader."""
     reader = NvmlReader({"channels": {key: via}})
     try:
+        reader.read(key)
         return read_cost_s(reader, key)
     finally:
         reader.close()
@@ -329,10 +330,10 @@ def _nvml_source(gpus: list[_ProbedGpu], pid: int) -> MeteredSource:
     if all(gpu.rings for gpu in gpus):  # layers are fitted to the rings; polled power is for display and checks
         periods["power"] = max(periods["power"], BESIDE_RING_NS)
 
-    def paced(channel: Channel) -> Channel:
+    def set_period(channel: Channel) -> Channel:
         return replace(channel, period_ns=periods.get(channel.name, channel.period_ns))
 
-    rates: Callable[[Meter], Meter] = lambda m: replace(m, channels=tuple(paced(c) for c in m.channels))  # noqa: E731
+    rates: Callable[[Meter], Meter] = lambda m: replace(m, channels=tuple(set_period(c) for c in m.channels))  # noqa: E731
     read_ns = min((ns for gpu in gpus for ns in gpu.rings.values()), default=0)  # one wake-up for all
     spec = {
         "kind": "nvml",

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torchwatt.core.errors import SensorError
 from torchwatt.core.meter import Channel, Event, Meter, Recording, Unavailable
 from torchwatt.sensors.readers import Reader, open_reader
 
@@ -124,27 +123,17 @@ def event_now(severity: str, code: str, subject: str, message: str) -> Event:
 
 
 def read_cost_s(reader: Reader, key: str, looks: int = 5) -> float:
-    """Return the median seconds per read of a channel over `looks` reads, after one warm-up read.
+    """Return the median seconds per read of a channel that was read before, over `looks` reads.
 
     Raises:
         SensorError: A read failed.
     """
-    reader.read(key)
     costs = []
     for _ in range(looks):
         start_ns = time.perf_counter_ns()
         reader.read(key)
         costs.append((time.perf_counter_ns() - start_ns) / 1e9)
     return statistics.median(costs)
-
-
-def read_error(reader: Reader, key: str) -> SensorError | None:
-    """Return why a channel cannot be read, None if it can."""
-    try:
-        reader.read(key)
-    except SensorError as error:
-        return error
-    return None
 
 
 SAMPLER_LOST = "SAMPLER_LOST"

@@ -184,6 +184,7 @@ def _zone_discovery(chosen: Sequence[tuple[Domain, PowercapZone]], model: str) -
         key = meter.channels[0].key
         reader = RaplReader({"files": {key: str(zone.file)}})
         try:
+            reader.read(key)
             call_s[key] = read_cost_s(reader, key)
         except SensorError as error:
             unavailable.append(Unavailable(str(domain), str(error), _remedy(error)))
@@ -267,8 +268,11 @@ def discover_perf(root: str | os.PathLike[str] | None = None, model: str = "CPU 
 
 
 def _perf_discovery(events: Mapping[str, tuple[list[int], float]], reader: Reader, model: str) -> Discovery:
+    call_s = {}
     try:
-        call_s = {f"{domain}/energy": read_cost_s(reader, f"{domain}/energy") for domain in events}
+        for key in (f"{domain}/energy" for domain in events):
+            reader.read(key)
+            call_s[key] = read_cost_s(reader, key)
     finally:
         reader.close()
     meters = tuple(_perf_meter(Domain.parse(domain), scale, model) for domain, (_, scale) in events.items())

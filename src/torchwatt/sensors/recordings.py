@@ -211,9 +211,9 @@ class Replay:
             self._start_ns = self._clock_ns()
             firsts = [int(s.t_ns[0]) for s in self._recording.series if len(s)]
             if self._shift == "now" and firsts:
-                self._recording = self._rebased(self._start_ns - min(firsts))
+                self._recording = self._move_to_now(self._start_ns - min(firsts))
 
-    def _rebased(self, by_ns: int) -> Recording:
+    def _move_to_now(self, by_ns: int) -> Recording:
         """Move the readings to now and replace the anchors by the current relation of the clocks."""
         moved = shift_times(self._recording, by_ns)
         return replace(moved, anchors=((self._clock_ns(), time.time_ns()),))

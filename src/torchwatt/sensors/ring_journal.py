@@ -229,11 +229,11 @@ class RingJournal:
         records = sum(ring.word(COUNT) for ring in self._rings.values())
         while records * RECORD_BYTES / self._stride > self._most_bytes / 2:
             self._stride *= 2
-        if self._file.replace(self._thinned(), self._folder, READINGS_FILE):
+        if self._file.replace(self._thin_out(), self._folder, READINGS_FILE):
             message = f"the journal was full: every reading but one in {self._stride} was left out of its older part"
             self._board.note(time.monotonic_ns(), "info", "JOURNAL_THINNED", "run", message)
 
-    def _thinned(self) -> Iterator[tuple[FrameKind, bytes]]:
+    def _thin_out(self) -> Iterator[tuple[FrameKind, bytes]]:
         yield FrameKind.HEAD, self._file.first()
         copied: dict[str, int] = {}
         written_s = time.monotonic()

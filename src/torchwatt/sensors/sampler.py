@@ -139,7 +139,7 @@ class Sampler:
 
     def start(self) -> None:
         """Start sampling and read the counters once; a second call does nothing."""
-        if self._forked():
+        if self._is_forked():
             return
         with self._lock:
             if self._running is not None or self._result is not None:
@@ -235,7 +235,7 @@ class Sampler:
 
     def read_now(self) -> None:
         """Read all counters in this process; a driver that hangs delays this by 1 s at most."""
-        if self._forked():
+        if self._is_forked():
             return
         with self._lock:
             running = self._running
@@ -247,7 +247,7 @@ class Sampler:
 
     def take_over(self, child: SamplerProcess) -> None:
         """Replace a sampler process that has ended by threads, if it is still the current one."""
-        if self._forked():
+        if self._is_forked():
             return
         with self._lock:
             if self._running is not None and self._running.child is child:
@@ -263,27 +263,27 @@ class Sampler:
     def wait_for_update(self) -> None:
         """Keep sampling until slow sensors have published the energy up to now."""
         running = self._running
-        if running is not None and not self._forked():
+        if running is not None and not self._is_forked():
             time.sleep(self._tail_ns(running) / NS_PER_S)
 
     def snapshot(self, since_ns: int = 0) -> Recording:
         """Return a recording of the readings from `since_ns` until now."""
-        if self._forked():
-            return self._nothing()
+        if self._is_forked():
+            return self._empty_recording()
         with self._lock:
             running = self._running
             if running is None:
-                return self._result or self._nothing()
+                return self._result or self._empty_recording()
             self._check(running)
             return self._gather(running, since_ns)
 
     def peek(self, since_ns: int) -> Recording:
         """Return counters and powers from `since_ns` on, without gauges and events; fast enough for a live view."""
-        if self._forked():
-            return self._nothing()
+        if self._is_forked():
+            return self._empty_recording()
         with self._lock:
             if self._running is None:
-                return self._nothing()
+                return self._empty_recording()
             rings = self._running.rings()
             channels = [c for meter in self.meters for c in meter.channels if c.quantity != "gauge"]
             series = tuple(recording_builder.make_series(c, rings[c.key], (), since_ns) for c in channels)
@@ -291,12 +291,12 @@ class Sampler:
 
     def stop(self) -> Recording:
         """Read all counters a last time, end sampling and return all readings; later calls return the same."""
-        if self._forked():
-            return self._nothing()
+        if self._is_forked():
+            return self._empty_recording()
         with self._lock:
             running = self._running
             if running is None:
-                return self._result or self._nothing()
+                return self._result or self._empty_recording()
             self.read_now()
             time.sleep(self._tail_ns(running) / NS_PER_S)
             self._check(running)
@@ -374,9 +374,9 @@ class Sampler:
         else:
             self._events[index] = replace(self._events[index], message=f"{message} (more than once)")
 
-    def _nothing(self) -> Recording:
+    def _empty_recording(self) -> Recording:
         return Recording(self.meters, (), self.unavailable)
 
-    def _forked(self) -> bool:
+    def _is_forked(self) -> bool:
         """Return whether this is a forked child; check before locking, as a thread of the parent may hold the lock."""
         return self._pid not in {None, os.getpid()}

@@ -121,7 +121,7 @@ class SamplerProcess:
 
     def alive(self) -> bool:
         """Return whether it still runs."""
-        return self._popen.poll() is None if self._detached is None else not self._detached.ended(0)
+        return self._popen.poll() is None if self._detached is None else not self._detached.wait_for_end(0)
 
     def is_suspended(self) -> bool:
         """Return whether a signal or a debugger has suspended the process (state T or t)."""
@@ -134,7 +134,7 @@ class SamplerProcess:
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the end of the process, at most `timeout_s`; return whether it has ended."""
         if self._detached is not None:
-            return self._detached.ended(timeout_s)
+            return self._detached.wait_for_end(timeout_s)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(timeout_s)
         return self._popen.poll() is not None
@@ -194,7 +194,7 @@ class _DetachedProcess:
             self._held.close()
             self._held = None
 
-    def ended(self, timeout_s: float | None) -> bool:
+    def wait_for_end(self, timeout_s: float | None) -> bool:
         """Wait at most `timeout_s` and return whether the process has ended."""
         try:
             if self._held is None:

@@ -217,11 +217,11 @@ class SourceLoop:
             else:
                 raw = self._reader.read(tap.key)
         except Exception as error:  # any error must leave the other channels and the user's program running
-            self._failed(tap, error, before_ns)
+            self._note_failure(tap, error, before_ns)
             return False
         after_ns = self._clock_ns()
         if tap.ring.word(FAILING_NS):
-            self._recovered(tap, after_ns)
+            self._note_recovery(tap, after_ns)
         if math.isnan(raw) and not samples:
             return False
         late_ns = after_ns - before_ns
@@ -234,7 +234,7 @@ class SourceLoop:
             self._note(after_ns, "info", "SAMPLER_THINNED", tap, message)
         return thinned or (tap.calm_ns > 0 and tap.reduce_rate(raw))
 
-    def _failed(self, tap: PolledChannel, error: Exception, before_ns: int) -> None:
+    def _note_failure(self, tap: PolledChannel, error: Exception, before_ns: int) -> None:
         now_ns = self._clock_ns()
         code = error.code if isinstance(error, SensorError) else "SENSOR_ERROR"
         self._note(now_ns, "warning", code, tap, str(error) or type(error).__name__)
@@ -247,7 +247,7 @@ class SourceLoop:
         if not tap.ring.word(FAILING_NS):
             tap.ring.put(FAILING_NS, now_ns)
 
-    def _recovered(self, tap: PolledChannel, now_ns: int) -> None:
+    def _note_recovery(self, tap: PolledChannel, now_ns: int) -> None:
         lost_s = (now_ns - tap.ring.word(FAILING_NS)) / NS_PER_S
         tap.ring.put(FAILING_NS, 0)
         self._retry_ns.pop(tap.key, None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import fsum, isclose
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,9 @@ import numpy as np
 
 from torchwatt.attribution.counter_scope import MODULE_GPUS_FACT
 from torchwatt.core.energy_curve import interpolate
-from torchwatt.core.ledger import Entry, Ledger
+from torchwatt.core.ledger import Entry, Ledger, book_entry
 from torchwatt.core.report import Report
-from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Domain, Provenance, Slot, domain_kind, weakest_provenance
+from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Domain, Slot, domain_kind, weakest_provenance
 from torchwatt.core.units import NS_PER_S
 from torchwatt.session.live_meter import LiveMeter
 
@@ -176,7 +177,7 @@ class LiveLayers:
     def _host_j(self, t_ns: int) -> float:
         """Return the joules of CPU and memory, and of a superchip module those that its metered GPUs did not use."""
         parts = []
-        for domain, (name, _) in self._pulse.metered().items():
+        for domain, (name, _) in self._pulse.list_counted().items():
             if domain_kind(name) in HOST_KINDS:
                 parts.append(self._pulse.energy_at(domain, t_ns))
             elif domain_kind(name) == "module":
@@ -193,7 +194,7 @@ class LiveLayers:
     def _device_j(self, t_ns: int) -> dict[str, float]:
         """Return the joules of each device; a module without metered parts is one device."""
         device_j: dict[str, float] = {}
-        for domain, (name, _) in self._pulse.metered().items():
+        for domain, (name, _) in self._pulse.list_counted().items():
             if domain_kind(name) == "module" and self._inside(domain):
                 device_j |= {gpu: self._pulse.energy_at(gpu, t_ns) for gpu in self._inside(domain)}
             elif domain_kind(name) not in HOST_KINDS:
@@ -224,10 +225,5 @@ class LiveLayers:
                 counts[names.of(key)] = None if count is None or before is None else before + count
         for slot, joules in slot_j.items():
             if joules > 0:
-                yield _entry(slot, joules, counts.get(slot.fqn, 0), provenance)
-
-
-def _entry(slot: Slot, joules: float, calls: int | None, provenance: Provenance) -> Entry:
-    return Entry(
-        LIVE_DOMAIN, slot.fqn, slot.phase, joules, None, None, None, None, 0.0, calls, "time_share", provenance
-    )
+                entry = book_entry(LIVE_DOMAIN, slot, joules, 0.0, method="time_share", provenance=provenance)
+                yield replace(entry, calls=counts.get(slot.fqn, 0))

@@ -7,10 +7,10 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from math import fsum
-from typing import cast
+from typing import Protocol, runtime_checkable
 
 from torchwatt.attribution.counted_domains import classify_device_use, select_counted_domains
-from torchwatt.attribution.metered_curve import build_metered_curve
+from torchwatt.attribution.metered_curve import MeteredCurve, build_metered_curve
 from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.meter import Meter, Recording, Unavailable
 from torchwatt.core.terms import Provenance, weakest_provenance
@@ -18,7 +18,6 @@ from torchwatt.core.trace import EMPTY_TRACE
 from torchwatt.core.units import NS_PER_S
 from torchwatt.reports.emissions import running_carbon_g
 from torchwatt.reports.report_builder import read_cuda_use
-from torchwatt.sensors import Sampler
 from torchwatt.session.session import Session
 from torchwatt.views import LivePoint
 
@@ -56,10 +55,13 @@ class CountedMeters:
 
 
 SETTLED_NS = 2 * NS_PER_S  # readings that arrive this much later no longer change a curve
+STALE_NS = 3 * NS_PER_S  # older watts are not current
+REREAD_NS = 3 * NS_PER_S  # readings this recent are read again: slow meters publish once a second
+REREAD_MARGIN_NS = 3 * NS_PER_S // 2  # margin before that, for more than one publication
 
 
 class RunningEnergy:
-    """Joules of one meter since an instant.
+    """Joules of one meter since an instant, and its latest watts.
 
     The end of a curve is provisional: it extrapolates a counter from its last publications, and the next curve, with
     more readings, corrects it. So only joules up to `SETTLED_NS` before the end of a curve are final, and the rest is
@@ -72,14 +74,16 @@ class RunningEnergy:
         total_j: Joules from the start to `end_ns`.
     """
 
-    __slots__ = ("_settled_j", "end_ns", "settled_ns", "total_j")
+    __slots__ = ("_mean_w", "_settled_j", "end_ns", "settled_ns", "total_j")
 
     def __init__(self, start_ns: int) -> None:
         self.settled_ns = self.end_ns = start_ns
         self._settled_j = self.total_j = 0.0
+        self._mean_w: float | None = None  # of the latest increment
 
     def extend(self, curve: EnergyCurve, end_ns: int) -> float:
         """Extend the total to `end_ns` with a later curve; return the increase in joules."""
+        self._mean_w = curve.mean_w(self.end_ns, end_ns)
         if curve.start_ns > self.settled_ns:  # this curve does not cover the time before its start
             self.settled_ns, self._settled_j = max(self.end_ns, curve.start_ns), self.total_j
         before_j, self.total_j = self.total_j, self.at(curve, end_ns)
@@ -93,12 +97,34 @@ class RunningEnergy:
         """Return the joules from the start to an instant of a later curve, never less than the total."""
         return max(self._settled_j + curve.between(self.settled_ns, t_ns), self.total_j)
 
+    def power_w(self, now_ns: int) -> float | None:
+        """Return the mean watts of the latest increment; None if it is older than 3 s, or a part of it is unknown."""
+        return self._mean_w if now_ns - self.end_ns < STALE_NS else None
 
-REREAD_NS = 3 * NS_PER_S  # readings this old are read again: slow meters publish once a second
-REREAD_MARGIN_NS = 3 * NS_PER_S // 2  # margin before that, for more than one publication
+
+def reread_since_ns(now_ns: int, settled_ns: int) -> int:
+    """Return from when readings are needed for curves that begin before `settled_ns`."""
+    return min(now_ns - REREAD_NS, settled_ns) - REREAD_MARGIN_NS
+
+
+def build_live_curve(meter: Meter, recording: Recording) -> MeteredCurve | None:
+    """Return the curve of the latest readings; None if the meter has only gauges, or too few readings."""
+    if all(channel.quantity == "gauge" for channel in meter.channels):
+        return None
+    metered = build_metered_curve(meter, recording)
+    return None if isinstance(metered, Unavailable) else metered
+
+
+@runtime_checkable
+class LiveFeed(Protocol):
+    """A feed that can be read while it runs; the replay of a recording cannot, whose power is not current."""
+
+    def peek(self, since_ns: int) -> Recording:
+        """Return counters and powers from `since_ns` on."""
+
+
 MAX_REREAD_NS = 60 * NS_PER_S  # longest interval read after a stall
 HISTORY_POINTS = 1_024  # updates: about four minutes
-STALE_NS = 3 * NS_PER_S  # older watts are not shown as current
 
 
 class LiveMeter:
@@ -111,7 +137,6 @@ class LiveMeter:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._running: dict[str, RunningEnergy] = {}
-        self._watts: dict[str, float] = {}
         self._counted = CountedMeters(session)
         self.points: deque[LivePoint] = deque(maxlen=240)
         self.whole: tuple[int, float] | None = None  # last instant known to all meters, joules until then
@@ -128,10 +153,10 @@ class LiveMeter:
     def as_of_s(self) -> float:
         """Return up to when joules of all recently updated meters are known, in seconds since the start."""
         now_ns = time.monotonic_ns()
-        end_times_ns = [t_ns for _, t_ns in self.metered().values() if now_ns - t_ns < STALE_NS]
+        end_times_ns = [t_ns for _, t_ns in self.list_counted().values() if now_ns - t_ns < STALE_NS]
         return (min(end_times_ns, default=now_ns) - self.start_ns) / NS_PER_S
 
-    def metered(self) -> dict[str, tuple[str, int]]:
+    def list_counted(self) -> dict[str, tuple[str, int]]:
         """Return by counted meter: the domain its joules count for, and the instant up to which they are known."""
         names = self._counted.names()
         known_ns = {domain: running.end_ns for domain, running in self._running.items()}
@@ -181,15 +206,14 @@ class LiveMeter:
         now_ns, start_ns = time.monotonic_ns(), self._session.start_ns
         oldest = min((running.settled_ns for running in self._running.values()), default=start_ns)
         longest_ns = now_ns - start_ns if fresh else MAX_REREAD_NS
-        since_ns = max(min(now_ns - REREAD_NS, oldest), now_ns - longest_ns) - REREAD_MARGIN_NS
-        peeks = isinstance(feed, Sampler) and not fresh
-        recording = cast("Sampler", feed).peek(since_ns) if peeks else feed.snapshot(since_ns)
+        since_ns = reread_since_ns(now_ns, max(oldest, now_ns - longest_ns))
+        recording = feed.peek(since_ns) if isinstance(feed, LiveFeed) and not fresh else feed.snapshot(since_ns)
         curves: dict[str, EnergyCurve] = {}
         for meter in recording.meters:
-            if any(channel.quantity != "gauge" for channel in meter.channels):
-                curve = self._add(meter, recording, start_ns)
-                if curve is not None:
-                    curves[str(meter.domain)] = curve
+            metered = build_live_curve(meter, recording)
+            if metered is not None:
+                curves[str(meter.domain)] = metered.curve
+                self._add(metered.curve, start_ns)
         self.whole = self._whole(curves) or self.whole
         self.points.append(LivePoint((now_ns - start_ns) / NS_PER_S, self.power_w(now_ns)))
         return recording
@@ -211,9 +235,8 @@ class LiveMeter:
 
     def power_w(self, now_ns: int) -> dict[str, float | None]:
         """Return the latest watts by domain; None if the meter has not answered within 3 s."""
-        fresh = {domain: now_ns - running.end_ns < STALE_NS for domain, running in self._running.items()}
-        names = self._counted.names()
-        return {name: self._watts.get(domain) if fresh.get(domain) else None for domain, name in names.items()}
+        powers_w = {domain: running.power_w(now_ns) for domain, running in self._running.items()}
+        return {name: powers_w.get(domain) for domain, name in self._counted.names().items()}
 
     def carbon_g(self, energy_j: float | None = None) -> float | None:
         """Return grams of the joules so far or of `energy_j`; None without a region or without joules."""
@@ -238,25 +261,15 @@ class LiveMeter:
         rest_j = fsum(curve.between(t_ns, self._running[str(curve.domain)].end_ns) for curve in ahead)
         return t_ns, fsum(self._running[domain].total_j for domain in names) - rest_j
 
-    def _add(self, meter: Meter, recording: Recording, start_ns: int) -> EnergyCurve | None:
-        domain, result = str(meter.domain), build_metered_curve(meter, recording)
-        if isinstance(result, Unavailable):
-            return None
-        curve: EnergyCurve = result.curve
-        running = self._running.get(domain) or RunningEnergy(start_ns)
-        known_ns = running.end_ns
-        if curve.end_ns <= known_ns:
-            return curve
-        for t_ns in [t for t in self._requested if known_ns < t <= curve.end_ns]:
+    def _add(self, curve: EnergyCurve, start_ns: int) -> None:
+        domain = str(curve.domain)
+        running = self._running.setdefault(domain, RunningEnergy(start_ns))
+        before_ns = running.end_ns
+        if curve.end_ns <= before_ns:
+            return
+        for t_ns in [t for t in self._requested if before_ns < t <= curve.end_ns]:
             self._requested[t_ns][domain] = running.at(curve, t_ns)
-        self.gaps += any(lo < curve.end_ns and hi > known_ns for lo, hi in curve.silent)
-        mean_w = curve.mean_w(known_ns, curve.end_ns)
-        if mean_w is None:
-            self._watts.pop(domain, None)
-        else:
-            self._watts[domain] = mean_w
+        self.gaps += any(lo < curve.end_ns and hi > before_ns for lo, hi in curve.silent)
         running.extend(curve, curve.end_ns)
-        self._running[domain] = running
         points = self._history.setdefault(domain, deque([(start_ns, 0.0)], maxlen=HISTORY_POINTS))
         points.append((curve.end_ns, running.total_j))
-        return curve

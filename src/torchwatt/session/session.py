@@ -126,7 +126,7 @@ class Session:
             self._events += events
             if self._member is not None:
                 self._member.begin(feed.meters)
-                self.options = self._member.journalled(self.options)
+                self.options = self._member.add_journal(self.options)
             self._journal = open_journal(self.options, self.run_id, feed, self._sensors, self._events)
             wait_for_devices()  # work queued before is not part of this run; this may take up to a minute
             if self._outer is None:
@@ -227,7 +227,7 @@ class Session:
         recording = late.run(self._end_feed)
         if (journal := self._journal) is not None:
             stop = RunStop(end_ns, status, reason)
-            late.run(lambda: journal.stopped(self.state(recording), recording, trace, stop))
+            late.run(lambda: journal.write_stop(self.state(recording), recording, trace, stop))
         self.report = late.run(lambda: self._best_report(end_ns, recording, trace, status, reason))
         if self._outer is not None:
             self._outer.windows.append(report_window(self.report))
@@ -236,7 +236,7 @@ class Session:
         written = late.run(self._write_files)
         if journal is not None:
             complete = written and not any(event.code in LOSS_CODES for event in self._events)
-            late.run(lambda: journal.ended(complete=complete))
+            late.run(lambda: journal.close(complete=complete))
         if self._member is not None:
             late.run(self._member.tidy)
         late.raise_it()

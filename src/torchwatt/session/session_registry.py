@@ -26,10 +26,10 @@ class SessionListener(Protocol):
     `session` is a `torchwatt.session.session.Session`, which imports this file and so is not named in its types.
     """
 
-    def began(self, session: Any) -> None:
+    def on_begin(self, session: Any) -> None:
         """Handle a session that has started."""
 
-    def ended(self, session: Any, recording: Recording) -> None:
+    def on_end(self, session: Any, recording: Recording) -> None:
         """Handle a session that has its report, and the recording of its meters."""
 
 
@@ -58,7 +58,7 @@ def notify_start(session: Any) -> None:
         notified = tuple(_listeners)
     for listener in notified:
         try:
-            listener.began(session)
+            listener.on_begin(session)
         except Exception as error:
             _report_listener_error(session, "live metrics do not include this run", error)
 
@@ -72,7 +72,7 @@ def notify_end(session: Any, recording: Recording) -> None:
         notified = tuple(_listeners)
     for listener in notified:
         try:
-            listener.ended(session, recording)
+            listener.on_end(session, recording)
         except Exception as error:
             _report_listener_error(session, "live metrics did not receive the end of this run", error)
 

@@ -47,7 +47,7 @@ def open_feed(options: RunOptions, member: RankSession | None) -> Feed:
         # In a job, all processes of the launcher count as ours.
         discovery = discover(powercap_root=options.powercap_root, family=None if member is None else os.getppid())
         thrifty = options.overhead_budget <= LOW_OVERHEAD_BUDGET
-        return Sampler(discovery if member is None else member.discovered(discovery), thrifty=thrifty)
+        return Sampler(discovery if member is None else member.assign_meters_here(discovery), thrifty=thrifty)
     except ConfigError:
         raise
     except Exception as error:  # out of descriptors, memory or threads, or a broken binding: the program must still run

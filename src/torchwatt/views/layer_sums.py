@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import fsum, hypot
 
-from torchwatt.core.ledger import Entry
+from torchwatt.core.ledger import Entry, sum_if_known
 from torchwatt.core.report import Report
 from torchwatt.core.terms import PHASES, RESERVED, Phase, Provenance, weakest_provenance
 
@@ -83,7 +83,7 @@ def is_tied(upper: tuple[float, float | None], lower: tuple[float, float | None]
 def half_interval(entries: Sequence[Entry]) -> tuple[float, float | None]:
     """Return the joules of some entries, and half their 90 % interval; None if an entry has no interval."""
     energy_j = fsum(entry.energy_self_j for entry in entries)
-    hi_j = _sum_if_known(entry.energy_self_hi_j for entry in entries)
+    hi_j = sum_if_known(entry.energy_self_hi_j for entry in entries)
     return energy_j, None if hi_j is None else hi_j - energy_j
 
 
@@ -101,15 +101,10 @@ def _sum_layer(fqn: str, entries: Sequence[Entry], class_name: str) -> LayerSum:
 def _sum_phase(entries: Sequence[Entry]) -> PhaseSum:
     return PhaseSum(
         energy_j=fsum(entry.energy_self_j for entry in entries),
-        lo_j=_sum_if_known(entry.energy_self_lo_j for entry in entries),
-        hi_j=_sum_if_known(entry.energy_self_hi_j for entry in entries),
+        lo_j=sum_if_known(entry.energy_self_lo_j for entry in entries),
+        hi_j=sum_if_known(entry.energy_self_hi_j for entry in entries),
         provenance=weakest_provenance(*(entry.provenance for entry in entries)),
     )
-
-
-def _sum_if_known(values: Iterable[float | None]) -> float | None:
-    amounts = list(values)
-    return None if None in amounts else fsum(value for value in amounts if value is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from torchwatt.audit.schema.table_schema import (
     string,
     timestamp,
 )
+from torchwatt.core.report import Z90
 
 LEVELS = ("M0", "M1", "M2", "M3", "M4")
 
@@ -79,7 +80,7 @@ _MEASURED = (
     number("energy_it_hi_j", "J", _STATISTICAL, minimum=0),
     number(
         "energy_it_u_j", "J", "standard uncertainty of what another repeat would give, the one of energy_it_hi_j",
-        minimum=0, derived="(energy_it_hi_j-energy_it_j)/1.6448536269514722",
+        minimum=0, derived=f"(energy_it_hi_j-energy_it_j)/{Z90}",
     ),
     integer("traced_step_count", "1", "steps whose modules were traced; the others are filled in from them", minimum=0),
 )  # fmt: skip
@@ -203,7 +204,7 @@ DEVICE = Table(
         number("energy_hi_j", "J", "90 % interval: what another repeat of the run would give", minimum=0),
         number(
             "energy_u_j", "J", "standard uncertainty of what another repeat would give, the one of energy_hi_j",
-            minimum=0, derived="(energy_hi_j-energy_j)/1.6448536269514722",
+            minimum=0, derived=f"(energy_hi_j-energy_j)/{Z90}",
         ),
         number(
             "energy_systematic_lo_j", "J", _DEVICE_SYSTEMATIC,

@@ -113,7 +113,7 @@ class SealStatus:
             return f"in chain {self.chain} at place {self.place} of {self.length}"
         return "in a chain that was not given" if self.states_chain else "in no chain"
 
-    def unseen(self) -> Iterator[str]:
+    def list_unseen(self) -> Iterator[str]:
         """Yield what no check can show because the seal lacks a signature or a chain."""
         if not self.key:
             yield "who made it: whoever writes all of its files anew can say other joules in every one of them"
@@ -153,9 +153,9 @@ class Verification:
     def verdict(self) -> str:
         """Return the first two parts in one line."""
         contents = "consistent" if self.consistent else "NOT consistent"
-        return f"{contents}; {'; '.join(self._sealed())}"
+        return f"{contents}; {'; '.join(self._describe_seal())}"
 
-    def _sealed(self) -> Iterator[str]:
+    def _describe_seal(self) -> Iterator[str]:
         yield self.sealing.signature_text
         if self.sealing.chain or self.sealing.states_chain:
             yield self.sealing.chain_text

@@ -49,15 +49,15 @@ class ImpactRowChecks:
         for group, subjects in groups.items():
             scenario, criterion, method, phase = group
             if phase == "usage":
-                self._missing(group, everything - subjects.keys(), subjects)
+                self._report_missing(group, everything - subjects.keys(), subjects)
             elif phase == "embodied":
-                self._missing(group, set() if "run" in subjects else {"run"}, subjects)
+                self._report_missing(group, set() if "run" in subjects else {"run"}, subjects)
                 self._devices(subjects)
             for subject, row in subjects.items():
                 if phase == "usage":
                     self._totals(row, subject, (scenario, criterion, method))
 
-    def _missing(self, group: ImpactKey, missing: set[str], subjects: Mapping[str, int]) -> None:
+    def _report_missing(self, group: ImpactKey, missing: set[str], subjects: Mapping[str, int]) -> None:
         scenario, criterion, method, phase = group
         for subject in sorted(missing):
             reason = f"{subject} has no row of {criterion}, {phase}, {method}, {scenario}"

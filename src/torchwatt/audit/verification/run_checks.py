@@ -12,9 +12,9 @@ from torchwatt.audit.verification.bundle_facts import BundleFacts, number, text
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.audit.verification.table_reader import is_same_number
 from torchwatt.core.ledger import is_fully_covered
+from torchwatt.core.report import Z90
 from torchwatt.core.terms import PROVENANCES
 
-Z90 = 1.6448536269514722  # half width of a two-sided 90 % interval, in standard deviations
 PART_OF_KIND = {"gpu": "accelerator", "cpu": "cpu", "dram": "dram", "ram": "dram"}
 _NUMBERS = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 CLEAN_EXIT = "SystemExit"  # sys.exit() without an error

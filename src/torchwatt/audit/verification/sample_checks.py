@@ -223,7 +223,7 @@ class SampleChecks:
         quiet = any(lo < end_ns and hi > start_ns for lo, hi in self.silences.get(device, ()))
         return first_ns <= start_ns and end_ns <= last_ns and not quiet
 
-    def _measured(self, device: str, window: WindowFact) -> bool:
+    def _is_measured(self, device: str, window: WindowFact) -> bool:
         """Return whether a device was metered throughout a step and its meter moved.
 
         Else the step's joules are unknown.
@@ -271,7 +271,7 @@ class SampleChecks:
             in_curves = all(begin_ns < window.end_ns and end_ns > window.start_ns for begin_ns, end_ns, _, _ in spans)
             expected = self.steps.energy_j(window.row, counted) if in_curves else None
             window_j = window.energy_j
-            if window_j is None and not all(self._measured(name, window) for name in counted):
+            if window_j is None and not all(self._is_measured(name, window) for name in counted):
                 continue
             if (expected is None) != (window_j is None) or (
                 expected is not None

@@ -18,6 +18,7 @@ from torchwatt.audit.seal import (
     SIGNATURE,
     STATEMENT,
     ChainLink,
+    SshKeygenMissingError,
     read_chain,
     ssh_keygen,
 )
@@ -192,7 +193,7 @@ def check_signature(
         findings.notes.append(output)
         return SealStatus(key=key, signer=names[0])
     except BundleError as error:
-        if "need ssh-keygen" in str(error) and required is None:
+        if isinstance(error, SshKeygenMissingError) and required is None:
             findings.notes.append(f"{SIGNATURE} was not checked: {error}")
         else:
             findings.add("SIGNATURE", SIGNATURE, f"is not good: {error}")

@@ -39,7 +39,7 @@ _BRACKETS = frozenset("()[]{}\u2768\u2769\u207d\u207e\u208d\u208e\u27ee\u27ef\uf
 
 
 @cache
-def _reserved() -> dict[str, str]:
+def _reserved_names() -> dict[str, str]:
     return {_letters(name): name for name in (*RESERVED, ROOT)}
 
 
@@ -52,7 +52,7 @@ def similar_reserved_name(name: str) -> str:
     plain = unicodedata.normalize("NFKC", name)
     if not (_BRACKETS & {*plain, *name}):
         return ""
-    return _reserved().get(_letters(plain), "")
+    return _reserved_names().get(_letters(plain), "")
 
 
 def _letters(name: str) -> str:
@@ -100,7 +100,7 @@ class ShareChecks:
         self._times(chunk)
         self._methods(chunk)
         self._static(chunk)
-        self._reserved(chunk)
+        self._check_reserved(chunk)
         self._without_time(chunk)
         self._modules(chunk)
 
@@ -210,7 +210,7 @@ class ShareChecks:
                 f"{curve.least_w:.6g} to {curve.most_w:.6g} W", f"{power_w:.6g} W",
             )  # fmt: skip
 
-    def _reserved(self, chunk: TableChunk) -> None:
+    def _check_reserved(self, chunk: TableChunk) -> None:
         """Check the phase of reserved rows: one each, and `backward` as well for (unattributed)."""
         if not any(chunk.columns["reserved"]):
             return

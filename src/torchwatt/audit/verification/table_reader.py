@@ -57,7 +57,7 @@ def read_chunks(path: Path, table: Table, findings: Findings, newer: bool = Fals
             header = next(lines, [])
             if not read.header(header, newer=newer):
                 return
-            while block := list(islice(read.counted(lines), CHUNK_ROWS)):
+            while block := list(islice(read.limit_rows(lines), CHUNK_ROWS)):
                 yield read.chunk(block, number + 1, len(header))
                 number += len(block)
     except UnicodeDecodeError as error:
@@ -98,7 +98,7 @@ class _TableReader:
                 )
             yield line
 
-    def counted(self, rows: Iterator[list[str]]) -> Iterator[list[str]]:
+    def limit_rows(self, rows: Iterator[list[str]]) -> Iterator[list[str]]:
         """Pass rows on; a quoted cell may have any number of lines, a row not."""
         for row in rows:
             self.taken = 0
@@ -235,7 +235,7 @@ class KeyChecks:
 
     def _report(self, row: int, key: tuple[Value, ...], *, same: bool) -> None:
         reason = "the same key as the row before" if same else "out of the order of the key"
-        self.findings.add("KEY", self.file, reason, row=row, column=",".join(self.table.key), found=_shown(key))
+        self.findings.add("KEY", self.file, reason, row=row, column=",".join(self.table.key), found=_show_key(key))
 
     def _reference(
         self, chunk: TableChunk, column: str, refers: str, value: Value, known_values: frozenset[Value], *, many: bool
@@ -267,7 +267,7 @@ def _is_before(previous: tuple[Value, ...], key: tuple[Value, ...]) -> bool:
         return tuple(map(sort_value, previous)) < tuple(map(sort_value, key))
 
 
-def _shown(key: tuple[Value, ...]) -> str:
+def _show_key(key: tuple[Value, ...]) -> str:
     return ", ".join(str(part) for part in key)
 
 

@@ -99,7 +99,7 @@ def verify(
     signers = None if allowed_signers is None else Path(allowed_signers)
     signed = check_signature(folder, signers, check.findings, require_signature)
     findings, sealing = check.findings, replace(place, key=signed.key, signer=signed.signer, required=signed.required)
-    unseen = (*BEYOND_CHECKS, *sealing.unseen(), *check.unseen())
+    unseen = (*BEYOND_CHECKS, *sealing.list_unseen(), *check.list_unseen())
     return Verification(
         str(folder), tuple(findings.listed), findings.count, tuple(findings.notes), check.rows, sealing, unseen
     )
@@ -120,7 +120,7 @@ class _Verifier:
         self.known_values: dict[str, frozenset[Value]] = {}
         self.hashes = check_manifest(folder, self.findings)
 
-    def unseen(self) -> Iterator[str]:
+    def list_unseen(self) -> Iterator[str]:
         """Yield what cannot be checked in a bundle of this version."""
         if self.facts.old:
             yield f"whether factors have the ids of their contents: version {self.schema.version} had no rule"
@@ -194,16 +194,18 @@ class _Verifier:
                 "LAW", "run.csv", "could not be a folder's name", row=1, column="run_id",
                 expected="letters, digits, . _ and -", found=run_id,
             )  # fmt: skip
-        self._derived("run", rows)
+        self._check_derived("run", rows)
 
-    def _derived(self, table: str, rows: list[tuple[int, Row]]) -> None:
+    def _check_derived(self, table: str, rows: list[tuple[int, Row]]) -> None:
         names = TABLE_BY_NAME[table].header
         columns = {name: [cells[name] for _, cells in rows] for name in names}
         chunk = TableChunk([row for row, _ in rows], columns, set())
         DerivedChecks(self.schema.table(table), f"{table}.csv", self.findings).check(chunk)
 
     def _devices(self) -> None:
-        self._derived("device", [(self.facts.device_rows[name], cells) for name, cells in self.facts.devices.items()])
+        self._check_derived(
+            "device", [(self.facts.device_rows[name], cells) for name, cells in self.facts.devices.items()]
+        )
         for name, cells in self.facts.devices.items():
             best = best_provenance(text(cells, "method"), text(cells, "provenance"))
             if best is not None:
@@ -250,9 +252,9 @@ class _Verifier:
             if not TABLE_BY_NAME[table].optional:
                 self.facts.broken.add(table)
             return iter(())
-        return self._watched(table, file, read_chunks(path, self.schema.table(table), self.findings, self.newer))
+        return self._check_keys(table, file, read_chunks(path, self.schema.table(table), self.findings, self.newer))
 
-    def _watched(self, table: str, file: str, chunks: Iterator[TableChunk]) -> Iterator[TableChunk]:
+    def _check_keys(self, table: str, file: str, chunks: Iterator[TableChunk]) -> Iterator[TableChunk]:
         """Pass chunks on with their keys checked, and note tables that could not be read whole."""
         before = self._unreadable()
         keys = KeyChecks(self.schema.table(table), file, self.known_values, self.findings)
@@ -286,7 +288,9 @@ class _Verifier:
             return None
         laws = SampleChecks(name, self.facts, self.findings)
         any_points = False
-        for chunk in self._watched("sample", name, sample_chunks(self.folder / name, self.findings, newer=self.newer)):
+        for chunk in self._check_keys(
+            "sample", name, sample_chunks(self.folder / name, self.findings, newer=self.newer)
+        ):
             laws.check(chunk)
             any_points = True
         if any_points:

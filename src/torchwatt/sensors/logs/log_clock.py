@@ -93,10 +93,10 @@ class LogClock:
                 if form is not self._forms[0]:
                     self._forms.remove(form)
                     self._forms.insert(0, form)
-                return self._placed(match)
+                return self._place_time(match)
         return None
 
-    def _placed(self, match: re.Match[str]) -> int | None:
+    def _place_time(self, match: re.Match[str]) -> int | None:
         parts = match.groupdict()
         of_day_ns = _of_day_ns(parts)
         if of_day_ns is None:

@@ -172,7 +172,7 @@ class NvmlReader:
     def read(self, key: str) -> float:
         """Return a channel's raw value; almost 0 W raises SensorError, because a GPU that answers draws power."""
         uuid, via = self._channels[key]
-        with self._translated(key, uuid, via):
+        with self._translate_errors(key, uuid, via):
             if via == PROCESS_LIST:
                 return float(classify_users(read_listed_pids(self._nvml, self._handle(uuid)), self._pid))
             raw = NVML_CALLS[via](self._nvml, self._handle(uuid))
@@ -184,11 +184,11 @@ class NvmlReader:
         """Return the driver's samples since the previous call: (monotonic ns, mW) in time order, often none."""
         uuid, via = self._channels[key]
         follower = self._followers.setdefault(key, SampleFollower())
-        with self._translated(key, uuid, via):
+        with self._translate_errors(key, uuid, via):
             return follower.take(partial(read_power_samples, self._nvml, self._handle(uuid)))
 
     @contextlib.contextmanager
-    def _translated(self, key: str, uuid: str, via: str) -> Iterator[None]:
+    def _translate_errors(self, key: str, uuid: str, via: str) -> Iterator[None]:
         try:
             yield
         except self._nvml.NVMLError as error:

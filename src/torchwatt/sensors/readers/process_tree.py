@@ -208,7 +208,7 @@ class ProcessTree:
         for pid, file in self._stat.items():
             try:
                 alive_s[pid] = process_cpu_s(pid)
-                left_s += self._left(file)
+                left_s += self._read_waited_s(file)
             except (OSError, SensorError) as error:
                 if pid == self.pid:
                     raise SensorError(f"process {pid}: it has ended", code="SENSOR_LOST") from error
@@ -229,7 +229,7 @@ class ProcessTree:
         self._scan()
         return tuple(self._memory)
 
-    def _left(self, file: KernelFile) -> float:
+    def _read_waited_s(self, file: KernelFile) -> float:
         """Return the CPU seconds of descendants that a process has waited for: cutime and cstime of proc(5)."""
         words = file.read(1024).rpartition(b")")[2].split()
         return (int(words[13]) + int(words[14])) * self._tick_s

@@ -44,6 +44,7 @@ def show_bundle(
     """
     report = load_priced_report(directory)
     max_layers = None if everything else MAX_LAYERS
+    by = by or ("hottest" if everything else None)
     if markdown:
         text = to_markdown(report, max_layers=max_layers, by=by)
     else:

@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="the view of the layers: each module (hottest), repeated blocks folded (blocks), modules inside modules "
         "(tree) or kinds of modules (type); default: blocks if the model repeats blocks, else hottest",
     )
-    show.add_argument("--all", action="store_true", help="print every layer")
+    show.add_argument("--all", action="store_true", help="print every row; without --by, every layer")
     show.add_argument("--markdown", action="store_true", help="print Markdown")
     calibrate = commands.add_parser("calibrate", help="measure how a GPU's power sensor averages and delays")
     calibrate.add_argument("--device", default="gpu:0", help="the device as named in reports; default gpu:0")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ def test_an_unmodified_script_gets_its_layers_and_keeps_its_output(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["epoch 0", "epoch 1"]
-    for name in ("blocks.0.mlp.0", "criterion", "(optimizer)", "(data)", "backward"):
+    for name in ("blocks.*.mlp.0", "criterion", "(optimizer)", "(data)"):
         assert name in done.stderr
     shown = ready.torchwatt("show", tmp_path / "audit", "--all")
     assert shown.returncode == 0, shown.stderr
@@ -308,10 +309,8 @@ def test_the_demo_learns_and_shows_forward_and_backward_of_every_layer(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     for name in ("conv1", "conv2", "conv3", "fc1", "fc2", "relu1", "pool", "flatten"):
-        at = next(i for i, line in enumerate(lines) if line.startswith(f"{name} "))
-        assert "forward" in lines[at]
-        assert "backward" in lines[at + 1]
-        assert "J" in lines[at + 1]  # a number, not a dash
+        line = next(line for line in lines if line.startswith(f"{name} "))
+        assert len(re.findall(r"[\d.]+ [mk]?J", line)) >= 4  # its joules, their interval, forward and backward
     accuracy = float(
         lines[next(i for i, x in enumerate(lines) if x.startswith("Test accuracy"))].split()[-1].rstrip("%")
     )

@@ -65,6 +65,36 @@ export interface Curve {
   readonly power_w: readonly Joules[];
 }
 
+/** Start and end in seconds, the number of steps or a label, and of a phase the modules with the most of its time. */
+export type BandRow = readonly [start: number, end: number, what: number | string, modules?: string];
+
+/** What ran when, by row; missing in reports of older versions. */
+export type Bands = {
+  readonly [row in 'epochs' | 'windows' | 'stages' | 'steps' | 'phases']?: readonly BandRow[];
+};
+
+/** Readings beside the power: utilisation or temperature of a domain. */
+export interface GaugeLine {
+  readonly domain: string;
+  readonly kind: string;
+  readonly unit: string;
+  readonly t_s: readonly Joules[];
+  readonly value: readonly Joules[];
+}
+
+/** Energy of a group of modules, or of a reserved name. */
+export interface Group {
+  readonly name: string;
+  readonly count: number;
+  readonly energy_j: Joules;
+  readonly share: number | null;
+  readonly interval_j: readonly [Joules, Joules] | null;
+  readonly each_j: readonly [Joules, Joules] | null;
+  readonly by_phase: ByPhase;
+  readonly provenance: string | null;
+  readonly unclear: boolean;
+}
+
 export interface EventInfo {
   readonly t_s: number | null;
   readonly severity: string;
@@ -100,6 +130,15 @@ export interface Payload extends Layers {
   readonly domains: readonly DomainInfo[];
   readonly unavailable: readonly Gone[];
   readonly curves: readonly Curve[];
+  readonly bands?: Bands;
+  readonly lines?: readonly GaugeLine[];
+  /** The number of steps, and the joules of one; null if unknown. Missing in reports of older versions. */
+  readonly step?: { readonly count: number; readonly energy_j: Joules };
+  /** The report in one or two sentences; missing in reports of older versions. */
+  readonly answer?: { readonly sentences: readonly string[]; readonly hint: string };
+  readonly how?: readonly string[];
+  readonly default_view?: 'blocks' | 'hottest';
+  readonly groups?: { readonly [view in 'hottest' | 'blocks' | 'type']?: readonly Group[] };
   readonly events: readonly EventInfo[];
   readonly event_count: number;
   readonly cost: string;
@@ -140,6 +179,9 @@ export interface Beat {
   readonly steps?: number;
   readonly per_step?: string;
   readonly layers?: Layers & { readonly as_of_s: number };
+  /** The groups with most of the joules, with the layers; energy per step or counted unit, with each beat. */
+  readonly top?: readonly (readonly [name: string, share: number | null])[];
+  readonly rate?: { readonly label: string; readonly text: string };
 }
 
 /** Return a report of a version that this code can draw, else null. */

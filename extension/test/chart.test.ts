@@ -197,6 +197,11 @@ describe('a live view', () => {
     document.body.append(view.node);
     return view;
   };
+  const expanded = (): LiveView => {
+    const view = live();
+    click(view.node, 'Expand');
+    return view;
+  };
   const figure = (view: LiveView, label: string): string =>
     view.node.querySelector(`[data-figure="${label}"] .tw-figure-value`)?.textContent ?? '';
 
@@ -213,7 +218,7 @@ describe('a live view', () => {
   });
 
   test('shows an unknown power as unknown, not as the rest of the sum', async () => {
-    const view = live();
+    const view = expanded();
     view.take(beat(1, { power_w: { 'gpu:0': 99, ram: null } }));
     await frame();
     expect(figure(view, 'power now')).toBe('—');
@@ -222,7 +227,7 @@ describe('a live view', () => {
   });
 
   test('keeps what was opened and sorted while new layers come', async () => {
-    const view = live();
+    const view = expanded();
     const { layers, reserved, folded } = golden();
     view.take(beat(1, { layers: { layers, reserved, folded, as_of_s: 1 }, steps: 3, per_step: '7.00 J' }));
     await frame();

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from io import StringIO
+from unicodedata import east_asian_width
 
 TERMINAL = 2  # stderr
 HIDDEN_AFTER_S = 3.0  # without a new line: the program is stopped, and the terminal belongs to the shell
@@ -64,13 +65,24 @@ def render_row(text: str, columns: int) -> str:
         from rich.console import Console
         from rich.text import Text
     except ImportError:
-        return text if len(text) <= columns else text[: max(columns - 3, 0)] + "..."
-    styled = Text(text, no_wrap=True, overflow="ellipsis", end="")
+        return _cut(text, columns)
+    styled = Text(text, end="")
     styled.highlight_regex(r"\d[\d.]* ?\S*?[WJhg%](?= |$)", "bold")
-    console = Console(file=StringIO(), force_terminal=True, width=max(columns, 1), legacy_windows=False)
+    styled.truncate(columns, overflow="ellipsis")
+    console = Console(file=StringIO(), force_terminal=True, width=columns + 1, legacy_windows=False)
     with console.capture() as capture:
         console.print(styled, end="", highlight=False)
     return capture.get()
+
+
+def _cut(text: str, columns: int) -> str:
+    """Return the start of a text that fits; East Asian wide characters take two columns."""
+    width = 0
+    for index, char in enumerate(text):
+        width += 2 if east_asian_width(char) in {"W", "F"} else 1
+        if width > columns:
+            return text[:index]
+    return text
 
 
 def main(arguments: Sequence[str]) -> None:

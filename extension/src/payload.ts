@@ -40,6 +40,31 @@ export interface Layers {
   readonly folded: { readonly layers: number; readonly energy_j: Joules } | null;
 }
 
+/** One row of a view of the layers: the rows of one view add up to the total. */
+export interface GroupRow {
+  readonly name: string;
+  /** So many modules. */
+  readonly count: number;
+  readonly energy_j: Joules;
+  readonly share: number | null;
+  /** What another repeat would give, 90 %. */
+  readonly interval_j: readonly [Joules, Joules] | null;
+  /** The least and the most of one module of the group. */
+  readonly each_j: readonly [Joules, Joules] | null;
+  readonly by_phase: ByPhase;
+  readonly provenance: string | null;
+  /** Its order relative to the row above cannot be told: the interval of their difference includes 0. */
+  readonly unclear: boolean;
+}
+
+export type Grouping = 'hottest' | 'blocks' | 'type';
+
+/** The same joules in several views; missing in reports of older versions. */
+export interface Grouped {
+  readonly groups?: Readonly<Partial<Record<Grouping, readonly GroupRow[]>>>;
+  readonly default_view?: Grouping;
+}
+
 export interface DomainInfo {
   readonly domain: string;
   readonly energy_j: Joules;
@@ -73,7 +98,7 @@ export interface EventInfo {
   readonly message: string;
 }
 
-export interface Payload extends Layers {
+export interface Payload extends Layers, Grouped {
   readonly schema: 'torchwatt.report';
   readonly version: number;
   readonly run_id: string;
@@ -92,6 +117,10 @@ export interface Payload extends Layers {
     readonly provenance: string | null;
     readonly text: string;
   };
+  /** The answer in one or two sentences, and at most one hint ("": none); missing in reports of older versions. */
+  readonly answer?: { readonly sentences: readonly string[]; readonly hint: string };
+  /** How the numbers came about, in sentences; missing in reports of older versions. */
+  readonly how?: readonly string[];
   /** What the total does and does not contain, in sentences; missing in reports of older versions. */
   readonly notes?: readonly string[];
   readonly power_w: number | null;

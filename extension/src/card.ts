@@ -11,7 +11,7 @@ export interface Fact {
 }
 
 export class HoverCard {
-  readonly node = h('div', { class: 'tw-card', role: 'tooltip', hidden: true, id: `tw-card-${++count}` });
+  readonly node = h('div', { class: 'tw-hover', role: 'tooltip', hidden: true, id: `tw-hover-${++count}` });
   private anchor: Element | null = null;
 
   /** Show the card under an element (above it where there is no room), inside of what holds the card. */
@@ -22,7 +22,7 @@ export class HoverCard {
     const rows = facts
       .filter(fact => fact.value)
       .flatMap(({ label, value }) => [h('dt', {}, label), h('dd', {}, value)]);
-    this.node.replaceChildren(h('div', { class: 'tw-card-title' }, title), h('dl', {}, ...rows));
+    this.node.replaceChildren(h('div', { class: 'tw-hover-title' }, title), h('dl', {}, ...rows));
     this.node.hidden = false;
     this.place(anchor);
   }

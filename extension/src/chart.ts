@@ -1,15 +1,17 @@
 /** A run while it runs. It draws what Python sent and fetches nothing. */
 
 import { h, say } from './dom';
+import { Figures } from './figures';
 import { unavailable } from './how';
 import { ageText, FRESH, LiveState } from './live';
 import { formatTime } from './numbers';
 import type { Beat, Begin } from './payload';
+import { Sparkline, TopGroups } from './strip';
 import { View } from './view';
 
 const AGES_MS = 250;
 
-/** A run while it runs. It needs nothing from the kernel. */
+/** A run while it runs: a strip of few lines, which opens to figures, curve and layers. It needs nothing from the kernel. */
 export class LiveView extends View {
   private readonly state: LiveState;
   private readonly status = h(
@@ -20,6 +22,16 @@ export class LiveView extends View {
   private readonly asOf = h('span', { class: 'tw-note' });
   private readonly age = h('span', { class: 'tw-age' });
   private readonly layersAge = h('span', { class: 'tw-age' });
+  private readonly first = new Figures();
+  private readonly spark = new Sparkline();
+  private readonly top = new TopGroups();
+  private readonly strip = h('div', { class: 'tw-strip' });
+  private readonly expanded = h('div', { class: 'tw-expanded', hidden: true });
+  private readonly expander = h(
+    'button',
+    { class: 'tw-button', type: 'button', 'aria-expanded': 'false' },
+    'Expand'
+  );
   private readonly clock = setInterval(() => this.drawAges(), AGES_MS);
   private waiting = false;
   private ended = false;
@@ -28,8 +40,19 @@ export class LiveView extends View {
     super();
     this.state = new LiveState(begin);
     this.node.classList.add('tw-live');
-    this.node.append(
-      h('header', { class: 'tw-head' }, h('h3', {}, begin.name || 'torchwatt run'), this.status, this.age),
+    this.expander.addEventListener('click', () => this.toggle());
+    this.strip.append(
+      h(
+        'header',
+        { class: 'tw-head' },
+        h('span', { class: 'tw-strip-name', title: begin.name || null }, begin.name || 'torchwatt run'),
+        this.status,
+        this.age,
+        this.expander
+      ),
+      h('div', { class: 'tw-strip-values' }, this.first.node, this.spark.node, this.top.node)
+    );
+    this.expanded.append(
       this.figures.node,
       this.power.node,
       h('h4', {}, 'Layers ', this.asOf, ' ', this.layersAge),
@@ -37,12 +60,13 @@ export class LiveView extends View {
     );
     const gone = unavailable(begin.unavailable, begin.domains.length === 0);
     if (gone) {
-      this.node.append(gone);
+      this.expanded.append(gone);
     }
     if (!begin.traces) {
       say(this.asOf, 'not traced: layers="off"');
     }
-    this.figures.show(this.state.figures());
+    this.node.append(this.strip, this.expanded);
+    this.showFigures();
   }
 
   /** Take a message; however many come, the browser draws once a frame. */
@@ -62,7 +86,7 @@ export class LiveView extends View {
     clearInterval(this.clock);
     this.ended = true;
     say(this.status, 'making the report');
-    for (const part of [this.figures.node, this.power.node, this.layers.node]) {
+    for (const part of this.node.querySelectorAll('.tw-stale')) {
       part.classList.remove('tw-stale');
     }
     say(this.age, '');
@@ -81,6 +105,14 @@ export class LiveView extends View {
     super.dispose();
   }
 
+  private toggle(): void {
+    this.expanded.hidden = !this.expanded.hidden;
+    this.expander.setAttribute('aria-expanded', String(!this.expanded.hidden));
+    say(this.expander, this.expanded.hidden ? 'Expand' : 'Collapse');
+    this.resize();
+    this.draw();
+  }
+
   /** Grey what is older than it should be; also while no message comes. */
   private drawAges(): void {
     if (this.ended) {
@@ -91,9 +123,12 @@ export class LiveView extends View {
     const layers = ageText(ages.layers, FRESH.layers);
     say(this.age, figures);
     say(this.layersAge, layers);
-    this.figures.node.classList.toggle('tw-stale', figures !== '');
-    this.power.node.classList.toggle('tw-stale', figures !== '');
-    this.layers.node.classList.toggle('tw-stale', layers !== '');
+    for (const part of [this.first.node, this.spark.node, this.figures.node, this.power.node]) {
+      part.classList.toggle('tw-stale', figures !== '');
+    }
+    for (const part of [this.top.node, this.layers.node]) {
+      part.classList.toggle('tw-stale', layers !== '');
+    }
     this.node.dataset.age = ages.figures.toFixed(2);
     this.node.dataset.layersAge = ages.layers === null ? '' : ages.layers.toFixed(2);
   }
@@ -104,12 +139,25 @@ export class LiveView extends View {
     }
     this.drawAges();
     this.node.dataset.beats = String(this.state.beats);
-    this.figures.show(this.state.figures());
-    this.power.show(this.state.columns());
+    this.showFigures();
+    const columns = this.state.columns();
+    this.spark.show(columns);
+    this.top.show(this.state.top);
+    if (this.expanded.hidden) {
+      return; // nothing is worked out for what nobody sees
+    }
+    this.power.show(columns);
     const layers = this.state.freshLayers();
     if (layers) {
       this.layers.show(layers, this.state.latest?.energy_j ?? 0);
       say(this.asOf, `as of ${formatTime(layers.as_of_s)}`);
+    }
+  }
+
+  private showFigures(): void {
+    this.first.show(this.state.strip());
+    if (!this.expanded.hidden) {
+      this.figures.show(this.state.figures());
     }
   }
 }

@@ -5,7 +5,7 @@ import { h, say } from './dom';
 import { eachText, REPEATS } from './groups';
 import type { LayersView } from './layers';
 import { formatEnergy, formatInterval, formatShare } from './numbers';
-import type { GroupRow, Payload } from './payload';
+import type { Group, Payload } from './payload';
 import { pngOf, svgText } from './picture';
 import { copy, save, saveBlob } from './save';
 import { branches, everyBranch } from './tree';
@@ -78,7 +78,7 @@ export function viewMarkdown(payload: Payload, layers: LayersView): string {
     .concat('\n');
 }
 
-function groupCells(row: GroupRow): string[] {
+function groupCells(row: Group): string[] {
   const interval = row.interval_j ? formatInterval(...row.interval_j) : '';
   const name = `${code(row.name)}${row.unclear ? ' ~' : ''}`;
   return [

@@ -4,7 +4,7 @@ import type { HoverCard } from './card';
 import { arrange, h, set } from './dom';
 import { nameNode, writeName } from './names';
 import { formatEnergy, formatInterval, formatShare, known } from './numbers';
-import type { GroupRow } from './payload';
+import type { Group } from './payload';
 import { explain, mark } from './provenance';
 import { searchWords } from './tree';
 
@@ -14,7 +14,7 @@ export const REPEATS = '90 % of repeats';
 interface Column {
   readonly key: string;
   readonly title: string;
-  text(row: GroupRow): string;
+  text(row: Group): string;
 }
 
 const COLUMNS: readonly Column[] = [
@@ -35,8 +35,8 @@ export class GroupTable {
     'aria-label': 'energy by group'
   });
   private readonly none = h('caption', { class: 'tw-note', hidden: true }, 'no name matches');
-  private rows: readonly GroupRow[] = [];
-  private shown: readonly GroupRow[] = [];
+  private rows: readonly Group[] = [];
+  private shown: readonly Group[] = [];
   private lines: readonly HTMLTableRowElement[] = [];
   private active = 0;
 
@@ -55,7 +55,7 @@ export class GroupTable {
     this.body.addEventListener('keydown', event => this.onKey(event));
   }
 
-  show(rows: readonly GroupRow[], search: string): void {
+  show(rows: readonly Group[], search: string): void {
     this.rows = rows;
     this.filter(search);
   }
@@ -117,7 +117,7 @@ export class GroupTable {
   }
 }
 
-function line(row: GroupRow, index: number, largest: number): HTMLTableRowElement {
+function line(row: Group, index: number, largest: number): HTMLTableRowElement {
   const name = nameNode();
   writeName(name, row.name);
   const times = row.count > 1 && !row.name.includes(`x${row.count}`) ? ` x${row.count}` : '';
@@ -141,7 +141,7 @@ function line(row: GroupRow, index: number, largest: number): HTMLTableRowElemen
 
 const DRAWN = ['forward', 'backward', 'other'] as const;
 
-function bar(row: GroupRow, largest: number): HTMLElement {
+function bar(row: Group, largest: number): HTMLElement {
   const energyJ = row.energy_j ?? 0;
   const phases = { forward: row.by_phase.forward ?? 0, backward: row.by_phase.backward ?? 0 };
   const parts = { ...phases, other: Math.max(energyJ - phases.forward - phases.backward, 0) };
@@ -153,7 +153,7 @@ function bar(row: GroupRow, largest: number): HTMLElement {
   return h('div', { class: 'tw-share' }, ...pieces);
 }
 
-function facts(row: GroupRow): readonly { label: string; value: string }[] {
+function facts(row: Group): readonly { label: string; value: string }[] {
   const phases = Object.entries(row.by_phase).map(([phase, value]) => ({
     label: phase,
     value: formatEnergy(value)
@@ -169,7 +169,7 @@ function facts(row: GroupRow): readonly { label: string; value: string }[] {
 }
 
 /** The mean of one module, and the range over the modules of the group. */
-export function eachText(row: GroupRow): string {
+export function eachText(row: Group): string {
   if (row.count < 2 || !known(row.energy_j)) {
     return '';
   }
@@ -177,6 +177,6 @@ export function eachText(row: GroupRow): string {
   return `${formatEnergy(row.energy_j / row.count)}${range}`;
 }
 
-function phaseText(row: GroupRow, phase: string): string {
+function phaseText(row: Group, phase: string): string {
   return phase in row.by_phase ? formatEnergy(row.by_phase[phase]) : '';
 }

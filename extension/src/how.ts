@@ -30,21 +30,6 @@ function provenances(payload: Payload): readonly (string | null)[] {
   return ['derived', ...rows.map(row => row.provenance)];
 }
 
-/** One line of what was metered, and how: the question that a reader has before all others about a number. */
-export function sources(payload: Payload): HTMLElement | null {
-  const list = payload.domains.map(one =>
-    h(
-      'li',
-      { title: one.sentence },
-      h('b', {}, one.domain),
-      ` ${formatEnergy(one.energy_j)} `,
-      chip(one.provenance),
-      one.counted === false ? ' not in the total' : null
-    )
-  );
-  return list.length ? h('ul', { class: 'tw-sources', 'aria-label': 'what was measured' }, ...list) : null;
-}
-
 function domains(payload: Payload): HTMLElement | null {
   if (payload.domains.length === 0) {
     return null;

@@ -9,7 +9,7 @@ import { HoverCard } from './card';
 import { arrange, h } from './dom';
 import { GroupTable, TIE } from './groups';
 import { Icicle } from './icicle';
-import type { Grouped, Grouping, GroupRow, Layers } from './payload';
+import type { Group, Grouped, Grouping, Layers } from './payload';
 import { legend } from './provenance';
 import { LayerTable } from './table';
 import { branches } from './tree';
@@ -94,11 +94,11 @@ export class LayersView {
   }
 
   /** Return the name of the view that is shown, and its rows; the tree has none here. */
-  current(): { readonly view: ViewName; readonly rows: readonly GroupRow[] | null } {
+  current(): { readonly view: ViewName; readonly rows: readonly Group[] | null } {
     return { view: this.view, rows: this.rows(this.view) };
   }
 
-  private rows(view: ViewName): readonly GroupRow[] | null {
+  private rows(view: ViewName): readonly Group[] | null {
     return view === 'tree' ? null : (this.shown.groups?.[view] ?? null);
   }
 
@@ -127,7 +127,7 @@ export class LayersView {
 }
 
 /** What the marks of a view mean. */
-function basis(rows: readonly GroupRow[]): HTMLElement[] {
+function basis(rows: readonly Group[]): HTMLElement[] {
   const tie = h('span', {}, TIE);
   const words = legend(rows.map(row => row.provenance));
   return rows.some(row => row.unclear) ? [words, tie] : [words];

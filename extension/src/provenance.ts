@@ -8,15 +8,17 @@ interface Provenance {
 }
 
 /** From best known to least known. */
-export const PROVENANCES: Readonly<Record<string, Provenance>> = {
-  measured: { glyph: '●', meaning: 'the difference of two readings of a meter' },
-  derived: { glyph: '◆', meaning: 'calculated from other numbers' },
-  apportioned: { glyph: '◐', meaning: 'a share of a measured total' },
-  sourced: { glyph: '■', meaning: 'a published factor' },
-  modelled: { glyph: '○', meaning: 'calculated by a model, without a meter' },
-  declared: { glyph: '◇', meaning: 'stated by the user' },
-  assumed: { glyph: '□', meaning: 'a default of torchwatt' }
-};
+const PROVENANCES: ReadonlyMap<string, Provenance> = new Map(
+  Object.entries({
+    measured: { glyph: '●', meaning: 'the difference of two readings of a meter' },
+    derived: { glyph: '◆', meaning: 'calculated from other numbers' },
+    apportioned: { glyph: '◐', meaning: 'a share of a measured total' },
+    sourced: { glyph: '■', meaning: 'a published factor' },
+    modelled: { glyph: '○', meaning: 'calculated by a model, without a meter' },
+    declared: { glyph: '◇', meaning: 'stated by the user' },
+    assumed: { glyph: '□', meaning: 'a default of torchwatt' }
+  })
+);
 
 /** Return a chip; nothing where the provenance is not known. */
 export function chip(word: string | null | undefined): HTMLElement {
@@ -34,21 +36,21 @@ export function mark(node: HTMLElement, word: string | null | undefined): void {
   node.hidden = !word;
   node.title = word ? explain(word) : '';
   node.replaceChildren(
-    h('span', { class: 'tw-glyph', 'aria-hidden': 'true' }, word ? (PROVENANCES[word]?.glyph ?? '') : ''),
+    h('span', { class: 'tw-glyph', 'aria-hidden': 'true' }, word ? (PROVENANCES.get(word)?.glyph ?? '') : ''),
     h('span', { class: 'tw-chip-word' }, word ?? '')
   );
 }
 
 export function explain(word: string): string {
-  const known = PROVENANCES[word];
+  const known = PROVENANCES.get(word);
   return known ? `${word}: ${known.meaning}` : word;
 }
 
 /** List the provenances that occur, each with its meaning. */
 export function legend(words: Iterable<string | null>): HTMLElement {
   const found = new Set(words);
-  const items = Object.keys(PROVENANCES)
+  const items = [...PROVENANCES.keys()]
     .filter(word => found.has(word))
-    .map(word => h('li', {}, chip(word), ` ${PROVENANCES[word]?.meaning ?? ''}`));
+    .map(word => h('li', {}, chip(word), ` ${PROVENANCES.get(word)?.meaning ?? ''}`));
   return h('ul', { class: 'tw-provenances', 'aria-label': 'provenance of the numbers' }, ...items);
 }

@@ -7,10 +7,11 @@
 import { h } from './dom';
 import { exportMenu } from './export';
 import type { Figure } from './figures';
-import { how, sources } from './how';
-import { formatInterval, formatPower, formatTime, known } from './numbers';
-import type { Curve, Payload } from './payload';
+import { how } from './how';
+import { formatPower, formatTime } from './numbers';
+import type { Payload } from './payload';
 import { joined } from './power';
+import { summaryCard } from './strip';
 import { View } from './view';
 
 export class ReportView extends View {
@@ -18,15 +19,7 @@ export class ReportView extends View {
     super();
     this.node.setAttribute('aria-label', `energy report of ${payload.name || 'a run'}`);
     this.node.classList.add('tw-report');
-    const children = [
-      this.head(),
-      answer(payload),
-      this.figures.node,
-      sources(payload),
-      ...this.evidence(),
-      how(payload)
-    ];
-    this.node.append(...children.filter(child => child !== null));
+    this.node.append(this.head(), summaryCard(payload), ...this.evidence(), how(payload));
     this.figures.show(reportFigures(payload));
   }
 
@@ -42,42 +35,22 @@ export class ReportView extends View {
     );
   }
 
-  /** The layers, and under a fold the map of the layers and the power. */
+  /** The layers, and under a fold the figures, the map of the layers and the power. */
   private evidence(): readonly HTMLElement[] {
     const { payload } = this;
-    const found: HTMLElement[] = [];
-    const details = h(
-      'details',
-      { class: 'tw-details' },
-      h('summary', {}, 'Details: map of the layers, power over time')
-    );
-    if (payload.layers.length + payload.reserved.length > 0) {
-      this.layers.show(payload, payload.energy.value_j ?? 0);
-      found.push(this.layers.node);
-      details.append(this.layers.map);
-    }
+    const summary = h('summary', {}, 'Details: all figures, map of the layers, power over time');
+    const details = h('details', { class: 'tw-details' }, summary, this.figures.node);
     if (payload.curves.some(curve => curve.t_s.length > 0)) {
-      details.append(
-        h('h4', {}, 'Power'),
-        this.power.node,
-        h('p', { class: 'tw-note' }, powerText(payload.curves))
-      );
-      this.power.show(joined(payload.curves));
+      details.append(h('h4', {}, 'Power'), this.power.node);
+      this.power.show(joined(payload.curves), payload.bands, payload.lines);
     }
-    return details.children.length > 1 ? [...found, details] : found;
+    if (payload.layers.length + payload.reserved.length === 0) {
+      return [details];
+    }
+    this.layers.show(payload, payload.energy.value_j ?? 0);
+    this.figures.node.after(this.layers.map);
+    return [this.layers.node, details];
   }
-}
-
-function answer(payload: Payload): HTMLElement | null {
-  const { sentences = [], hint = '' } = payload.answer ?? {};
-  return sentences.length
-    ? h(
-        'div',
-        { class: 'tw-answer' },
-        h('p', {}, sentences.join(' ')),
-        hint ? h('p', { class: 'tw-hint' }, hint) : null
-      )
-    : null;
 }
 
 function reportFigures(payload: Payload): readonly Figure[] {
@@ -104,16 +77,4 @@ function reportFigures(payload: Payload): readonly Figure[] {
       known: carbon.value_g === null ? null : 'derived'
     }
   ];
-}
-
-/** The curve in words, for those who do not see it. */
-export function powerText(curves: readonly Curve[]): string {
-  const words = curves.flatMap(({ domain, t_s, power_w }) => {
-    const watts = power_w.filter(known);
-    const end = Math.max(...t_s.filter(known));
-    return watts.length
-      ? [`${domain}: ${formatInterval(Math.min(...watts), Math.max(...watts), 'W')} over ${formatTime(end)}`]
-      : [];
-  });
-  return words.length ? `${words.join('; ')}.` : '';
 }

@@ -254,7 +254,7 @@ const TIED = 'may as well come before the layer above: the interval of their dif
 function makeRow(key: string): Drawn {
   const twist = h('span', { class: 'tw-twist', 'aria-hidden': 'true' });
   const name = nameNode();
-  const tie = h('span', { class: 'tw-tie', title: TIED }, '~');
+  const tie = h('span', { class: 'tw-tie', title: TIED });
   const kind = h('span', { class: 'tw-class' });
   const bar = h('div', { class: 'tw-share' });
   const first = h('td', { class: 'tw-name' }, h('div', { class: 'tw-line' }, twist, name, tie, kind), bar);
@@ -278,7 +278,7 @@ function makeRow(key: string): Drawn {
       first.style.paddingLeft = `${6 + line.depth * 14}px`;
       say(twist, branch.children.length ? (line.open ? '▾' : '▸') : '');
       writeName(name, branch.name, branch.fqn);
-      tie.hidden = !line.tied;
+      say(tie, line.tied ? '~' : '');
       say(kind, branch.className);
     }
   };

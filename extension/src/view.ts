@@ -22,7 +22,7 @@ export abstract class View {
     this.node.remove();
   }
 
-  private resize(): void {
+  protected resize(): void {
     if (this.node.isConnected && this.node.clientWidth > 0) {
       this.power.resize(this.power.node.clientWidth);
       this.layers.resize();

@@ -1,8 +1,9 @@
 // @vitest-environment happy-dom
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { LiveView, ReportView } from '../src/chart';
+import { LiveView } from '../src/chart';
 import { formatEnergy } from '../src/numbers';
 import type { Beat, Begin, Payload } from '../src/payload';
+import { ReportView } from '../src/report';
 import { golden, many } from './fixture';
 import { frame, plots } from './setup';
 
@@ -133,7 +134,7 @@ describe('a report', () => {
     click(node, 'show 200 more');
     expect(rows(node).length).toBe(400);
     expect(node.textContent).toContain(
-      'The 700 smallest layers stand at the end, other (700), together 3.50 J'
+      'the 700 smallest layers stand at the end, other (700), together 3.50 J'
     );
     expect(node.textContent).toContain('other (700)');
     expect(node.textContent).toContain('3.50 J');
@@ -197,6 +198,11 @@ describe('a live view', () => {
     document.body.append(view.node);
     return view;
   };
+  const expanded = (): LiveView => {
+    const view = live();
+    click(view.node, 'Expand');
+    return view;
+  };
   const figure = (view: LiveView, label: string): string =>
     view.node.querySelector(`[data-figure="${label}"] .tw-figure-value`)?.textContent ?? '';
 
@@ -213,7 +219,7 @@ describe('a live view', () => {
   });
 
   test('shows an unknown power as unknown, not as the rest of the sum', async () => {
-    const view = live();
+    const view = expanded();
     view.take(beat(1, { power_w: { 'gpu:0': 99, ram: null } }));
     await frame();
     expect(figure(view, 'power now')).toBe('—');
@@ -222,7 +228,7 @@ describe('a live view', () => {
   });
 
   test('keeps what was opened and sorted while new layers come', async () => {
-    const view = live();
+    const view = expanded();
     const { layers, reserved, folded } = golden();
     view.take(beat(1, { layers: { layers, reserved, folded, as_of_s: 1 }, steps: 3, per_step: '7.00 J' }));
     await frame();

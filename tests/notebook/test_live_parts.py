@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.notebook.live_updater import (
+from torchwatt.notebook.run_history import HISTORY_MIME, MAX_RUNS, RunHistory, RunRecord
+from torchwatt.session.cost_limiter import (
     CPU_SHARE,
     CREDIT_S,
     MAX_CPU_SHARE,
@@ -15,7 +16,6 @@ from torchwatt.notebook.live_updater import (
     MIN_INTERVAL_S,
     CostLimiter,
 )
-from torchwatt.notebook.run_history import HISTORY_MIME, MAX_RUNS, RunHistory, RunRecord
 from torchwatt.views import LivePoint, update_payload
 
 

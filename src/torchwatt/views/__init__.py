@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from torchwatt.views.html_report import to_html_fragment, to_html_page
-from torchwatt.views.live_payload import LivePoint, live_layers_payload, start_payload, steps_payload, update_payload
+from torchwatt.views.live_payload import (
+    LivePoint,
+    live_layers_payload,
+    rate_payload,
+    start_payload,
+    steps_payload,
+    top_groups,
+    update_payload,
+)
 from torchwatt.views.module_tree import LAYER_COLUMNS, layer_rows
 from torchwatt.views.number_format import DASH, format_energy, format_interval, format_mass, format_power, format_time
 from torchwatt.views.report_payload import MIME, to_payload
@@ -21,11 +29,13 @@ __all__ = [
     "format_time",
     "layer_rows",
     "live_layers_payload",
+    "rate_payload",
     "start_payload",
     "steps_payload",
     "to_html_fragment",
     "to_html_page",
     "to_payload",
     "to_text",
+    "top_groups",
     "update_payload",
 ]

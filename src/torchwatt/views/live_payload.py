@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import fsum
 from typing import Any
 
 from torchwatt.core.meter import Meter, Unavailable
@@ -13,6 +15,7 @@ from torchwatt.views.number_format import format_energy
 from torchwatt.views.report_payload import json_number, layers_payload, payload_text
 
 LIVE_SCHEMA, LIVE_VERSION = "torchwatt.live", 1
+MAX_TOP_GROUPS = 3
 MAX_LIVE_LAYERS = 150  # modules of a message; smaller ones are folded into their parents
 
 
@@ -88,14 +91,34 @@ def steps_payload(steps: int, step_j: float | None) -> dict[str, Any]:
     return {"steps": steps, "per_step": "" if step_j is None else format_energy(step_j)}
 
 
+def rate_payload(unit: str, unit_j: float | None) -> dict[str, Any]:
+    """Return the joules of one step or counted unit as text; nothing if they are unknown."""
+    if unit_j is None:
+        return {}
+    return {"rate": {"label": payload_text(f"per {unit}"), "text": format_energy(unit_j)}}
+
+
 def live_layers_payload(report: Report) -> dict[str, Any]:
-    """Return the layers of a report so far, with the time up to which they are complete."""
+    """Return the layers of a report so far, with the time up to which they are complete, and its largest groups."""
     return {
+        "top": [[payload_text(name), json_number(share)] for name, share in top_groups(report)],
         "layers": {
             "as_of_s": json_number(report.duration_s),
             **layers_payload(build_layer_tree(report), MAX_LIVE_LAYERS),
-        }
+        },
     }
+
+
+def top_groups(report: Report, count: int = MAX_TOP_GROUPS) -> list[tuple[str, float]]:
+    """Return the names and shares of the groups with the most joules, the largest first."""
+    sums_j: dict[str, float] = {}
+    for ledger in report.counted:
+        for entry in ledger.entries:
+            name = re.sub(r"\d+", "*", entry.fqn)
+            sums_j[name] = sums_j.get(name, 0.0) + entry.energy_self_j
+    total_j = fsum(sums_j.values())
+    largest = sorted(sums_j, key=lambda name: -sums_j[name])[:count]
+    return [(name, sums_j[name] / total_j) for name in largest] if total_j > 0 else []
 
 
 def _energy_meters(meters: Sequence[Meter]) -> list[Meter]:

@@ -215,6 +215,45 @@ def head_notes(report: Report) -> tuple[str, ...]:
     return tuple(e.message if e.subject in prefixed else f"{e.subject}: {e.message}" for e in events)
 
 
+def measurement_notes(report: Report) -> tuple[str, ...]:
+    """Return how the numbers were obtained, in sentences: missing meters, the total's boundary, intervals, tracing."""
+    notes = [missing_meters_text(report), *head_notes(report)]
+    if report.interval_j is not None:
+        notes.append("An interval says what 90 % of repeats of this run would give.")
+    if bounds := bounds_text(report.energy_j, report.systematic_j):
+        notes.append(f"By the accuracy of the meters, other meters would give {bounds} in total (90 %).")
+    if coverage := coverage_text(report):
+        notes.append(f"The run was {coverage}; the joules of the rest are unknown and not in the total.")
+    if report.traced_steps and report.traced_steps < report.step_count:
+        notes.append(
+            f"Layers were traced in {report.traced_steps} of {report.step_count} steps; the other steps are filled in "
+            "from them."
+        )
+    return tuple(note for note in notes if note)
+
+
+def missing_meters_text(report: Report) -> str:
+    """Return one sentence on the domains without a meter, and which of them are estimated; "" if none is missing."""
+    kinds = {_kind_label(gone.domain): is_modelled_instead(report, gone) for gone in report.unavailable}
+    if not kinds:
+        return ""
+    estimated = [kind for kind, modelled in kinds.items() if modelled]
+    verb = "is" if len(estimated) == 1 else "are"
+    estimate = f"; {join_words(estimated)} {verb} estimated" if estimated else ""
+    return f"No power meter found for {join_words(list(kinds))}{estimate}."
+
+
+def _kind_label(domain: str) -> str:
+    """Return `GPU` for `gpu` and `DRAM 0` for `dram:0`."""
+    name, _, index = domain.partition(":")
+    return f"{name.upper()} {index}".strip()
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Join words by commas and a last `and`."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
 def is_modelled_instead(report: Report, gone: Unavailable) -> bool:
     """Return whether a model replaces this missing meter in the total."""
     kind = domain_kind(gone.domain)

@@ -40,6 +40,14 @@ export interface Layers {
   readonly folded: { readonly layers: number; readonly energy_j: Joules } | null;
 }
 
+export type Grouping = 'hottest' | 'blocks' | 'type';
+
+/** The same joules in several views; missing in reports of older versions. */
+export interface Grouped {
+  readonly groups?: Readonly<Partial<Record<Grouping, readonly Group[]>>>;
+  readonly default_view?: Grouping;
+}
+
 export interface DomainInfo {
   readonly domain: string;
   readonly energy_j: Joules;
@@ -82,16 +90,19 @@ export interface GaugeLine {
   readonly value: readonly Joules[];
 }
 
-/** Energy of a group of modules, or of a reserved name. */
+/** Energy of a group of modules, or of a reserved name: the rows of one view add up to the total. */
 export interface Group {
   readonly name: string;
   readonly count: number;
   readonly energy_j: Joules;
   readonly share: number | null;
+  /** What another repeat would give, 90 %. */
   readonly interval_j: readonly [Joules, Joules] | null;
+  /** The least and the most of one module of the group. */
   readonly each_j: readonly [Joules, Joules] | null;
   readonly by_phase: ByPhase;
   readonly provenance: string | null;
+  /** Its order relative to the row above cannot be told: the interval of their difference includes 0. */
   readonly unclear: boolean;
 }
 
@@ -103,7 +114,7 @@ export interface EventInfo {
   readonly message: string;
 }
 
-export interface Payload extends Layers {
+export interface Payload extends Layers, Grouped {
   readonly schema: 'torchwatt.report';
   readonly version: number;
   readonly run_id: string;
@@ -122,6 +133,10 @@ export interface Payload extends Layers {
     readonly provenance: string | null;
     readonly text: string;
   };
+  /** The answer in one or two sentences, and at most one hint ("": none); missing in reports of older versions. */
+  readonly answer?: { readonly sentences: readonly string[]; readonly hint: string };
+  /** How the numbers came about, in sentences; missing in reports of older versions. */
+  readonly how?: readonly string[];
   /** What the total does and does not contain, in sentences; missing in reports of older versions. */
   readonly notes?: readonly string[];
   readonly power_w: number | null;
@@ -134,11 +149,6 @@ export interface Payload extends Layers {
   readonly lines?: readonly GaugeLine[];
   /** The number of steps, and the joules of one; null if unknown. Missing in reports of older versions. */
   readonly step?: { readonly count: number; readonly energy_j: Joules };
-  /** The report in one or two sentences; missing in reports of older versions. */
-  readonly answer?: { readonly sentences: readonly string[]; readonly hint: string };
-  readonly how?: readonly string[];
-  readonly default_view?: 'blocks' | 'hottest';
-  readonly groups?: { readonly [view in 'hottest' | 'blocks' | 'type']?: readonly Group[] };
   readonly events: readonly EventInfo[];
   readonly event_count: number;
   readonly cost: string;

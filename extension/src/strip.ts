@@ -2,8 +2,9 @@
 
 import { h, s, say, set } from './dom';
 import { formatShare, known } from './numbers';
-import type { Group, Payload } from './payload';
+import type { Payload } from './payload';
 import type { Columns } from './power';
+import { chip } from './provenance';
 
 export type Top = readonly (readonly [name: string, share: number | null])[];
 
@@ -94,17 +95,7 @@ export class TopGroups {
   }
 }
 
-/** Return the groups of a report with most of its joules; none for reports of older versions. */
-export function topGroups({ groups, default_view }: Payload): Top {
-  const rows: readonly Group[] = groups?.[default_view ?? 'blocks'] ?? groups?.hottest ?? [];
-  return [...rows]
-    .filter(group => known(group.energy_j) && !/^\d+ more$/.test(group.name))
-    .sort((a, b) => (b.energy_j ?? 0) - (a.energy_j ?? 0))
-    .slice(0, MAX_TOP)
-    .map(group => [group.count > 1 ? `${group.name} ×${group.count}` : group.name, group.share]);
-}
-
-/** A finished run in a few lines: the answer, what to do about it, how it was measured, and the largest groups. */
+/** A finished run in a few lines: the answer, what to do about it, and how it was measured. */
 export function summaryCard(payload: Payload): HTMLElement {
   const { energy, answer, domains, unavailable, rates } = payload;
   const first = [
@@ -114,17 +105,14 @@ export function summaryCard(payload: Payload): HTMLElement {
   ];
   const sentences = answer?.sentences.length ? answer.sentences : [first.filter(Boolean).join(' · ')];
   const meters = domains.map(({ domain, provenance }) =>
-    h('span', { class: 'tw-meter' }, `${domain} `, h('span', { class: 'tw-chip' }, provenance))
+    h('span', { class: 'tw-meter' }, `${domain} `, chip(provenance))
   );
   const missing = [...new Set(unavailable.map(gone => gone.domain))].join(', ');
-  const top = new TopGroups();
-  top.show(topGroups(payload));
   return h(
     'div',
     { class: 'tw-card' },
     h('p', { class: 'tw-answer' }, sentences.join(' ')),
     answer?.hint ? h('p', { class: 'tw-hint' }, answer.hint) : null,
-    topGroups(payload).length ? top.node : null,
     h(
       'div',
       { class: 'tw-meters' },

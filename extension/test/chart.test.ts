@@ -1,8 +1,9 @@
 // @vitest-environment happy-dom
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { LiveView, ReportView } from '../src/chart';
+import { LiveView } from '../src/chart';
 import { formatEnergy } from '../src/numbers';
 import type { Beat, Begin, Payload } from '../src/payload';
+import { ReportView } from '../src/report';
 import { golden, many } from './fixture';
 import { frame, plots } from './setup';
 
@@ -133,7 +134,7 @@ describe('a report', () => {
     click(node, 'show 200 more');
     expect(rows(node).length).toBe(400);
     expect(node.textContent).toContain(
-      'The 700 smallest layers stand at the end, other (700), together 3.50 J'
+      'the 700 smallest layers stand at the end, other (700), together 3.50 J'
     );
     expect(node.textContent).toContain('other (700)');
     expect(node.textContent).toContain('3.50 J');

@@ -1,11 +1,12 @@
 import { describe, expect, test, vi } from 'vitest';
-import { LiveView, ReportView } from '../src/chart';
+import { LiveView } from '../src/chart';
 import { layersCsv } from '../src/csv';
 import { historyTable } from '../src/history';
 import { ageText, FRESH, LiveState } from '../src/live';
 import { isProfiled, profiled } from '../src/magic';
 import { asPayload, type Begin } from '../src/payload';
 import { joined } from '../src/power';
+import { ReportView } from '../src/report';
 import { golden, row } from './fixture';
 
 const BEGIN: Begin = {
@@ -139,9 +140,9 @@ test('a live view that gets no message greys what it shows and says how old it i
   vi.advanceTimersByTime(1000);
   expect(view.node.querySelector('.tw-strip .tw-figures')?.classList.contains('tw-stale')).toBe(true);
   expect(view.node.querySelector('.tw-head')?.textContent).toMatch(/1\.\d s old/);
-  expect(view.node.querySelector('.tw-split')?.classList.contains('tw-stale')).toBe(false);
+  expect(view.node.querySelector('.tw-layers-view')?.classList.contains('tw-stale')).toBe(false);
   vi.advanceTimersByTime(5000);
-  expect(view.node.querySelector('.tw-split')?.classList.contains('tw-stale')).toBe(true);
+  expect(view.node.querySelector('.tw-layers-view')?.classList.contains('tw-stale')).toBe(true);
   view.take(beat([8]));
   vi.advanceTimersByTime(20);
   expect(view.node.querySelector('.tw-figures')?.classList.contains('tw-stale')).toBe(false);

@@ -1,8 +1,9 @@
 import { describe, expect, test } from 'vitest';
-import { LiveView, ReportView } from '../src/chart';
+import { LiveView } from '../src/chart';
 import { LiveState } from '../src/live';
 import type { Beat, Begin, Payload } from '../src/payload';
-import { sparkline, topGroups, totalPower } from '../src/strip';
+import { ReportView } from '../src/report';
+import { sparkline, totalPower } from '../src/strip';
 import { golden } from './fixture';
 import { frame } from './setup';
 
@@ -100,32 +101,11 @@ describe('the card of a finished run', () => {
     const { answer: _, groups: __, ...old } = golden();
     const node = new ReportView(old as Payload).node;
     expect(node.querySelector('.tw-answer')?.textContent).toContain(golden().energy.text);
-    expect(node.querySelector('.tw-top')).toBeNull();
   });
 
   test('says how each meter is known, and which are missing', () => {
     const text = card({}).querySelector('.tw-meters')?.textContent;
     expect(text).toContain('gpu:0 ');
     expect(text).toContain('no meter: dram:0, psys');
-  });
-
-  test('shows the three largest groups, and not what is left over', () => {
-    const group = (name: string, energyJ: number, count = 1) => ({
-      name,
-      count,
-      energy_j: energyJ,
-      share: energyJ / 100,
-      interval_j: null,
-      each_j: null,
-      by_phase: {},
-      provenance: null,
-      unclear: false
-    });
-    const blocks = [group('a', 1), group('12 more', 60), group('b.*', 20, 4), group('c', 10), group('d', 9)];
-    expect(topGroups({ ...golden(), default_view: 'blocks', groups: { blocks } })).toEqual([
-      ['b.* ×4', 0.2],
-      ['c', 0.1],
-      ['d', 0.09]
-    ]);
   });
 });

@@ -44,9 +44,14 @@ def to_payload(report: Report) -> dict[str, Any]:
     """Return the report as a JSON value below 95 KB; layers that do not fit are folded into their parents."""
     booked = build_layer_tree(report)
     views = {view: layer_groups(report, view) for view in GROUPED_VIEWS}
-    value: dict[str, Any] = {}
+    result, value = answer(report), dict[str, Any]()
+    fixed = {
+        "answer": {"sentences": [payload_text(text) for text in result.sentences], "hint": payload_text(result.hint)},
+        "how": [payload_text(sentence) for sentence in report_summary.measurement_notes(report)],
+        "default_view": default_view(report),
+    }
     for *caps, rows in _CAPS:
-        value = _build_payload(report, booked, *caps)
+        value = {**_build_payload(report, booked, *caps), **fixed}
         value["groups"] = {view: [_group_value(group) for group in cut_groups(views[view], rows)] for view in views}
         if len(json.dumps(value, allow_nan=False)) < MAX_PAYLOAD_BYTES:
             break
@@ -56,7 +61,7 @@ def to_payload(report: Report) -> dict[str, Any]:
 def _build_payload(
     report: Report, booked: LayerTree, layers: int, points: int, events: int, domains: int
 ) -> dict[str, Any]:
-    carbon, answered = report_summary.describe_carbon(report), answer(report)
+    carbon = report_summary.describe_carbon(report)
     return {
         "schema": "torchwatt.report",
         "version": PAYLOAD_VERSION,
@@ -74,12 +79,6 @@ def _build_payload(
             "provenance": report.provenance,
             "text": report_summary.energy_text(report),
         },
-        "answer": {
-            "sentences": [payload_text(text) for text in answered.sentences],
-            "hint": payload_text(answered.hint),
-        },
-        "how": [payload_text(sentence) for sentence in report_summary.measurement_notes(report)],
-        "default_view": default_view(report),
         "notes": [payload_text(note) for note in report_summary.head_notes(report)],
         "power_w": json_number(report.mean_power_w),
         "carbon": {"value_g": json_number(report.carbon_g), "text": carbon.grams, "how": payload_text(carbon.basis)},

@@ -99,7 +99,8 @@ export class LayersView {
   }
 
   private rows(view: ViewName): readonly Group[] | null {
-    return view === 'tree' ? null : (this.shown.groups?.[view] ?? null);
+    const rows = view === 'tree' ? null : this.shown.groups?.[view];
+    return Array.isArray(rows) ? rows : null;
   }
 
   private switchTo(view: ViewName): void {

@@ -16,6 +16,13 @@ function report(payload: Payload): HTMLElement {
   return view.node;
 }
 
+/** A report of which the tree is shown. */
+function tree(payload: Payload): HTMLElement {
+  const node = report(payload);
+  node.querySelector<HTMLInputElement>('input[value=tree]')?.click();
+  return node;
+}
+
 const rows = (node: Element): HTMLElement[] => [...node.querySelectorAll<HTMLElement>('tbody tr[data-key]')];
 const cell = (line: Element | undefined, column: string): string =>
   line?.querySelector(`[data-column=${column}]`)?.textContent ?? '';
@@ -74,7 +81,7 @@ describe('a report', () => {
 
   test('shows the joules of every layer to the digits that Python shows', () => {
     const payload = golden();
-    const node = report(payload);
+    const node = tree(payload);
     click(node, 'expand all');
     for (const layer of payload.layers) {
       const line = find(node, layer.fqn);
@@ -86,7 +93,7 @@ describe('a report', () => {
   });
 
   test('sorts by a click and says so', () => {
-    const node = report(golden());
+    const node = tree(golden());
     const before = rows(node).map(one => one.dataset.key);
     click(node, 'total');
     expect(node.querySelector('th[aria-sort=ascending]')?.textContent).toBe('total');
@@ -94,7 +101,7 @@ describe('a report', () => {
   });
 
   test('opens, closes and walks by the keyboard', () => {
-    const node = report(golden());
+    const node = tree(golden());
     click(node, 'collapse all');
     const count = rows(node).length;
     const root = find(node, '(root)');
@@ -110,7 +117,7 @@ describe('a report', () => {
   });
 
   test('keeps its keys from the notebook, which has its own meaning for them', () => {
-    const node = report(golden());
+    const node = tree(golden());
     let heard = 0;
     document.body.addEventListener('keydown', () => heard++);
     press(rows(node)[0], 'ArrowDown');
@@ -119,7 +126,7 @@ describe('a report', () => {
   });
 
   test('searches, and counts what it found', () => {
-    const node = report(golden());
+    const node = tree(golden());
     search(node, 'attn');
     const found = rows(node).filter(one => one.dataset.key?.includes('attn')).length;
     expect(found).toBeGreaterThan(0);
@@ -127,7 +134,7 @@ describe('a report', () => {
   });
 
   test('draws a thousand modules a part at a time and says how many more there are', () => {
-    const node = report(many(1200));
+    const node = tree(many(1200));
     click(node, 'expand all');
     expect(rows(node).length).toBe(200);
     expect(node.textContent).toContain('show 200 more of 1011');

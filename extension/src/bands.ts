@@ -1,6 +1,6 @@
 /** Rows of bands under the power: which epoch, stage, step and phase ran when. */
 
-import { s } from './dom';
+import { h, s } from './dom';
 import type { BandRow, Bands } from './payload';
 
 export const ROWS = ['epochs', 'windows', 'stages', 'steps', 'phases'] as const;
@@ -81,6 +81,17 @@ export function rectangles(row: readonly BandRow[], extent: Extent): readonly Re
       ? []
       : [{ x: left + (lo - min) * scale, width: Math.max((hi - lo) * scale, 0.3), index }];
   });
+}
+
+/** Explain the colors of the phases. */
+export function bandLegend(bands: Bands): HTMLElement {
+  const phases = [...new Set((bands.phases ?? []).map(band => String(band[2]).split(/[ ,]/)[0] ?? ''))];
+  const swatches = phases.map(phase => {
+    const swatch = h('i', { class: 'tw-swatch' });
+    swatch.style.background = bandFill(phase, 0)[0];
+    return h('span', {}, swatch, phase);
+  });
+  return h('div', { class: 'tw-legend' }, ...swatches);
 }
 
 /** The rows as a picture; `pick` is called with the bounds of a band that was clicked. */

@@ -1,6 +1,7 @@
 /** Two runs beside each other, name by name. */
 
 import { h } from './dom';
+import { shorten } from './names';
 import { DASH, formatEnergy, known, sumKnown } from './numbers';
 import type { Joules, Payload } from './payload';
 
@@ -110,14 +111,6 @@ function usesByName(payload: Payload): Map<string, Use> {
   );
 }
 
-const MIDDLE = '…';
-
-/** Shorten a name in its middle: its ends tell modules apart. */
-export function shortened(name: string, length: number): string {
-  const half = Math.floor((length - 1) / 2);
-  return name.length <= length ? name : `${name.slice(0, length - 1 - half)}${MIDDLE}${name.slice(-half)}`;
-}
-
 const NAME_LENGTH = 34;
 const UNCLEAR = 'no clear difference';
 
@@ -126,7 +119,7 @@ export function compareTable(a: Payload, b: Payload): HTMLElement {
   const bySteps = stepsOf(a) !== null && stepsOf(b) !== null;
   const rows = [compareTotals(a, b), ...compare(a, b)].map(row => tableRows(row, bySteps));
   const heads = [`A: ${a.name}`, `B: ${b.name}`, bySteps ? 'B − A a step' : 'B − A'];
-  const head = h('tr', {}, ...heads.map(text => h('th', { scope: 'col', title: text }, shortened(text, 16))));
+  const head = h('tr', {}, ...heads.map(text => h('th', { scope: 'col', title: text }, shorten(text, 16))));
   const basis = bySteps ? 'the 90 % intervals of a step' : 'the 90 % intervals of the total';
   return h(
     'div',
@@ -145,7 +138,7 @@ function tableRows(row: Difference, bySteps: boolean): HTMLElement {
   const name = h(
     'th',
     { colspan: 3, scope: 'rowgroup', class: 'tw-name' },
-    h('span', { title: row.fqn }, shortened(row.fqn, NAME_LENGTH)),
+    h('span', { title: row.fqn }, shorten(row.fqn, NAME_LENGTH)),
     mark
   );
   const values = [

@@ -1,7 +1,7 @@
 /** Power over time: watts of each domain, what ran under them, and on request utilisation and temperature. */
 
 import uPlot from 'uplot';
-import { BandRows, describeInstant, type Extent } from './bands';
+import { BandRows, bandLegend, describeInstant, type Extent } from './bands';
 import { h, say, set } from './dom';
 import { formatPower, known } from './numbers';
 import type { Bands, Curve, GaugeLine } from './payload';
@@ -69,11 +69,24 @@ export function zoomed(
   return [low, low + width];
 }
 
+/** Return a line's value at an instant at which maybe only another line has a point; null where it is unknown. */
+export function valueAt(
+  values: ArrayLike<number | null | undefined>,
+  index: number
+): number | null | undefined {
+  let at = index;
+  while (at > 0 && values[at] === undefined) {
+    at -= 1;
+  }
+  return values[at];
+}
+
 export class PowerLine {
   readonly node = h('div', { class: 'tw-power', role: 'group', tabindex: 0 });
   private readonly canvas = h('div', { class: 'tw-power-plot' });
   private readonly readout = h('div', { class: 'tw-readout', 'aria-live': 'polite' });
   private readonly bar = h('div', { class: 'tw-bar' });
+  private readonly legend = h('div', { class: 'tw-power-legend' });
   private readonly reset = h('button', { class: 'tw-button', type: 'button', hidden: true }, 'Show all');
   private readonly bands = new BandRows((start, end) => this.zoom(start, end));
   private plot: uPlot | null = null;
@@ -100,7 +113,7 @@ export class PowerLine {
     this.bands.node.addEventListener('pointermove', event => {
       this.plot?.setCursor({ left: event.offsetX - AXIS_WIDTH, top: 0 });
     });
-    this.node.append(this.bar, this.canvas, this.bands.node, this.readout);
+    this.node.append(this.bar, this.canvas, this.bands.node, this.readout, this.legend);
   }
 
   show(data: Columns, bands: Bands = {}, lines: readonly GaugeLine[] = []): void {
@@ -148,6 +161,7 @@ export class PowerLine {
   private rebuild(): void {
     this.plot?.destroy();
     this.plot = null;
+    this.legend.replaceChildren();
     this.reset.hidden = true;
     if (this.width > 0 && this.names && this.node.isConnected) {
       this.plot = new uPlot(this.options(), this.columns(), this.canvas);
@@ -247,7 +261,7 @@ export class PowerLine {
       return;
     }
     const watts = Object.keys(this.data.power_w).map((domain, at) => {
-      const value = plot.data[at + 1]?.[index as number];
+      const value = valueAt(plot.data[at + 1] ?? [], index as number);
       return value === undefined ? '' : `${domain} ${formatPower(value)}`;
     });
     const what = describeInstant(this.under, t);
@@ -330,7 +344,7 @@ export class PowerLine {
         ...beside
       ],
       cursor: { drag: { x: true, y: false }, points: { size: 5 } },
-      legend: { live: true },
+      legend: { live: false, mount: (_, node) => this.legend.append(node, bandLegend(this.under)) },
       hooks: { draw: [plot => this.onDraw(plot)], setCursor: [plot => this.describe(plot)] }
     };
   }

@@ -19,7 +19,15 @@ export class ReportView extends View {
     super();
     this.node.setAttribute('aria-label', `energy report of ${payload.name || 'a run'}`);
     this.node.classList.add('tw-report');
-    this.node.append(this.head(), summaryCard(payload), ...this.evidence(), how(payload));
+    // Folded, so that what the cell printed stays in sight.
+    const details = h(
+      'details',
+      { class: 'tw-more' },
+      h('summary', {}, 'Details'),
+      ...this.evidence(),
+      how(payload)
+    );
+    this.node.append(this.head(), summaryCard(payload), details);
     this.figures.show(reportFigures(payload));
   }
 
@@ -38,8 +46,8 @@ export class ReportView extends View {
   /** The layers, and under a fold the figures, the map of the layers and the power. */
   private evidence(): readonly HTMLElement[] {
     const { payload } = this;
-    const summary = h('summary', {}, 'Details: all figures, map of the layers, power over time');
-    const details = h('details', { class: 'tw-details' }, summary, this.figures.node);
+    const summary = h('summary', {}, 'All figures, map of the layers, power over time');
+    const details = h('details', { class: 'tw-details', open: true }, summary, this.figures.node);
     if (payload.curves.some(curve => curve.t_s.length > 0)) {
       details.append(h('h4', {}, 'Power'), this.power.node);
       this.power.show(joined(payload.curves), payload.bands, payload.lines);

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { compare, compareTable, compareTotals, shortened } from '../src/compare';
+import { compare, compareTable, compareTotals } from '../src/compare';
 import type { Group, LayerRow, Payload } from '../src/payload';
 import { golden, row } from './fixture';
 
@@ -91,10 +91,4 @@ describe('a difference', () => {
     expect(texts.y).not.toContain('no clear difference');
     expect(texts.y).toContain('10.0 J1.00 J/step21.0 J1.05 J/step+50.0 mJ+5.0 %');
   });
-});
-
-test('names are shortened in the middle', () => {
-  expect(shortened('short', 10)).toBe('short');
-  const long = shortened('model.layers.11.self_attn.q_proj', 20);
-  expect([long.length, long]).toEqual([20, 'model.laye…tn.q_proj'].map((v, i) => (i ? v : 20)));
 });

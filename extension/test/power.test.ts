@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { bandAt, bandFill, describeInstant, rectangles } from '../src/bands';
 import type { Bands } from '../src/payload';
-import { describePower, joined, zoomed } from '../src/power';
+import { describePower, joined, valueAt, zoomed } from '../src/power';
 import { golden } from './fixture';
 
 const BANDS: Bands = {
@@ -70,6 +70,12 @@ describe('curves', () => {
     expect(power_w.a).toEqual([5, 5, 7, 7]);
     expect(t_s.map(t => Math.round(t))).toEqual([0, 1, 1, 2]);
     expect(new Set(t_s).size).toBe(4);
+  });
+
+  test('have the value of their last point where only another curve has one', () => {
+    expect(valueAt([1, undefined, undefined, null], 2)).toBe(1);
+    expect(valueAt([1, undefined, undefined, null], 3)).toBeNull();
+    expect(valueAt([undefined, 2], 0)).toBeUndefined();
   });
 
   test('are described in words', () => {

@@ -92,7 +92,7 @@ describe('the card of a finished run', () => {
     const node = card({ answer });
     expect(node.querySelector('.tw-answer')?.textContent).toBe('It took 8 kJ. MLPs used most.');
     expect(node.querySelector('.tw-hint')?.textContent).toBe('The GPU waited.');
-    const details = node.querySelector<HTMLDetailsElement>('.tw-details');
+    const details = node.querySelector<HTMLDetailsElement>('.tw-more');
     expect(details?.open).toBe(false);
     expect(details?.querySelectorAll('.tw-figure, .tw-table, .tw-power').length).toBeGreaterThan(3);
   });

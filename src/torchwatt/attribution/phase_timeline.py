@@ -15,7 +15,7 @@ from torchwatt.core.report import PhaseInterval
 from torchwatt.core.terms import PHASES
 from torchwatt.core.trace import Trace
 
-MAX_INTERVALS = 200
+MAX_INTERVALS = 150
 MAX_GROUPS = 40  # the groups of modules with the most time; others are never named
 _PAUSE_SHARE = 5e-4  # of the run: a shorter pause does not end an interval
 _DIGITS = re.compile(r"\d+")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import fsum
 from typing import Any
 
 from torchwatt.core.meter import Meter, Unavailable
 from torchwatt.core.report import Report
+from torchwatt.views.answer import main_groups
 from torchwatt.views.module_tree import build_layer_tree
 from torchwatt.views.number_format import format_energy
 from torchwatt.views.report_payload import json_number, layers_payload, payload_text
@@ -110,15 +109,10 @@ def live_layers_payload(report: Report) -> dict[str, Any]:
 
 
 def top_groups(report: Report, count: int = MAX_TOP_GROUPS) -> list[tuple[str, float]]:
-    """Return the names and shares of the groups with the most joules, the largest first."""
-    sums_j: dict[str, float] = {}
-    for ledger in report.counted:
-        for entry in ledger.entries:
-            name = re.sub(r"\d+", "*", entry.fqn)
-            sums_j[name] = sums_j.get(name, 0.0) + entry.energy_self_j
-    total_j = fsum(sums_j.values())
-    largest = sorted(sums_j, key=lambda name: -sums_j[name])[:count]
-    return [(name, sums_j[name] / total_j) for name in largest] if total_j > 0 else []
+    """Return names and shares of the groups with the most joules, largest first: those of the report's answer."""
+    run_j = report.energy_j or 0.0
+    groups = sorted(main_groups(report).items(), key=lambda item: (-item[1], item[0]))
+    return [(name, energy_j / run_j) for name, energy_j in groups[:count]] if run_j > 0 else []
 
 
 def _energy_meters(meters: Sequence[Meter]) -> list[Meter]:

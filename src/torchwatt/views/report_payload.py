@@ -92,7 +92,7 @@ def _build_payload(
             for gone in report.unavailable[:domains]
         ],
         "curves": [_curve_value(report, index, points) for index in range(min(len(report.curves), domains))],
-        "bands": _band_values(report, min(points // 2, MAX_BANDS)),
+        "bands": _band_values(report, min(points, MAX_BANDS)),
         "lines": [
             {
                 "domain": line.domain,

@@ -37,6 +37,11 @@ PROVENANCE_MEANING = {
     "declared": "stated by the user",
     "assumed": "a default of torchwatt",
 }
+# The same glyphs as in `extension/src/provenance.ts`.
+PROVENANCE_GLYPHS = {
+    "measured": "●", "derived": "◆", "apportioned": "◐", "sourced": "■", "modelled": "○", "declared": "◇",
+    "assumed": "□",
+}  # fmt: skip
 
 
 REPEAT_LABEL, METER_LABEL = "90 % of repeats", "another meter"
@@ -349,6 +354,14 @@ def describe_cost(report: Report) -> str:
         filled = ", the others filled in from them" if report.traced_steps < report.step_count else ""
         words.append(f"{report.traced_steps} of {report.step_count} steps traced{filled}")
     return " · ".join(words)
+
+
+def describe_run(report: Report) -> str:
+    """Return the run's id and the versions of the software."""
+    names = ("torchwatt", "python", "torch", "os")
+    return " · ".join(
+        (report.run_id, *(f"{name} {report.software[name]}" for name in names if name in report.software))
+    )
 
 
 def select_warnings(report: Report) -> tuple[Event, ...]:

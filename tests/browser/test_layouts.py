@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -203,5 +203,5 @@ def test_views_and_pictures_are_taken_along(lab, shown):
         assert data.startswith(begin)
         assert len(data) > 2000
         if kind == "SVG":
-            drawn = ElementTree.fromstring(data)  # noqa: S314  # our own
+            drawn = ET.fromstring(data)  # noqa: S314  # our own
             assert len(drawn.findall(".//{http://www.w3.org/2000/svg}rect")) > 20

@@ -118,12 +118,16 @@ const UNCLEAR = 'no clear difference';
 export function compareTable(a: Payload, b: Payload): HTMLElement {
   const bySteps = stepsOf(a) !== null && stepsOf(b) !== null;
   const rows = [compareTotals(a, b), ...compare(a, b)].map(row => tableRows(row, bySteps));
-  const heads = [`A: ${a.name}`, `B: ${b.name}`, bySteps ? 'B − A a step' : 'B − A'];
-  const head = h('tr', {}, ...heads.map(text => h('th', { scope: 'col', title: text }, shorten(text, 16))));
+  const heads = ['A', 'B', bySteps ? 'B − A a step' : 'B − A'];
+  const head = h('tr', {}, ...heads.map(text => h('th', { scope: 'col' }, text)));
+  const names = [`A: ${a.name}`, `B: ${b.name}`].map(text =>
+    h('div', { class: 'tw-compared', title: text }, text)
+  );
   const basis = bySteps ? 'the 90 % intervals of a step' : 'the 90 % intervals of the total';
   return h(
     'div',
     {},
+    ...names,
     h(
       'div',
       { class: 'tw-scroll', tabindex: 0, role: 'region', 'aria-label': 'comparison of two runs' },

@@ -72,6 +72,7 @@ def test_steps_and_layers_of_hundreds_of_modules_move_all_the_time(lab, notebook
     lab.page.evaluate(SAMPLE)
     start(lab)
     lab.page.wait_for_selector(LIVE)
+    lab.page.get_by_role("button", name="Expand").click()
     lab.page.wait_for_timeout(1000 * seconds * 2 // 3)
     PICTURES.mkdir(exist_ok=True)
     pictured_s = lab.page.evaluate(NOW_S)

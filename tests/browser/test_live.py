@@ -67,6 +67,7 @@ def test_the_view_moves_while_the_kernel_is_busy_and_ends_as_the_report_with_pyt
     page = lab.page
     page.wait_for_function("() => beats.length >= 8")
     assert re.fullmatch(r"[\d.]+ [mk]?W", page.locator("[data-figure='power now'] .tw-figure-value").inner_text())
+    page.get_by_role("button", name="Expand").click()
     assert "CO2e" in page.locator("[data-figure='carbon so far']").inner_text()
     page.locator(f"{LIVE} .tw-table tbody tr[data-key='(root)']").wait_for()
     assert page.locator(f"{LIVE} .tw-box").count() > 3

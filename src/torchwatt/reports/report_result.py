@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 MAX_HTML_BYTES = 90_000
 
 
+def terminal_width() -> int:
+    """Return the width of the terminal, from 100 to 140 columns; 100 without a terminal."""
+    return min(max(get_terminal_size((100, 24)).columns, 100), 140)
+
+
 class ReportResult(ABC):
     """Tables, files and displays of `report`.
 
@@ -153,9 +158,8 @@ class ReportResult(ABC):
         return write_html(self.report, path)
 
     def __repr__(self) -> str:
-        # Width of the terminal, from 100 to 140 columns; 100 without a terminal.
-        width = min(max(get_terminal_size((100, 24)).columns, 100), 140)
-        return to_printable(to_text(self.report, width=width))  # printing a run must not raise an encoding error
+        # Printing a run must not raise an encoding error.
+        return to_printable(to_text(self.report, width=terminal_width()))
 
     def _repr_html_(self) -> str:
         return to_html_fragment(self.report, max_bytes=MAX_HTML_BYTES)

@@ -17,11 +17,12 @@ from torchwatt.views.live_payload import (
 from torchwatt.views.module_tree import LAYER_COLUMNS, layer_rows
 from torchwatt.views.number_format import DASH, format_energy, format_interval, format_mass, format_power, format_time
 from torchwatt.views.report_payload import MIME, to_payload
-from torchwatt.views.terminal_report import to_markdown, to_text
+from torchwatt.views.terminal_report import MAX_LAYERS, to_markdown, to_text
 
 __all__ = [
     "DASH",
     "LAYER_COLUMNS",
+    "MAX_LAYERS",
     "MIME",
     "VIEWS",
     "Answer",

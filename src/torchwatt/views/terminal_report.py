@@ -33,11 +33,12 @@ _MAX_EVENTS = 12
 _MAX_WINDOWS = 12
 _MAX_TEXT = 300
 MIN_WIDTH = 88
+MAX_LAYERS = 20  # rows of modules by default
 _BAR_WIDTH, _BAR_RANK = 10, 3
 _WIDEST_NAME = 44  # optional columns leave so much room for names
 
 
-def to_text(report: Report, *, max_layers: int | None = 20, width: int = 100, by: View | None = None) -> str:
+def to_text(report: Report, *, max_layers: int | None = MAX_LAYERS, width: int = 100, by: View | None = None) -> str:
     """Return a report as text: the answer, the layers, and how it was measured.
 
     The text is ASCII but for `±`, `—`, `·`, the glyphs of provenance and the user's own names.
@@ -255,7 +256,7 @@ def _tail_lines(report: Report, width: int) -> list[str]:
     return [*lines, *_label_lines("run", report_summary.describe_run(report), width)]
 
 
-def to_markdown(report: Report, *, max_layers: int | None = 20, by: View | None = None) -> str:
+def to_markdown(report: Report, *, max_layers: int | None = MAX_LAYERS, by: View | None = None) -> str:
     """Return a report as Markdown: the answer, a table of the layers, and how it was measured; see `to_text`."""
     view = by or default_view(report)
     parts = [f"# {_markdown_text(report.name or 'torchwatt run')}"]

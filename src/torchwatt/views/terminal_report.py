@@ -108,7 +108,10 @@ def _domain_lines(report: Report, width: int) -> list[str]:
         lines += _label_lines("", item.sentence, width)
     lines += _label_lines("", remainder, width)
     # The fixes are in the events file, the page and `torchwatt doctor`; the terminal only refers to them.
-    reasons = [f"{gone.domain}: {gone.reason}" for gone in report.unavailable]
+    reasons = [
+        f"{gone.domain}: {gone.reason.removeprefix(f'{gone.domain}: ')}"
+        for gone in report_summary.missing_meters(report)
+    ]
     if any(gone.fix for gone in report.unavailable):
         reasons.append("`torchwatt doctor` lists what would help")
     lines += _label_lines("no meter", " · ".join(reasons), width)

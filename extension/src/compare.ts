@@ -118,7 +118,7 @@ const UNCLEAR = 'no clear difference';
 export function compareTable(a: Payload, b: Payload): HTMLElement {
   const bySteps = stepsOf(a) !== null && stepsOf(b) !== null;
   const rows = [compareTotals(a, b), ...compare(a, b)].map(row => tableRows(row, bySteps));
-  const heads = ['A', 'B', bySteps ? 'B − A a step' : 'B − A'];
+  const heads = ['A', 'B', 'B − A'];
   const head = h('tr', {}, ...heads.map(text => h('th', { scope: 'col' }, text)));
   const names = [`A: ${a.name}`, `B: ${b.name}`].map(text =>
     h('div', { class: 'tw-compared', title: text }, text)
@@ -133,7 +133,11 @@ export function compareTable(a: Payload, b: Payload): HTMLElement {
       { class: 'tw-scroll', tabindex: 0, role: 'region', 'aria-label': 'comparison of two runs' },
       h('table', { class: 'tw-table tw-compare' }, h('thead', {}, head), ...rows)
     ),
-    h('div', { class: 'tw-note' }, `Self energy. “${UNCLEAR}”: ${basis} overlap.`)
+    h(
+      'div',
+      { class: 'tw-note' },
+      `Self energy${bySteps ? '; B − A is that of a step' : ''}. “${UNCLEAR}”: ${basis} overlap.`
+    )
   );
 }
 

@@ -82,6 +82,7 @@ def test_the_log_stays_in_sight_in_notebook_7(chromium, folder, tmp_path):
         faults = []
         page.on("pageerror", lambda error: faults.append(str(error)) if ours(error) else None)
         page.goto(f"{base}/notebooks/strip7.ipynb?{uuid4().hex}")
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=120_000)
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         page.wait_for_selector(f"{LIVE} [data-figure='per image']", timeout=120_000)

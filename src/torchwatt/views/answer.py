@@ -151,6 +151,8 @@ def _split_groups(named: Sequence[tuple[str, LayerSum]]) -> dict[str, float]:
         parts = name.split(".")
         for depth in range(1, len(parts) + 1):
             path = ".".join(parts[:depth])
+            if not path:  # a name that begins with a dot
+                continue
             inside[path].append(layer.energy_j)
             children[".".join(parts[: depth - 1])].add(path)
     total = {path: fsum(joules) for path, joules in inside.items()}

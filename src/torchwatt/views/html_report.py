@@ -80,13 +80,11 @@ def _head_block(report: Report, tag: str) -> str:
     details = muted_text(escape_text(" · ".join(w for w in words if w)), "13px")
     line = html_tag("div", f"{title} &nbsp;{status} {muted_text('·', '13px')} {details}", "margin:4px 0 10px 0")
     result = answer(report)
-    text = "".join(
-        html_tag("div", escape_text(sentence), "font-size:15px;margin:4px 0") for sentence in result.sentences
-    )
-    hint = (
-        html_tag("div", f"{html_tag('b', 'Hint:')} {escape_text(result.hint)}", "margin:4px 0") if result.hint else ""
-    )
-    return line + text + hint + html_tag("div", "".join(_figure_cards(report)), _CARDS + ";margin-top:10px")
+    style = "margin:4px 0"
+    text = "".join(html_tag("div", escape_text(part), f"font-size:15px;{style}") for part in result.sentences)
+    hint = f"{html_tag('b', 'Hint:')} {escape_text(result.hint)}"
+    text += html_tag("div", hint, style) if result.hint else ""
+    return line + text + html_tag("div", "".join(_figure_cards(report)), _CARDS + ";margin-top:10px")
 
 
 def _figure_cards(report: Report) -> list[str]:

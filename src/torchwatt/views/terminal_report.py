@@ -185,7 +185,8 @@ def _row_name(group: LayerGroup, by: View) -> str:
     name = escape_unprintable(group.name)
     if by == "tree":
         return "  " * group.depth + (name.rpartition(".")[2] if group.depth else name)
-    return name + (f" x{group.count}" if group.count > 1 else "") + (" ~" if group.unclear else "")
+    counted = group.count > 1 and name != f"{group.count} more"
+    return name + (f" x{group.count}" if counted else "") + (" ~" if group.unclear else "")
 
 
 def _table_columns(report: Report, groups: Sequence[LayerGroup], by: View) -> tuple[_Column, ...]:

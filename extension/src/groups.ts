@@ -21,7 +21,7 @@ const COLUMNS: readonly Column[] = [
   { key: 'share', title: 'share', text: row => formatShare(row.share) },
   { key: 'energy', title: 'energy', text: row => formatEnergy(row.energy_j) },
   { key: 'interval', title: REPEATS, text: row => (row.interval_j ? formatInterval(...row.interval_j) : '') },
-  { key: 'each', title: 'each module', text: eachText },
+  { key: 'each', title: 'each, from to', text: eachText },
   { key: 'forward', title: 'forward', text: row => phaseText(row, 'forward') },
   { key: 'backward', title: 'backward', text: row => phaseText(row, 'backward') }
 ];

@@ -96,7 +96,7 @@ export class Icicle {
     private readonly card: HoverCard,
     private readonly picked: (key: string) => void
   ) {
-    this.node.append(legend(), this.above, this.svg, this.note);
+    this.node.append(h('div', { class: 'tw-legend' }, ...phaseKeys(PARTS)), this.above, this.svg, this.note);
     this.above.addEventListener('click', () => this.lookInto(ROOT_KEY));
     for (const kind of ['pointerover', 'focusin']) {
       this.svg.addEventListener(kind, event => this.explain(event.target));
@@ -222,7 +222,7 @@ export class Icicle {
       group.append(
         s(
           'text',
-          { class: 'tw-label', x: x + 5, y: y + ROW / 2 + 4 },
+          { class: 'tw-label', 'aria-hidden': 'true', x: x + 5, y: y + ROW / 2 + 4 },
           label(branch, Math.floor((width - 10) / CHAR))
         )
       );
@@ -329,15 +329,16 @@ export function label({ name, fqn, totalJ }: Branch, room: number): string {
   return full.length <= room ? full : shorten(context, room);
 }
 
-function legend(): HTMLElement {
-  const words: Readonly<Record<Part, string>> = {
-    forward: 'forward',
-    backward: 'backward',
-    other: 'other',
-    static: 'static (where it is known)'
-  };
-  const items = PARTS.map(part =>
-    h('span', { class: 'tw-key' }, h('i', { class: `tw-swatch tw-bg-${part}` }), words[part])
+const MEANING: Readonly<Record<Part, string>> = {
+  forward: 'forward',
+  backward: 'backward',
+  other: 'other',
+  static: 'static (where it is known)'
+};
+
+/** What the colours mean. */
+export function phaseKeys(parts: readonly Part[]): HTMLElement[] {
+  return parts.map(part =>
+    h('span', { class: 'tw-key' }, h('i', { class: `tw-swatch tw-bg-${part}` }), MEANING[part])
   );
-  return h('div', { class: 'tw-legend' }, ...items);
 }

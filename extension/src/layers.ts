@@ -8,7 +8,7 @@
 import { HoverCard } from './card';
 import { arrange, h } from './dom';
 import { GroupTable, TIE } from './groups';
-import { Icicle } from './icicle';
+import { Icicle, phaseKeys } from './icicle';
 import type { Group, Grouped, Grouping, Layers } from './payload';
 import { legend } from './provenance';
 import { LayerTable } from './table';
@@ -45,7 +45,7 @@ export class LayersView {
     spellcheck: 'false'
   });
   private readonly panel = h('div', { class: 'tw-view' });
-  private readonly note = h('div', { class: 'tw-note tw-basis' });
+  private readonly note = h('div', { class: 'tw-basis' });
   private shown: Layers & Grouped = { layers: [], reserved: [], folded: null };
   private view: ViewName = 'tree';
   private touched = false;
@@ -129,7 +129,7 @@ export class LayersView {
 
 /** What the marks of a view mean. */
 function basis(rows: readonly Group[]): HTMLElement[] {
-  const tie = h('span', {}, TIE);
+  const colors = phaseKeys(['forward', 'backward', 'other']);
   const words = legend(rows.map(row => row.provenance));
-  return rows.some(row => row.unclear) ? [words, tie] : [words];
+  return [...colors, words, ...(rows.some(row => row.unclear) ? [h('span', {}, TIE)] : [])];
 }

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.browser.conftest import PICTURES, SETUP, picture
+from tests.browser.conftest import PICTURES, SETUP, choose_view, picture
 from tests.support.heavy import one_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -90,6 +90,7 @@ def compare_with_python(lab):
     truth, total = text_of(lab.cells()[2]).splitlines()
     assert page.locator("[data-figure=energy] .tw-figure-value").inner_text().startswith(total.split(" | ")[0])
     assert total.split(" | ")[0] == total.split(" | ")[1]
+    choose_view(page, "tree")
     page.get_by_role("button", name="expand all").click()
     compared = 0
     for fqn, phase, shown in json.loads(truth):

@@ -18,6 +18,7 @@ from torchwatt.core.terms import (
     OTHER_PROCESSES,
     OUTSIDE,
     PROFILER,
+    RESERVED,
     ROOT,
     TRANSFER,
     UNATTRIBUTED,
@@ -109,6 +110,11 @@ def _group_sentence(report: Report) -> str:
     named: list[tuple[str, float]] = []
     while groups and len(named) < _MAX_GROUPS and fsum(joules for _, joules in named) < _MAIN_SHARE * run_j:
         named.append(groups.pop(0))
+    if not any(name not in RESERVED for name, _ in named):  # the largest part of the model is always named
+        largest = next((group for group in groups if group[0] not in RESERVED), None)
+        if largest is not None:
+            groups.remove(largest)
+            named.append(largest)
     sum_j = fsum(joules for _, joules in named)
     words = [f"{_ROW_NAMES.get(name, name)} {_share(joules, run_j)}" for name, joules in named]
     together = f" (together {_share(sum_j, run_j)})" if len(named) > 1 else ""
@@ -145,6 +151,8 @@ def _split_groups(named: Sequence[tuple[str, LayerSum]]) -> dict[str, float]:
         parts = name.split(".")
         for depth in range(1, len(parts) + 1):
             path = ".".join(parts[:depth])
+            if not path:  # a name that begins with a dot
+                continue
             inside[path].append(layer.energy_j)
             children[".".join(parts[: depth - 1])].add(path)
     total = {path: fsum(joules) for path, joules in inside.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import fsum
 from typing import Literal, get_args
@@ -13,8 +13,8 @@ from torchwatt.core.ledger import Entry
 from torchwatt.core.report import Report
 from torchwatt.core.terms import PHASES, RESERVED, Phase, Provenance, weakest_provenance
 from torchwatt.core.trace import ModuleInfo
-from torchwatt.views.layer_sums import LayerSum, half_interval, is_tied, sum_layers
-from torchwatt.views.module_tree import build_layer_tree
+from torchwatt.views.layer_sums import LayerSum, class_names, half_interval, is_tied, sum_layers
+from torchwatt.views.module_tree import TOP_CONTAINER, ModuleNode, build_layer_tree, find_containers, fold_tree
 
 View = Literal["hottest", "blocks", "tree", "type"]
 VIEWS: tuple[View, ...] = get_args(View)
@@ -73,7 +73,7 @@ def layer_groups(report: Report, by: View) -> tuple[LayerGroup, ...]:
             `h.*.mlp.fc1`. `tree`: a row per module with the modules inside it below. `type`: a row per kind of module.
     """
     if by == "tree":
-        return _tree_groups(report)
+        return tree_groups(report)
     layers = sum_layers(report)
     if by == "hottest":
         return _make_groups(report, layers, lambda layer: layer.fqn)
@@ -154,17 +154,43 @@ def mark_unclear(groups: Sequence[LayerGroup]) -> tuple[LayerGroup, ...]:
     )
 
 
-def _tree_groups(report: Report) -> tuple[LayerGroup, ...]:
+def tree_groups(report: Report, max_modules: int | None = None) -> tuple[LayerGroup, ...]:
+    """Return the modules, each followed by those inside it, and the reserved rows.
+
+    Args:
+        report: The report to show.
+        max_modules: Fold the smaller modules of each container into one row, "(n smaller)"; None: fold none.
+    """
     booked, run_j = build_layer_tree(report), report.energy_j or 0.0
-    rows: list[LayerGroup] = []
-    waiting = [(node, 0) for node in reversed(booked.tops)]
+    tops = booked.tops if max_modules is None else fold_tree(booked.tops, max_modules)
+    waiting = [(node, TOP_CONTAINER, 0) for node in reversed(tops)]
+    shown: list[tuple[ModuleNode, str, int]] = []
     while waiting:  # without recursion: a tree may have a thousand levels
-        node, depth = waiting.pop()
-        own = _group(node.fqn, node.layer.entries if node.layer else (), run_j)
-        rows.append(replace(own, depth=depth, total_j=node.total_j))
-        waiting += [(child, depth + 1) for child in reversed(node.children)]
-    rows += [_group(layer.fqn, layer.entries, run_j) for layer in booked.reserved]
-    return tuple(rows)
+        node, container, depth = waiting.pop()
+        shown.append((node, container, depth))
+        waiting += [(child, node.fqn, depth + 1) for child in reversed(node.children)]
+    folded = _folded_entries(booked.modules, {node.fqn for node, _, _ in shown}, class_names(report))
+    rows = []
+    for node, container, depth in shown:
+        entries = folded.get(container, ()) if node.smaller else node.layer.entries if node.layer else ()
+        group = _group(node.fqn, tuple(entries), run_j)
+        rows.append(replace(group, count=node.smaller or 1, depth=depth, total_j=node.total_j))
+    return (*rows, *(_group(layer.fqn, layer.entries, run_j) for layer in booked.reserved))
+
+
+def _folded_entries(
+    modules: Sequence[LayerSum], shown: Collection[str], classes: Collection[str]
+) -> dict[str, list[Entry]]:
+    """Return the entries of modules that are not shown, by the innermost container that is."""
+    container_of = find_containers((layer.fqn for layer in modules), classes)
+    folded: dict[str, list[Entry]] = defaultdict(list)
+    for layer in modules:
+        name = layer.fqn
+        while name not in shown and name != TOP_CONTAINER:
+            name = container_of[name]
+        if name != layer.fqn:
+            folded[name] += layer.entries
+    return folded
 
 
 def fold_names(names: Iterable[str], modules: Iterable[ModuleInfo]) -> dict[str, str]:

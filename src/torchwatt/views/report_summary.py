@@ -37,6 +37,11 @@ PROVENANCE_MEANING = {
     "declared": "stated by the user",
     "assumed": "a default of torchwatt",
 }
+# The same glyphs as in `extension/src/provenance.ts`.
+PROVENANCE_GLYPHS = {
+    "measured": "●", "derived": "◆", "apportioned": "◐", "sourced": "■", "modelled": "○", "declared": "◇",
+    "assumed": "□",
+}  # fmt: skip
 
 
 REPEAT_LABEL, METER_LABEL = "90 % of repeats", "another meter"
@@ -234,13 +239,28 @@ def measurement_notes(report: Report) -> tuple[str, ...]:
 
 def missing_meters_text(report: Report) -> str:
     """Return one sentence on the domains without a meter, and which of them are estimated; "" if none is missing."""
-    kinds = {_kind_label(gone.domain): is_modelled_instead(report, gone) for gone in report.unavailable}
+    kinds = {_kind_label(gone.domain): is_modelled_instead(report, gone) for gone in missing_meters(report)}
     if not kinds:
         return ""
     estimated = [kind for kind, modelled in kinds.items() if modelled]
     verb = "is" if len(estimated) == 1 else "are"
     estimate = f"; {join_words(estimated)} {verb} estimated" if estimated else ""
     return f"No power meter found for {join_words(list(kinds))}{estimate}."
+
+
+def missing_meters(report: Report) -> tuple[Unavailable, ...]:
+    """Return what has no meter, GPUs and CPUs first; the order does not depend on that of their discovery."""
+    order = ("gpu", "cpu")
+    return tuple(
+        sorted(
+            report.unavailable,
+            key=lambda gone: (
+                order.index(kind) if (kind := domain_kind(gone.domain)) in order else len(order),
+                gone.domain,
+                gone.reason,
+            ),
+        )
+    )
 
 
 def _kind_label(domain: str) -> str:
@@ -349,6 +369,14 @@ def describe_cost(report: Report) -> str:
         filled = ", the others filled in from them" if report.traced_steps < report.step_count else ""
         words.append(f"{report.traced_steps} of {report.step_count} steps traced{filled}")
     return " · ".join(words)
+
+
+def describe_run(report: Report) -> str:
+    """Return the run's id and the versions of the software."""
+    names = ("torchwatt", "python", "torch", "os")
+    return " · ".join(
+        (report.run_id, *(f"{name} {report.software[name]}" for name in names if name in report.software))
+    )
 
 
 def select_warnings(report: Report) -> tuple[Event, ...]:

@@ -60,9 +60,9 @@ def _timeline(work: _Work, phase: IntArray, names: Sequence[str], edges: FloatAr
     leading = np.argmax(np.vstack((busy_ns, rest_ns)), axis=0)
     firsts = np.flatnonzero(np.diff(leading, prepend=-1))
     lasts = np.append(firsts[1:], len(leading))
-    kept = [(int(a), int(b)) for a, b in zip(firsts, lasts, strict=True) if leading[a] < len(PHASES)]
-    bounds = [(float(edges[a]), float(edges[b])) for a, b in kept]
-    groups = _leading_groups(work, names, bounds) if kept else []
+    busy_parts = [(int(a), int(b)) for a, b in zip(firsts, lasts, strict=True) if leading[a] < len(PHASES)]
+    bounds = [(float(edges[a]), float(edges[b])) for a, b in busy_parts]
+    groups = _leading_groups(work, names, bounds) if busy_parts else []
     return [
         PhaseInterval(
             round(lo),
@@ -71,7 +71,7 @@ def _timeline(work: _Work, phase: IntArray, names: Sequence[str], edges: FloatAr
             min(float(busy_ns[leading[a], a:b].sum() / (hi - lo)), 1.0),
             group,
         )
-        for (a, b), (lo, hi), group in zip(kept, bounds, groups, strict=True)
+        for (a, b), (lo, hi), group in zip(busy_parts, bounds, groups, strict=True)
     ]
 
 
@@ -117,11 +117,11 @@ def _phase_edges(work: _Work, phase: IntArray, length_ns: int) -> FloatArray:
 def _leading_groups(work: _Work, names: Sequence[str], bounds: Sequence[tuple[float, float]]) -> list[str]:
     """Return for each interval the group of modules with the most time in it; "" if none of the largest ran."""
     group_names = [module_group(name) for name in names]
-    known = list(dict.fromkeys(group_names))
-    group = np.array([known.index(name) for name in group_names], dtype=np.int64)[work.slot]
-    total_ns = np.bincount(group, work.hi_ns - work.lo_ns, len(known))
+    distinct = list(dict.fromkeys(group_names))
+    group = np.array([distinct.index(name) for name in group_names], dtype=np.int64)[work.slot]
+    total_ns = np.bincount(group, work.hi_ns - work.lo_ns, len(distinct))
     largest = [int(index) for index in np.argsort(-total_ns)[:MAX_GROUPS]]
     edges = np.array(bounds, dtype=np.float64).reshape(-1)
     times_ns = np.stack([work.between(group == index, edges)[::2] for index in largest])
     leading = np.argmax(times_ns, axis=0)
-    return [known[largest[index]] if times_ns[index, at] > 0 else "" for at, index in enumerate(leading.tolist())]
+    return [distinct[largest[index]] if times_ns[index, at] > 0 else "" for at, index in enumerate(leading.tolist())]

@@ -60,7 +60,7 @@ class TerminalRow:
 
 
 def render_row(text: str, columns: int) -> str:
-    """Return a text of at most so many columns, its numbers in bold; without rich, it is plain."""
+    """Truncate a text to a number of columns; its numbers are bold if rich is installed."""
     try:
         from rich.console import Console
         from rich.text import Text

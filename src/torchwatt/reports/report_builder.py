@@ -177,9 +177,9 @@ def assemble_report(  # noqa: PLR0917  the parts of a report
 def _drawn_gauges(recording: Recording, bounds: RunInterval) -> Iterator[Series]:
     for series in recording.series:
         if series.channel.name in DRAWN_GAUGES:
-            inside = series.between(bounds.start_ns, bounds.end_ns)
-            if len(inside):
-                yield inside
+            clipped = series.between(bounds.start_ns, bounds.end_ns)
+            if len(clipped):
+                yield clipped
 
 
 def _add_coverage_events(events: Iterable[Event], attribution: Attribution, bounds: RunInterval) -> Iterable[Event]:

@@ -47,5 +47,5 @@ class UnitRates:
         now_ns, energy_j = time.monotonic_ns(), fsum(self._pulse.energy_j.values())
         for unit, count in units.items():
             self._rates.setdefault(unit, RecentRate(self._pulse.start_ns)).add(now_ns, count, energy_j)
-        first = next(iter(units), None)
-        return ("step", step_j) if first is None else (first, self._rates[first].mean_j())
+        first_unit = next(iter(units), None)
+        return ("step", step_j) if first_unit is None else (first_unit, self._rates[first_unit].mean_j())

@@ -27,10 +27,10 @@ class Band:
     group: str = ""
 
 
-def power_bands(report: Report, most: int = MAX_BANDS) -> dict[str, tuple[Band, ...]]:
-    """Return the bands of each row that has some, in time order: epochs, windows, stages, steps and phases.
+def power_bands(report: Report, max_bands: int = MAX_BANDS) -> dict[str, tuple[Band, ...]]:
+    """Return the bands of each row with at least one, in time order: epochs, windows, stages, steps and phases.
 
-    A row has at most `most` bands: neighbours are merged, and a merged band names all that it contains. The counts of
+    A row has at most `max_bands` bands: neighbours are merged, and a merged band names what it contains. The counts of
     the bands of steps add up to the steps of the report.
     """
     rows = {
@@ -40,7 +40,7 @@ def power_bands(report: Report, most: int = MAX_BANDS) -> dict[str, tuple[Band, 
         "steps": [Band(*_span_s(report, step), "", step.count) for step in report.steps],
         "phases": [Band(*_span_s(report, part), _phase_label(part), group=part.group) for part in report.timeline],
     }
-    return {name: tuple(_merge_neighbours(bands, most)) for name, bands in rows.items() if bands}
+    return {name: tuple(_merge_neighbours(bands, max_bands)) for name, bands in rows.items() if bands}
 
 
 def _span_s(report: Report, part: Step | Window | PhaseInterval) -> tuple[float, float]:
@@ -63,10 +63,10 @@ def _phase_label(part: PhaseInterval) -> str:
     return part.phase if part.share >= _FULL_SHARE else f"{part.phase} {part.share:.0%}"
 
 
-def _merge_neighbours(bands: Sequence[Band], most: int) -> Iterator[Band]:
-    """Yield at most `most` bands in order of their starts, each merged from as many neighbours."""
+def _merge_neighbours(bands: Sequence[Band], max_bands: int) -> Iterator[Band]:
+    """Yield at most `max_bands` bands in order of their starts, each merged from as many neighbours."""
     ordered = sorted(bands, key=lambda band: (band.start_s, band.end_s))
-    width = -(-len(ordered) // most) if most > 0 else 0
+    width = -(-len(ordered) // max_bands) if max_bands > 0 else 0
     for at in range(0, len(ordered) if width else 0, width or 1):
         part = ordered[at : at + width]
         yield Band(

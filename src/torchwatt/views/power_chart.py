@@ -76,15 +76,15 @@ class GaugeLine:
     value: FloatArray
 
 
-def gauge_lines(report: Report, most: int) -> Iterator[GaugeLine]:
-    """Yield the utilisation and temperature of the metered domains, each with about `most` points."""
+def gauge_lines(report: Report, max_points: int) -> Iterator[GaugeLine]:
+    """Yield the utilisation and temperature of the metered domains, each with about `max_points` points."""
     domains = {str(curve.domain) for curve in report.curves}
     for series in report.gauges:
         domain = str(series.channel.domain)
-        if domain in domains and series.channel.name in _GAUGES and len(series) and most > 0:
+        if domain in domains and series.channel.name in _GAUGES and len(series) and max_points > 0:
             kind, unit, factor = _GAUGES[series.channel.name]
             t_s, value = _with_gaps(series, report.start_ns)
-            keep = select_extremes(value, most)
+            keep = select_extremes(value, max_points)
             yield GaugeLine(domain, kind, unit, t_s[keep], value[keep] * factor)
 
 

@@ -1,117 +1,17 @@
-/**
- * The views of torchwatt without any Jupyter: a report that is finished, and a run while it runs.
- *
- * They draw what Python sent and fetch nothing.
- */
+/** A run while it runs. It draws what Python sent and fetches nothing. */
 
-import { layersCsv } from './csv';
-import { h, ROOT, say } from './dom';
-import { type Figure, Figures } from './figures';
-import { Icicle } from './icicle';
+import { h, say } from './dom';
+import { Figures } from './figures';
+import { unavailable } from './how';
 import { ageText, FRESH, LiveState } from './live';
-import { DASH, formatEnergy, formatPower, formatTime } from './numbers';
-import type { Beat, Begin, DomainInfo, Gone, Layers, Payload } from './payload';
-import { joined, PowerLine } from './power';
-import { LayerTable } from './table';
-import { branches } from './tree';
-
-/** Icicle and table side by side; what is picked in one is shown in the other. */
-export class LayersView {
-  readonly node = h('div', { class: 'tw-split' });
-  private readonly icicle = new Icicle(key => this.table.reveal(key));
-  private readonly table = new LayerTable(key => this.icicle.mark(key));
-
-  constructor() {
-    this.node.append(this.icicle.node, this.table.node);
-  }
-
-  show(layers: Layers, runJ: number): void {
-    const tops = branches(layers);
-    this.icicle.show(tops, runJ);
-    this.table.show(tops, runJ);
-  }
-
-  resize(): void {
-    this.icicle.resize(this.icicle.node.clientWidth);
-  }
-}
-
-abstract class View {
-  readonly node = h('section', ROOT);
-  protected readonly power = new PowerLine();
-  protected readonly layers = new LayersView();
-  protected readonly figures = new Figures();
-  private readonly size = new ResizeObserver(() => requestAnimationFrame(() => this.resize()));
-
-  constructor() {
-    this.size.observe(this.node);
-  }
-
-  dispose(): void {
-    this.size.disconnect();
-    this.power.dispose();
-    this.node.remove();
-  }
-
-  private resize(): void {
-    if (this.node.isConnected && this.node.clientWidth > 0) {
-      this.power.resize(this.power.node.clientWidth);
-      this.layers.resize();
-    }
-  }
-}
-
-/** A finished report. */
-export class ReportView extends View {
-  constructor(private readonly payload: Payload) {
-    super();
-    this.node.append(this.head(), this.figures.node);
-    this.figures.show(reportFigures(payload));
-    for (const note of payload.notes ?? []) {
-      this.add(h('div', { class: 'tw-note' }, note));
-    }
-    this.add(domains(payload));
-    if (payload.curves.some(curve => curve.t_s.length > 0)) {
-      this.node.append(h('h4', {}, 'Power'), this.power.node);
-      this.power.show(joined(payload.curves));
-    }
-    if (payload.layers.length + payload.reserved.length > 0) {
-      this.node.append(h('h4', {}, 'Layers'), this.layers.node);
-      this.layers.show(payload, payload.energy.value_j ?? 0);
-      this.add(foldedNote(payload));
-    }
-    this.add(events(payload));
-    this.add(foot(payload));
-  }
-
-  private head(): HTMLElement {
-    const { name, status, exit_reason, duration_s } = this.payload;
-    const words = [status, formatTime(duration_s), exit_reason].filter(Boolean).join(' · ');
-    const csv = h(
-      'button',
-      { class: 'tw-button', type: 'button', title: 'save the layers as a file' },
-      'Export CSV'
-    );
-    csv.addEventListener('click', () => save(`${name || 'torchwatt'}-layers.csv`, layersCsv(this.payload)));
-    return h(
-      'header',
-      { class: 'tw-head' },
-      h('h3', {}, name || 'torchwatt run'),
-      h('span', { class: `tw-status tw-status-${status}` }, words),
-      csv
-    );
-  }
-
-  private add(node: HTMLElement | null): void {
-    if (node) {
-      this.node.append(node);
-    }
-  }
-}
+import { formatTime } from './numbers';
+import type { Beat, Begin } from './payload';
+import { Sparkline, TopGroups } from './strip';
+import { View } from './view';
 
 const AGES_MS = 250;
 
-/** A run while it runs. It needs nothing from the kernel. */
+/** A run while it runs: a strip of few lines, which opens to figures, curve and layers. It needs nothing from the kernel. */
 export class LiveView extends View {
   private readonly state: LiveState;
   private readonly status = h(
@@ -122,6 +22,16 @@ export class LiveView extends View {
   private readonly asOf = h('span', { class: 'tw-note' });
   private readonly age = h('span', { class: 'tw-age' });
   private readonly layersAge = h('span', { class: 'tw-age' });
+  private readonly first = new Figures();
+  private readonly spark = new Sparkline();
+  private readonly top = new TopGroups();
+  private readonly strip = h('div', { class: 'tw-strip' });
+  private readonly expanded = h('div', { class: 'tw-expanded', hidden: true });
+  private readonly expander = h(
+    'button',
+    { class: 'tw-button', type: 'button', 'aria-expanded': 'false' },
+    'Expand'
+  );
   private readonly clock = setInterval(() => this.drawAges(), AGES_MS);
   private waiting = false;
   private ended = false;
@@ -130,8 +40,19 @@ export class LiveView extends View {
     super();
     this.state = new LiveState(begin);
     this.node.classList.add('tw-live');
-    this.node.append(
-      h('header', { class: 'tw-head' }, h('h3', {}, begin.name || 'torchwatt run'), this.status, this.age),
+    this.expander.addEventListener('click', () => this.toggle());
+    this.strip.append(
+      h(
+        'header',
+        { class: 'tw-head' },
+        h('span', { class: 'tw-strip-name', title: begin.name || null }, begin.name || 'torchwatt run'),
+        this.status,
+        this.age,
+        this.expander
+      ),
+      h('div', { class: 'tw-strip-values' }, this.first.node, this.spark.node, this.top.node)
+    );
+    this.expanded.append(
       this.figures.node,
       this.power.node,
       h('h4', {}, 'Layers ', this.asOf, ' ', this.layersAge),
@@ -139,12 +60,13 @@ export class LiveView extends View {
     );
     const gone = unavailable(begin.unavailable, begin.domains.length === 0);
     if (gone) {
-      this.node.append(gone);
+      this.expanded.append(gone);
     }
     if (!begin.traces) {
       say(this.asOf, 'not traced: layers="off"');
     }
-    this.figures.show(this.state.figures());
+    this.node.append(this.strip, this.expanded);
+    this.showFigures();
   }
 
   /** Take a message; however many come, the browser draws once a frame. */
@@ -164,7 +86,7 @@ export class LiveView extends View {
     clearInterval(this.clock);
     this.ended = true;
     say(this.status, 'making the report');
-    for (const part of [this.figures.node, this.power.node, this.layers.node]) {
+    for (const part of this.node.querySelectorAll('.tw-stale')) {
       part.classList.remove('tw-stale');
     }
     say(this.age, '');
@@ -183,6 +105,14 @@ export class LiveView extends View {
     super.dispose();
   }
 
+  private toggle(): void {
+    this.expanded.hidden = !this.expanded.hidden;
+    this.expander.setAttribute('aria-expanded', String(!this.expanded.hidden));
+    say(this.expander, this.expanded.hidden ? 'Expand' : 'Collapse');
+    this.resize();
+    this.draw();
+  }
+
   /** Grey what is older than it should be; also while no message comes. */
   private drawAges(): void {
     if (this.ended) {
@@ -193,9 +123,12 @@ export class LiveView extends View {
     const layers = ageText(ages.layers, FRESH.layers);
     say(this.age, figures);
     say(this.layersAge, layers);
-    this.figures.node.classList.toggle('tw-stale', figures !== '');
-    this.power.node.classList.toggle('tw-stale', figures !== '');
-    this.layers.node.classList.toggle('tw-stale', layers !== '');
+    for (const part of [this.first.node, this.spark.node, this.figures.node, this.power.node]) {
+      part.classList.toggle('tw-stale', figures !== '');
+    }
+    for (const part of [this.top.node, this.layers.node]) {
+      part.classList.toggle('tw-stale', layers !== '');
+    }
     this.node.dataset.age = ages.figures.toFixed(2);
     this.node.dataset.layersAge = ages.layers === null ? '' : ages.layers.toFixed(2);
   }
@@ -206,141 +139,25 @@ export class LiveView extends View {
     }
     this.drawAges();
     this.node.dataset.beats = String(this.state.beats);
-    this.figures.show(this.state.figures());
-    this.power.show(this.state.columns());
+    this.showFigures();
+    const columns = this.state.columns();
+    this.spark.show(columns);
+    this.top.show(this.state.top);
+    if (this.expanded.hidden) {
+      return; // nothing is worked out for what nobody sees
+    }
+    this.power.show(columns);
     const layers = this.state.freshLayers();
     if (layers) {
       this.layers.show(layers, this.state.latest?.energy_j ?? 0);
       say(this.asOf, `as of ${formatTime(layers.as_of_s)}`);
     }
   }
-}
 
-function reportFigures(payload: Payload): readonly Figure[] {
-  const { energy, carbon } = payload;
-  return [
-    {
-      label: 'energy',
-      value: energy.text,
-      detail: energy.provenance ? (energy.systematic_text ?? '') : 'nothing was metered',
-      known: energy.provenance
-    },
-    {
-      label: 'mean power',
-      value: formatPower(payload.power_w),
-      detail: 'of all counted domains',
-      known: energy.provenance && 'derived'
-    },
-    {
-      label: 'carbon',
-      value: carbon.text,
-      detail: carbon.how,
-      known: carbon.value_g === null ? null : 'derived'
-    },
-    ...payload.rates.map(rate => ({ label: rate.label, value: rate.value, detail: rate.detail }))
-  ];
-}
-
-function shareOf(one: DomainInfo): string {
-  if (one.counted === false) {
-    return 'not in the total';
+  private showFigures(): void {
+    this.first.show(this.state.strip());
+    if (!this.expanded.hidden) {
+      this.figures.show(this.state.figures());
+    }
   }
-  return one.share === null ? '' : `${(one.share * 100).toFixed(1)} %`;
-}
-
-function domains(payload: Payload): HTMLElement | null {
-  if (payload.domains.length + payload.unavailable.length === 0) {
-    return null;
-  }
-  const cards = payload.domains.map(one =>
-    h(
-      'div',
-      { class: 'tw-domain' },
-      h(
-        'div',
-        {},
-        h('b', {}, one.domain),
-        ' ',
-        h('span', { class: 'tw-chip' }, one.provenance),
-        ' ',
-        shareOf(one)
-      ),
-      h('div', { class: 'tw-domain-value' }, one.text),
-      h('div', { class: 'tw-note' }, one.sentence),
-      h('div', { class: 'tw-note' }, one.meter)
-    )
-  );
-  const gone = unavailable(payload.unavailable, payload.domains.length === 0);
-  return h('div', {}, h('h4', {}, 'Domains'), h('div', { class: 'tw-domains' }, ...cards), gone);
-}
-
-/** Name what has no meter on one line, which opens to why and to what would help. */
-function unavailable(list: readonly Gone[], open = false): HTMLElement | null {
-  const lines = list.map(one =>
-    h(
-      'div',
-      { class: 'tw-note' },
-      h('b', {}, one.domain),
-      ` ${DASH} ${one.reason}`,
-      one.fix ? h('div', {}, `Fix: ${one.fix}`) : null
-    )
-  );
-  const names = [...new Set(list.map(one => one.domain))].join(', ');
-  const title = h('summary', {}, h('b', {}, 'Without a meter: '), names);
-  return lines.length ? h('details', { class: 'tw-gone', open }, title, ...lines) : null;
-}
-
-function foldedNote({ layers, folded }: Payload): HTMLElement | null {
-  const count = layers.reduce((sum, row) => sum + (row.folded ?? 0), folded?.layers ?? 0);
-  const where = folded
-    ? `at the end, other (${count}), together ${formatEnergy(folded.energy_j)}`
-    : 'as "(n smaller)" inside of what contains them, whose total they are part of';
-  const all = 'run.layers and the CSV of the kernel have all of them.';
-  return count ? h('div', { class: 'tw-note' }, `The ${count} smallest layers stand ${where}; ${all}`) : null;
-}
-
-function events(payload: Payload): HTMLElement | null {
-  if (payload.event_count === 0) {
-    return null;
-  }
-  const worrying = payload.events.filter(event => event.severity !== 'info').length;
-  const rows = payload.events.map(event =>
-    h(
-      'tr',
-      {},
-      ...[
-        formatTime(event.t_s === null ? null : Math.max(event.t_s, 0)),
-        event.severity,
-        event.code,
-        event.subject,
-        event.message
-      ].map(text => h('td', {}, text))
-    )
-  );
-  const more = payload.event_count - payload.events.length;
-  return h(
-    'details',
-    { class: 'tw-events', open: worrying > 0 },
-    h('summary', {}, `Events (${payload.event_count}, ${worrying} to look at)`),
-    h('table', {}, ...rows),
-    more > 0 ? h('div', { class: 'tw-note' }, `and ${more} more`) : null
-  );
-}
-
-function foot(payload: Payload): HTMLElement {
-  const versions = Object.entries(payload.software).map(([name, version]) => `${name} ${version}`);
-  return h(
-    'footer',
-    { class: 'tw-foot' },
-    h('div', {}, `Measuring: ${payload.cost}.`),
-    h('div', {}, [`Run ${payload.run_id}`, ...versions].join(' · '))
-  );
-}
-
-/** Let the browser save a text under a name. */
-export function save(name: string, text: string): void {
-  const address = URL.createObjectURL(new Blob([text], { type: 'text/csv;charset=utf-8' }));
-  const link = h('a', { href: address, download: name.replace(/[^\w.-]+/g, '_') });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(address), 1000);
 }

@@ -3,10 +3,10 @@
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { ICommandPalette } from '@jupyterlab/apputils';
 import { INotebookTracker, NotebookActions, type NotebookPanel } from '@jupyterlab/notebook';
-import { save } from './chart';
 import { layersCsv } from './csv';
 import { isProfiled, profiled } from './magic';
 import { jumpTo, reportsOf } from './reports';
+import { save } from './save';
 import { CommandIDs, ISettings } from './tokens';
 
 const CATEGORY = 'Energy';

@@ -30,13 +30,18 @@ export function layersCsv(payload: Payload): string {
       null
     ]);
   }
-  return [COLUMNS, ...rows]
+  return toCsv([COLUMNS, ...rows]);
+}
+
+type Cell = string | number | null | undefined;
+
+/** Write rows; unknown is an empty cell. */
+export function toCsv(rows: readonly (readonly Cell[])[]): string {
+  return rows
     .map(row => row.map(cell).join(','))
     .join('\n')
     .concat('\n');
 }
-
-type Cell = string | number | null | undefined;
 
 function booked(run: string, row: Booked): Cell[][] {
   return Object.entries(row.self_j).map(([phase, energyJ]) => {

@@ -1,6 +1,7 @@
 /** The figures at the top: label, value, how it is known. */
 
 import { arrange, h, say, set } from './dom';
+import { mark } from './provenance';
 
 export interface Figure {
   readonly label: string;
@@ -25,8 +26,7 @@ export class Figures {
         if (value && detail && known) {
           say(value, figure.value);
           say(detail, figure.detail ?? '');
-          say(known, figure.known ?? '');
-          known.hidden = !figure.known;
+          mark(known, figure.known);
           set(detail, { title: figure.detail || null });
         }
         return node;

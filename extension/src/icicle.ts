@@ -1,14 +1,18 @@
 /** The icicle: one row a depth, width = energy, each module cut into forward, backward, other and static. */
 
 import { hierarchy, partition } from 'd3-hierarchy';
+import type { HoverCard } from './card';
 import { h, s, say, set } from './dom';
+import { shorten } from './names';
 import { formatEnergy, formatShare } from './numbers';
-import { type Branch, PARTS, type Part } from './tree';
+import { explain } from './provenance';
+import { type Branch, hit, PARTS, type Part, searchWords } from './tree';
 
 const ROW = 30;
 const MIN_WIDTH = 1.5; // px: narrower modules are counted, not drawn
 const MIN_LABEL = 38;
 const CHAR = 6.6;
+const PICTURE_WIDTH = 960; // of one that is saved before it was drawn
 export const ROOT_KEY = '';
 
 export interface Box {
@@ -85,11 +89,21 @@ export class Icicle {
   private focus = ROOT_KEY;
   private active = ROOT_KEY;
   private width = 0;
+  private search = '';
   private drawn = new Map<string, { box: Box; group: SVGGElement }>();
 
-  constructor(private readonly picked: (key: string) => void) {
-    this.node.append(legend(), this.above, this.svg, this.note);
+  constructor(
+    private readonly card: HoverCard,
+    private readonly picked: (key: string) => void
+  ) {
+    this.node.append(h('div', { class: 'tw-legend' }, ...phaseKeys(PARTS)), this.above, this.svg, this.note);
     this.above.addEventListener('click', () => this.lookInto(ROOT_KEY));
+    for (const kind of ['pointerover', 'focusin']) {
+      this.svg.addEventListener(kind, event => this.explain(event.target));
+    }
+    for (const kind of ['pointerleave', 'focusout']) {
+      this.svg.addEventListener(kind, () => this.card.hide());
+    }
     this.svg.addEventListener('keydown', event => this.onKey(event));
     this.svg.addEventListener('click', event => this.onClick(event));
   }
@@ -104,9 +118,28 @@ export class Icicle {
   }
 
   resize(width: number): void {
-    if (Math.abs(width - this.width) >= 1) {
+    if (width > 0 && Math.abs(width - this.width) >= 1) {
       this.width = width;
       this.draw();
+    }
+  }
+
+  /** Return the drawing, also where it was never in view. */
+  drawing(): SVGSVGElement {
+    if (this.width === 0) {
+      this.resize(PICTURE_WIDTH);
+    }
+    return this.svg;
+  }
+
+  /** Make what matches a search stand out. */
+  highlight(search: string): void {
+    this.search = search;
+    const words = searchWords(search);
+    for (const { box, group } of this.drawn.values()) {
+      const found = words.length > 0 && hit(box.branch, words);
+      group.classList.toggle('tw-match', found);
+      group.classList.toggle('tw-miss', words.length > 0 && !found);
     }
   }
 
@@ -152,6 +185,7 @@ export class Icicle {
       }
     }
     this.tabTo(this.drawn.has(this.active) ? this.active : (boxes[0]?.branch.key ?? ROOT_KEY), false);
+    this.highlight(this.search);
     this.above.hidden = this.focus === ROOT_KEY;
     say(this.above, `↑ all layers (inside ${this.focus})`);
     const few = `${hidden.count} too narrow to draw: ${formatEnergy(hidden.energyJ)}; look into a layer, or use the table`;
@@ -163,14 +197,14 @@ export class Icicle {
     const split = PARTS.filter(part => branch.parts[part] > 0).map(
       part => `${part} ${formatEnergy(branch.parts[part])}`
     );
-    const label = `${words}; ${split.join(', ')}`;
+    const told = `${words}; ${split.join(', ')}`;
     const before = group.getAttribute('data-box');
-    const box = `${x.toFixed(1)} ${width.toFixed(1)} ${depth} ${label}`;
+    const box = `${x.toFixed(1)} ${width.toFixed(1)} ${depth} ${told}`;
     if (before === box) {
       return;
     }
-    set(group, { 'data-box': box, 'aria-label': label, 'aria-level': depth + 1, class: 'tw-box' });
-    group.replaceChildren(s('title', {}, label));
+    set(group, { 'data-box': box, 'aria-label': told, 'aria-level': depth + 1, class: 'tw-box' });
+    group.replaceChildren();
     const y = depth * ROW;
     const inner = Math.max(width - 1, 1);
     let left = x;
@@ -185,7 +219,31 @@ export class Icicle {
     }
     group.append(s('rect', { class: 'tw-frame', x, y, width: inner, height: ROW - 1 }));
     if (width >= MIN_LABEL) {
-      group.append(s('text', { class: 'tw-label', x: x + 5, y: y + ROW / 2 + 4 }, clip(branch, width)));
+      group.append(
+        s(
+          'text',
+          { class: 'tw-label', 'aria-hidden': 'true', x: x + 5, y: y + ROW / 2 + 4 },
+          label(branch, Math.floor((width - 10) / CHAR))
+        )
+      );
+    }
+  }
+
+  private explain(target: EventTarget | null): void {
+    const found = this.drawn.get(keyOf(target) ?? '');
+    if (found) {
+      const { branch } = found.box;
+      const parts = PARTS.filter(part => branch.parts[part] > 0);
+      this.card.show(found.group, branch.fqn, [
+        { label: 'class', value: branch.className },
+        {
+          label: 'total',
+          value: [formatEnergy(branch.totalJ), this.share(branch)].filter(Boolean).join(', ')
+        },
+        ...parts.map(part => ({ label: part, value: formatEnergy(branch.parts[part]) })),
+        { label: 'self', value: branch.selfJ === null ? '' : formatEnergy(branch.selfJ) },
+        { label: 'provenance', value: branch.provenance ? explain(branch.provenance) : '' }
+      ]);
     }
   }
 
@@ -212,6 +270,7 @@ export class Icicle {
       this.picked(this.active);
       this.lookInto(this.active);
     } else if (event.key === 'Escape' || event.key === 'Backspace') {
+      this.card.hide();
       this.lookInto(ROOT_KEY);
     } else if (to !== undefined) {
       this.tabTo(to, true);
@@ -263,22 +322,23 @@ function keyOf(target: EventTarget | null): string | null {
   return target instanceof Element ? (target.closest('[data-key]')?.getAttribute('data-key') ?? null) : null;
 }
 
-function clip({ name, totalJ }: Branch, width: number): string {
-  const room = Math.floor((width - 10) / CHAR);
-  const full = `${name} · ${formatEnergy(totalJ)}`;
-  const text = full.length <= room ? full : name;
-  return text.length <= room ? text : `${text.slice(0, Math.max(room - 1, 1))}…`;
+/** A number says little without what it counts: `blocks.3`. */
+export function label({ name, fqn, totalJ }: Branch, room: number): string {
+  const context = /^\d+$/.test(name) ? fqn.split('.').slice(-2).join('.') : name;
+  const full = `${context} · ${formatEnergy(totalJ)}`;
+  return full.length <= room ? full : shorten(context, room);
 }
 
-function legend(): HTMLElement {
-  const words: Readonly<Record<Part, string>> = {
-    forward: 'forward',
-    backward: 'backward',
-    other: 'other',
-    static: 'static (where it is known)'
-  };
-  const items = PARTS.map(part =>
-    h('span', { class: 'tw-key' }, h('i', { class: `tw-swatch tw-bg-${part}` }), words[part])
+const MEANING: Readonly<Record<Part, string>> = {
+  forward: 'forward',
+  backward: 'backward',
+  other: 'other',
+  static: 'static (where it is known)'
+};
+
+/** What the colours mean. */
+export function phaseKeys(parts: readonly Part[]): HTMLElement[] {
+  return parts.map(part =>
+    h('span', { class: 'tw-key' }, h('i', { class: `tw-swatch tw-bg-${part}` }), MEANING[part])
   );
-  return h('div', { class: 'tw-legend' }, ...items);
 }

@@ -4,6 +4,7 @@ import type { Figure } from './figures';
 import { DASH, formatEnergy, formatMass, formatPower, formatTime, sumKnown } from './numbers';
 import type { Beat, Begin } from './payload';
 import type { Columns } from './power';
+import type { Top } from './strip';
 
 const WINDOW_S = 60;
 /** Seconds; what is older is grey and says how old it is. */
@@ -29,6 +30,8 @@ export class LiveState {
   private layersAsOf: number | null = null;
   private steps: { readonly count: number; readonly each: string } | null = null;
   private layers: NonNullable<Beat['layers']> | null = null;
+  /** The groups with most of the joules, as of the latest layers. */
+  top: Top = [];
 
   constructor(private readonly begin: Begin) {
     for (const { domain } of begin.domains) {
@@ -42,6 +45,7 @@ export class LiveState {
     this.takenMs = nowMs;
     this.beats += 1;
     this.layers = beat.layers ?? this.layers;
+    this.top = beat.top ?? this.top;
     this.layersAsOf = beat.layers?.as_of_s ?? this.layersAsOf;
     this.steps = beat.steps === undefined ? this.steps : { count: beat.steps, each: beat.per_step ?? '' };
     // A counter may turn out to be that of a whole module: its line begins when that is known.
@@ -103,8 +107,9 @@ export class LiveState {
     );
   }
 
-  figures(): readonly Figure[] {
-    const { latest, begin } = this;
+  /** Return what the strip shows: power, energy, and energy of one step or counted unit. */
+  strip(): readonly Figure[] {
+    const { latest } = this;
     const counted = this.counted();
     const known = weakest(counted.map(one => one.provenance));
     const watts = counted.length ? sumKnown(counted.map(one => latest?.power_w[one.domain])) : null;
@@ -115,7 +120,23 @@ export class LiveState {
         value: formatEnergy(latest?.energy_j),
         detail: formatTime(latest?.t_s ?? 0),
         known
-      },
+      }
+    ];
+    if (latest?.rate) {
+      figures.push({
+        label: latest.rate.label,
+        value: latest.rate.text || DASH,
+        detail: 'in the last seconds'
+      });
+    }
+    return figures;
+  }
+
+  /** Return what the expanded strip shows beside. */
+  figures(): readonly Figure[] {
+    const { latest, begin } = this;
+    const counted = this.counted();
+    const figures: Figure[] = [
       {
         label: 'carbon so far',
         value: latest?.carbon_g == null ? DASH : `${formatMass(latest.carbon_g)} CO2e`,

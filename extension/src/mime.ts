@@ -3,10 +3,10 @@
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { type IRenderMime, IRenderMimeRegistry } from '@jupyterlab/rendermime';
 import { Widget } from '@lumino/widgets';
-import { ReportView } from './chart';
 import { h } from './dom';
 import { type HistoryRow, historyTable } from './history';
 import { asPayload, HISTORY_MIME, MIME } from './payload';
+import { ReportView } from './report';
 import { CommandIDs } from './tokens';
 
 class ReportRenderer extends Widget implements IRenderMime.IRenderer {

@@ -9,9 +9,10 @@ import {
 import { INotebookTracker } from '@jupyterlab/notebook';
 import { LabIcon } from '@jupyterlab/ui-components';
 import { Widget } from '@lumino/widgets';
-import { LayersView } from './chart';
 import { compareTable } from './compare';
 import { arrange, h, ROOT, say } from './dom';
+import { exportMenu } from './export';
+import { LayersView } from './layers';
 import { DASH, formatEnergy, formatMass, formatPower, formatTime } from './numbers';
 import { type CellReport, reportsOf } from './reports';
 import { CommandIDs, ISessions, type SessionRun } from './tokens';
@@ -52,7 +53,7 @@ class EnergyPanel extends Widget {
     this.title.caption = 'Energy of this notebook (torchwatt)';
     this.addClass('tw-panel');
     const hint = h('div', { class: 'tw-note' }, 'Pick one run for its layers, two to compare them.');
-    this.node.append(h('div', ROOT, h('h3', {}, 'Energy'), this.notebook, this.list, hint, this.detail));
+    this.node.append(h('div', ROOT, h('h2', {}, 'Energy'), this.notebook, this.list, hint, this.detail));
     this.size.observe(this.node);
     const again = (): void => this.draw();
     tracker.currentChanged.connect((_, panel) => {
@@ -142,7 +143,7 @@ class EnergyPanel extends Widget {
     if (a && b) {
       this.detail.replaceChildren(compareTable(a, b));
     } else if (a) {
-      this.detail.replaceChildren(this.layers.node);
+      this.detail.replaceChildren(exportMenu(a, this.layers, false), this.layers.node);
       this.layers.show(a, a.energy.value_j ?? 0);
       requestAnimationFrame(() => this.layers.resize());
     } else {

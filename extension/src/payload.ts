@@ -40,6 +40,14 @@ export interface Layers {
   readonly folded: { readonly layers: number; readonly energy_j: Joules } | null;
 }
 
+export type Grouping = 'hottest' | 'blocks' | 'type';
+
+/** The same joules in several views; missing in reports of older versions. */
+export interface Grouped {
+  readonly groups?: Readonly<Partial<Record<Grouping, readonly Group[]>>>;
+  readonly default_view?: Grouping;
+}
+
 export interface DomainInfo {
   readonly domain: string;
   readonly energy_j: Joules;
@@ -65,6 +73,39 @@ export interface Curve {
   readonly power_w: readonly Joules[];
 }
 
+/** Start and end in seconds, the number of steps or a label, and of a phase the modules with the most of its time. */
+export type BandRow = readonly [start: number, end: number, what: number | string, modules?: string];
+
+/** What ran when, by row; missing in reports of older versions. */
+export type Bands = {
+  readonly [row in 'epochs' | 'windows' | 'stages' | 'steps' | 'phases']?: readonly BandRow[];
+};
+
+/** Readings beside the power: utilisation or temperature of a domain. */
+export interface GaugeLine {
+  readonly domain: string;
+  readonly kind: string;
+  readonly unit: string;
+  readonly t_s: readonly Joules[];
+  readonly value: readonly Joules[];
+}
+
+/** Energy of a group of modules, or of a reserved name: the rows of one view add up to the total. */
+export interface Group {
+  readonly name: string;
+  readonly count: number;
+  readonly energy_j: Joules;
+  readonly share: number | null;
+  /** What another repeat would give, 90 %. */
+  readonly interval_j: readonly [Joules, Joules] | null;
+  /** The least and the most of one module of the group. */
+  readonly each_j: readonly [Joules, Joules] | null;
+  readonly by_phase: ByPhase;
+  readonly provenance: string | null;
+  /** Its order relative to the row above cannot be told: the interval of their difference includes 0. */
+  readonly unclear: boolean;
+}
+
 export interface EventInfo {
   readonly t_s: number | null;
   readonly severity: string;
@@ -73,7 +114,7 @@ export interface EventInfo {
   readonly message: string;
 }
 
-export interface Payload extends Layers {
+export interface Payload extends Layers, Grouped {
   readonly schema: 'torchwatt.report';
   readonly version: number;
   readonly run_id: string;
@@ -92,6 +133,10 @@ export interface Payload extends Layers {
     readonly provenance: string | null;
     readonly text: string;
   };
+  /** The answer in one or two sentences, and at most one hint ("": none); missing in reports of older versions. */
+  readonly answer?: { readonly sentences: readonly string[]; readonly hint: string };
+  /** How the numbers came about, in sentences; missing in reports of older versions. */
+  readonly how?: readonly string[];
   /** What the total does and does not contain, in sentences; missing in reports of older versions. */
   readonly notes?: readonly string[];
   readonly power_w: number | null;
@@ -100,6 +145,10 @@ export interface Payload extends Layers {
   readonly domains: readonly DomainInfo[];
   readonly unavailable: readonly Gone[];
   readonly curves: readonly Curve[];
+  readonly bands?: Bands;
+  readonly lines?: readonly GaugeLine[];
+  /** The number of steps, and the joules of one; null if unknown. Missing in reports of older versions. */
+  readonly step?: { readonly count: number; readonly energy_j: Joules };
   readonly events: readonly EventInfo[];
   readonly event_count: number;
   readonly cost: string;
@@ -140,6 +189,9 @@ export interface Beat {
   readonly steps?: number;
   readonly per_step?: string;
   readonly layers?: Layers & { readonly as_of_s: number };
+  /** The groups with most of the joules, with the layers; energy per step or counted unit, with each beat. */
+  readonly top?: readonly (readonly [name: string, share: number | null])[];
+  readonly rate?: { readonly label: string; readonly text: string };
 }
 
 /** Return a report of a version that this code can draw, else null. */

@@ -1,13 +1,18 @@
 /** The layers as a table: sorted by a click, searched, opened; bars, and what a repeat would give of what a layer itself used. */
 
 import { arrange, h, say, set } from './dom';
+import { REPEATS } from './groups';
+import { nameNode, writeName } from './names';
 import { formatEnergy, formatInterval, formatShare } from './numbers';
+import { mark } from './provenance';
 import { type Branch, column, everyBranch, type Line, listing, PARTS, type SortKey } from './tree';
 
 const MAX_LINES = 200; // drawn at once; more on request
 
+type Key = SortKey | 'interval' | 'provenance';
+
 interface Column {
-  readonly key: SortKey;
+  readonly key: Key;
   readonly title: string;
   readonly hint: string;
 }
@@ -23,8 +28,10 @@ const COLUMNS: readonly Column[] = [
     title: 'static',
     hint: 'the part of the total that the device draws when nothing runs; ≥ where not every domain says'
   },
-  { key: 'self', title: 'self', hint: 'without what is inside it; below it 90 % of repeats' },
-  { key: 'calls', title: 'calls', hint: 'forward calls' }
+  { key: 'self', title: 'self', hint: 'without what is inside it' },
+  { key: 'interval', title: REPEATS, hint: 'of self: what nine of ten repeats would give' },
+  { key: 'calls', title: 'calls', hint: 'forward calls' },
+  { key: 'provenance', title: 'provenance', hint: 'how self is known' }
 ];
 
 interface Drawn {
@@ -34,13 +41,7 @@ interface Drawn {
 
 export class LayerTable {
   readonly node = h('div', { class: 'tw-layers' });
-  private readonly search = h('input', {
-    class: 'tw-search',
-    type: 'search',
-    placeholder: 'search layers',
-    'aria-label': 'search layers',
-    spellcheck: 'false'
-  });
+  private search = '';
   private readonly found = h('span', { class: 'tw-note', 'aria-live': 'polite' });
   private readonly table = h('table', { class: 'tw-table', role: 'treegrid', 'aria-label': 'layers' });
   private readonly body = h('tbody');
@@ -66,15 +67,12 @@ export class LayerTable {
     const bar = h(
       'div',
       { class: 'tw-bar' },
-      this.search,
       all('expand all', true),
       all('collapse all', false),
       this.found
     );
     this.table.append(h('thead', {}, h('tr', {}, ...COLUMNS.map(one => this.head(one)))), this.body);
     this.node.append(bar, h('div', { class: 'tw-scroll' }, this.table), this.more);
-    this.search.addEventListener('input', () => this.draw());
-    this.search.addEventListener('keydown', event => event.stopPropagation());
     this.more.addEventListener('click', () => {
       this.limit += MAX_LINES;
       this.draw();
@@ -97,6 +95,11 @@ export class LayerTable {
     this.draw();
   }
 
+  filter(search: string): void {
+    this.search = search;
+    this.draw();
+  }
+
   /** Open what a layer is in and put it in view. */
   reveal(key: string): void {
     const path = pathTo(this.tops, key);
@@ -115,18 +118,20 @@ export class LayerTable {
   }
 
   private head(one: Column): HTMLElement {
-    const button = h(
-      'button',
-      { type: 'button', class: 'tw-sort', title: `${one.hint}; click to sort` },
-      one.title
-    );
+    const { key, title, hint } = one;
+    if (key === 'interval' || key === 'provenance') {
+      const kind = key === 'interval' ? 'tw-number' : 'tw-known-by';
+      return h('th', { scope: 'col', class: kind, 'data-column': key, title: hint }, title);
+    }
+    const button = h('button', { type: 'button', class: 'tw-sort', title: `${hint}; click to sort` }, title);
     button.addEventListener('click', () => {
-      this.descending = this.key === one.key ? !this.descending : one.key !== 'name';
-      this.key = one.key;
+      this.descending = this.key === key ? !this.descending : key !== 'name';
+      this.key = key;
       this.draw();
     });
-    const cell = h('th', { scope: 'col', class: one.key === 'name' ? 'tw-name' : 'tw-number' }, button);
-    this.heads.set(one.key, cell);
+    const kind = key === 'name' ? 'tw-name' : 'tw-number';
+    const cell = h('th', { scope: 'col', class: kind, 'data-column': key }, button);
+    this.heads.set(key, cell);
     return cell;
   }
 
@@ -151,7 +156,7 @@ export class LayerTable {
     for (const [key, cell] of this.heads) {
       set(cell, { 'aria-sort': key !== this.key ? 'none' : this.descending ? 'descending' : 'ascending' });
     }
-    const { lines, matches } = listing(this.tops, this.opened, this.search.value, this.key, this.descending);
+    const { lines, matches } = listing(this.tops, this.opened, this.search, this.key, this.descending);
     this.lines = lines.slice(0, this.limit);
     if (!this.lines.some(line => line.branch.key === this.active)) {
       this.active = this.lines[0]?.branch.key ?? '';
@@ -174,7 +179,7 @@ export class LayerTable {
     this.more.hidden = hidden <= 0;
     say(this.more, `show ${Math.min(hidden, MAX_LINES)} more of ${hidden}`);
     const every = everyBranch(this.tops).length;
-    say(this.found, this.search.value.trim() ? `${matches} of ${every} match` : `${every} names`);
+    say(this.found, this.search.trim() ? `${matches} of ${every} match` : `${every} names`);
   }
 
   private onClick(event: Event): void {
@@ -248,11 +253,16 @@ const TIED = 'may as well come before the layer above: the interval of their dif
 
 function makeRow(key: string): Drawn {
   const twist = h('span', { class: 'tw-twist', 'aria-hidden': 'true' });
-  const name = h('span', { class: 'tw-fqn' });
+  const name = nameNode();
+  const tie = h('span', { class: 'tw-tie', title: TIED });
   const kind = h('span', { class: 'tw-class' });
   const bar = h('div', { class: 'tw-share' });
-  const first = h('td', { class: 'tw-name' }, h('div', { class: 'tw-line' }, twist, name, kind), bar);
-  const cells = COLUMNS.slice(1).map(one => h('td', { class: 'tw-number', 'data-column': one.key }));
+  const first = h('td', { class: 'tw-name' }, h('div', { class: 'tw-line' }, twist, name, tie, kind), bar);
+  const cells = COLUMNS.slice(1).map(({ key: column }) =>
+    column === 'provenance'
+      ? h('td', { class: 'tw-known-by', 'data-column': column }, h('span', { class: 'tw-chip' }))
+      : h('td', { class: 'tw-number', 'data-column': column })
+  );
   const row = h('tr', { 'data-key': key }, first, ...cells);
   return {
     row,
@@ -267,9 +277,9 @@ function makeRow(key: string): Drawn {
       });
       first.style.paddingLeft = `${6 + line.depth * 14}px`;
       say(twist, branch.children.length ? (line.open ? '▾' : '▸') : '');
-      say(name, line.tied ? `${branch.name} ~` : branch.name);
+      writeName(name, branch.name, branch.fqn);
+      say(tie, line.tied ? '~' : '');
       say(kind, branch.className);
-      set(name, { title: line.tied ? `${branch.fqn}: ${TIED}` : branch.fqn });
     }
   };
 }
@@ -277,21 +287,15 @@ function makeRow(key: string): Drawn {
 /** Write the numbers; a number says how it is known. */
 function paint(row: HTMLElement, branch: Branch, largest: number, runJ: number): void {
   for (const cell of row.querySelectorAll<HTMLElement>('td[data-column]')) {
-    const key = cell.dataset.column as Exclude<SortKey, 'name'>;
-    const value = column(branch, key);
-    if (key === 'calls') {
-      say(cell, value === null ? '' : String(value));
-    } else if (key === 'self') {
-      paintSelf(cell, branch);
+    const key = cell.dataset.column as Exclude<Key, 'name'>;
+    if (key === 'provenance') {
+      mark(cell.firstElementChild as HTMLElement, branch.provenance);
     } else {
-      const least = key === 'static' && value !== null && !branch.staticWhole ? '≥ ' : '';
-      const applies =
-        key in branch.phases || key === 'total' || (key === 'static' && branch.kind === 'layer');
-      say(cell, applies || value !== null ? least + formatEnergy(value) : '');
-      set(cell, {
-        title: key === 'total' && runJ > 0 ? `${formatShare(branch.totalJ / runJ)} of the run` : null
-      });
+      say(cell, cellText(branch, key));
     }
+    set(cell, {
+      title: key === 'total' && runJ > 0 ? `${formatShare(branch.totalJ / runJ)} of the run` : null
+    });
   }
   const bar = row.querySelector<HTMLElement>('.tw-share');
   if (bar) {
@@ -311,23 +315,20 @@ function paint(row: HTMLElement, branch: Branch, largest: number, runJ: number):
   }
 }
 
-function paintSelf(cell: HTMLElement, branch: Branch): void {
-  if (!cell.firstElementChild) {
-    cell.append(
-      h('span', { class: 'tw-value' }),
-      h('span', { class: 'tw-known' }),
-      h('div', { class: 'tw-interval' })
-    );
+function cellText(branch: Branch, key: Exclude<Key, 'name' | 'provenance'>): string {
+  if (key === 'interval') {
+    return branch.interval ? formatInterval(...branch.interval) : '';
   }
-  const [value, knownBy, bounds] = [...cell.children] as HTMLElement[];
-  if (!value || !knownBy || !bounds) {
-    return;
+  const value = column(branch, key);
+  if (key === 'calls') {
+    return value === null ? '' : String(value);
   }
-  say(value, branch.selfJ === null && branch.provenance === null ? '' : formatEnergy(branch.selfJ));
-  say(knownBy, branch.provenance ?? '');
-  const text = branch.interval ? formatInterval(...branch.interval) : '';
-  say(bounds, text);
-  set(bounds, { title: text ? '90 % of repeats' : null });
+  if (key === 'self') {
+    return value === null && branch.provenance === null ? '' : formatEnergy(value);
+  }
+  const least = key === 'static' && value !== null && !branch.staticWhole ? '≥ ' : '';
+  const applies = key in branch.phases || key === 'total' || (key === 'static' && branch.kind === 'layer');
+  return applies || value !== null ? least + formatEnergy(value) : '';
 }
 
 function sum(list: readonly Branch[]): number {

@@ -196,7 +196,7 @@ export function listing(
   descending: boolean
 ): Listing {
   const lines: Line[] = [];
-  const words = search.toLowerCase().split(/\s+/).filter(Boolean);
+  const words = searchWords(search);
   let matches = 0;
   const visit = (list: readonly Branch[], depth: number): void => {
     const shown = words.length ? list.filter(one => within(one, words)) : list;
@@ -223,7 +223,11 @@ function mayComeBefore(one: Branch, above: Branch): boolean {
   return above.selfJ - one.selfJ <= Math.hypot(above.interval[1] - above.selfJ, one.interval[1] - one.selfJ);
 }
 
-function hit(one: Branch, words: readonly string[]): boolean {
+export function searchWords(search: string): readonly string[] {
+  return search.toLowerCase().split(/\s+/).filter(Boolean);
+}
+
+export function hit(one: Branch, words: readonly string[]): boolean {
   const text = `${one.fqn} ${one.name} ${one.className}`.toLowerCase();
   return words.every(word => text.includes(word));
 }

@@ -1,3 +1,4 @@
 import 'uplot/dist/uPlot.min.css';
 import './torchwatt.css';
+import './strip.css';
 import './lab.css';

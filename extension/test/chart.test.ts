@@ -1,8 +1,9 @@
 // @vitest-environment happy-dom
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { LiveView, ReportView } from '../src/chart';
+import { LiveView } from '../src/chart';
 import { formatEnergy } from '../src/numbers';
 import type { Beat, Begin, Payload } from '../src/payload';
+import { ReportView } from '../src/report';
 import { golden, many } from './fixture';
 import { frame, plots } from './setup';
 
@@ -13,6 +14,13 @@ function report(payload: Payload): HTMLElement {
   views.push(view);
   document.body.append(view.node);
   return view.node;
+}
+
+/** A report of which the tree is shown. */
+function tree(payload: Payload): HTMLElement {
+  const node = report(payload);
+  node.querySelector<HTMLInputElement>('input[value=tree]')?.click();
+  return node;
 }
 
 const rows = (node: Element): HTMLElement[] => [...node.querySelectorAll<HTMLElement>('tbody tr[data-key]')];
@@ -73,7 +81,7 @@ describe('a report', () => {
 
   test('shows the joules of every layer to the digits that Python shows', () => {
     const payload = golden();
-    const node = report(payload);
+    const node = tree(payload);
     click(node, 'expand all');
     for (const layer of payload.layers) {
       const line = find(node, layer.fqn);
@@ -85,7 +93,7 @@ describe('a report', () => {
   });
 
   test('sorts by a click and says so', () => {
-    const node = report(golden());
+    const node = tree(golden());
     const before = rows(node).map(one => one.dataset.key);
     click(node, 'total');
     expect(node.querySelector('th[aria-sort=ascending]')?.textContent).toBe('total');
@@ -93,7 +101,7 @@ describe('a report', () => {
   });
 
   test('opens, closes and walks by the keyboard', () => {
-    const node = report(golden());
+    const node = tree(golden());
     click(node, 'collapse all');
     const count = rows(node).length;
     const root = find(node, '(root)');
@@ -109,7 +117,7 @@ describe('a report', () => {
   });
 
   test('keeps its keys from the notebook, which has its own meaning for them', () => {
-    const node = report(golden());
+    const node = tree(golden());
     let heard = 0;
     document.body.addEventListener('keydown', () => heard++);
     press(rows(node)[0], 'ArrowDown');
@@ -118,7 +126,7 @@ describe('a report', () => {
   });
 
   test('searches, and counts what it found', () => {
-    const node = report(golden());
+    const node = tree(golden());
     search(node, 'attn');
     const found = rows(node).filter(one => one.dataset.key?.includes('attn')).length;
     expect(found).toBeGreaterThan(0);
@@ -126,14 +134,14 @@ describe('a report', () => {
   });
 
   test('draws a thousand modules a part at a time and says how many more there are', () => {
-    const node = report(many(1200));
+    const node = tree(many(1200));
     click(node, 'expand all');
     expect(rows(node).length).toBe(200);
     expect(node.textContent).toContain('show 200 more of 1011');
     click(node, 'show 200 more');
     expect(rows(node).length).toBe(400);
     expect(node.textContent).toContain(
-      'The 700 smallest layers stand at the end, other (700), together 3.50 J'
+      'the 700 smallest layers stand at the end, other (700), together 3.50 J'
     );
     expect(node.textContent).toContain('other (700)');
     expect(node.textContent).toContain('3.50 J');
@@ -197,6 +205,11 @@ describe('a live view', () => {
     document.body.append(view.node);
     return view;
   };
+  const expanded = (): LiveView => {
+    const view = live();
+    click(view.node, 'Expand');
+    return view;
+  };
   const figure = (view: LiveView, label: string): string =>
     view.node.querySelector(`[data-figure="${label}"] .tw-figure-value`)?.textContent ?? '';
 
@@ -213,7 +226,7 @@ describe('a live view', () => {
   });
 
   test('shows an unknown power as unknown, not as the rest of the sum', async () => {
-    const view = live();
+    const view = expanded();
     view.take(beat(1, { power_w: { 'gpu:0': 99, ram: null } }));
     await frame();
     expect(figure(view, 'power now')).toBe('—');
@@ -222,7 +235,7 @@ describe('a live view', () => {
   });
 
   test('keeps what was opened and sorted while new layers come', async () => {
-    const view = live();
+    const view = expanded();
     const { layers, reserved, folded } = golden();
     view.take(beat(1, { layers: { layers, reserved, folded, as_of_s: 1 }, steps: 3, per_step: '7.00 J' }));
     await frame();

@@ -2,11 +2,12 @@
 /** A payload may be anybody's: whatever its texts are, the page gets text and nothing else. */
 
 import { afterEach, describe, expect, test } from 'vitest';
-import { LiveView, ReportView } from '../src/chart';
+import { LiveView } from '../src/chart';
 import { compareTable } from '../src/compare';
 import { layersCsv } from '../src/csv';
 import { historyTable } from '../src/history';
 import type { Beat, Begin, Payload } from '../src/payload';
+import { ReportView } from '../src/report';
 import { golden, row } from './fixture';
 import { frame } from './setup';
 

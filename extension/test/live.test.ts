@@ -1,12 +1,12 @@
 import { describe, expect, test, vi } from 'vitest';
-import { LiveView, ReportView } from '../src/chart';
-import { compare } from '../src/compare';
+import { LiveView } from '../src/chart';
 import { layersCsv } from '../src/csv';
 import { historyTable } from '../src/history';
 import { ageText, FRESH, LiveState } from '../src/live';
 import { isProfiled, profiled } from '../src/magic';
 import { asPayload, type Begin } from '../src/payload';
 import { joined } from '../src/power';
+import { ReportView } from '../src/report';
 import { golden, row } from './fixture';
 
 const BEGIN: Begin = {
@@ -138,11 +138,11 @@ test('a live view that gets no message greys what it shows and says how old it i
   vi.advanceTimersByTime(300);
   expect(view.node.querySelector('.tw-stale')).toBeNull();
   vi.advanceTimersByTime(1000);
-  expect(view.node.querySelector('.tw-figures')?.classList.contains('tw-stale')).toBe(true);
+  expect(view.node.querySelector('.tw-strip .tw-figures')?.classList.contains('tw-stale')).toBe(true);
   expect(view.node.querySelector('.tw-head')?.textContent).toMatch(/1\.\d s old/);
-  expect(view.node.querySelector('.tw-split')?.classList.contains('tw-stale')).toBe(false);
+  expect(view.node.querySelector('.tw-layers-view')?.classList.contains('tw-stale')).toBe(false);
   vi.advanceTimersByTime(5000);
-  expect(view.node.querySelector('.tw-split')?.classList.contains('tw-stale')).toBe(true);
+  expect(view.node.querySelector('.tw-layers-view')?.classList.contains('tw-stale')).toBe(true);
   view.take(beat([8]));
   vi.advanceTimersByTime(20);
   expect(view.node.querySelector('.tw-figures')?.classList.contains('tw-stale')).toBe(false);
@@ -160,7 +160,7 @@ test('what turns out to be inside of a module makes room for the module, and the
     points: { t_s: [1, 2], power_w: { 'module:0': [null, 400] } }
   });
   expect(one.columns().power_w).toEqual({ cpu: [10, null], 'module:0': [null, 400] });
-  expect(one.figures()[0]?.value).toBe('400 W');
+  expect(one.strip()[0]?.value).toBe('400 W');
   expect(one.figures().map(figure => figure.label)).not.toContain('cpu');
 });
 
@@ -172,31 +172,6 @@ test('curves with times of their own share one axis, and none breaks the other',
   expect(joined(curves)).toEqual({
     t_s: [0, 1, 2],
     power_w: { a: [1, undefined, null], b: [undefined, 3, undefined] }
-  });
-});
-
-describe('two runs compared', () => {
-  test('change most first; what only one has is no zero', () => {
-    const a = {
-      ...golden(),
-      layers: [row('x', null, 1), row('y', null, 10), row('gone', null, 3)],
-      reserved: []
-    };
-    const b = {
-      ...golden(),
-      layers: [row('x', null, 2), row('y', null, 4), row('new', null, 5)],
-      reserved: []
-    };
-    expect(compare(a, b).map(one => [one.fqn, one.change])).toEqual([
-      ['y', -6],
-      ['x', 1],
-      ['gone', null],
-      ['new', null]
-    ]);
-  });
-
-  test('a run against itself changes nothing', () => {
-    expect(compare(golden(), golden()).every(one => one.change === 0)).toBe(true);
   });
 });
 

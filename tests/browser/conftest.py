@@ -150,3 +150,9 @@ def picture(lab: Lab, name: str) -> None:
         lab.theme(theme)
         lab.page.wait_for_timeout(300)  # the plot is drawn again in the new colours
         lab.page.screenshot(path=PICTURES / f"{name}-{suffix}.png")
+
+
+def choose_view(page: Any, view: str) -> None:
+    """Switch each report on the page to one of the views of its layers: hottest, blocks, tree or type."""
+    for radio in page.locator(f".tw-switch input[value={view}]").all():
+        radio.evaluate("one => one.click()")

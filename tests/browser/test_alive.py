@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tests.browser.conftest import PICTURES
+from tests.browser.conftest import PICTURES, choose_view
 from tests.browser.test_live import LIVE, REPORT, start
 from tests.notebook.kernel import MIME
 
@@ -72,6 +72,7 @@ def test_steps_and_layers_of_hundreds_of_modules_move_all_the_time(lab, notebook
     lab.page.evaluate(SAMPLE)
     start(lab)
     lab.page.wait_for_selector(LIVE)
+    lab.page.get_by_role("button", name="Expand").click()
     lab.page.wait_for_timeout(1000 * seconds * 2 // 3)
     PICTURES.mkdir(exist_ok=True)
     pictured_s = lab.page.evaluate(NOW_S)
@@ -100,7 +101,7 @@ def test_steps_and_layers_of_hundreds_of_modules_move_all_the_time(lab, notebook
     assert done == reported
     assert longest["steps"] <= longest_s + 1, longest
     assert longest["root"] <= 5.5, longest
-    assert 0.8 * done <= seen[-1]["steps"] <= done
+    assert 0.8 * done <= seen[-1]["steps"] <= done + 1  # between two counts it is an estimate, as `LiveLayers` says
 
 
 def longest_stillness(samples):
@@ -122,9 +123,10 @@ def test_no_key_in_a_report_reaches_the_notebook(lab, folder):
     lab.open("keys.ipynb", kernel=False)
     page = lab.page
     page.wait_for_selector(".tw-table tbody tr")
+    choose_view(page, "tree")
     before = sources(page)
     for place in PLACES:
-        page.locator(f".tw-root {place}").first.click(force=True)
+        page.locator(f".tw-root {place}").first.click(force=True, timeout=10_000)
         for key in KEYS:
             page.keyboard.press(key)
         page.wait_for_timeout(100)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.browser.conftest import PICTURES
+from tests.browser.conftest import PICTURES, choose_view
 from tests.browser.test_live import REPORT, start
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.heavy, pytest.mark.timeout(600)]
@@ -78,6 +78,7 @@ def test_the_rows_of_the_table_add_up_to_the_ledger(lab, notebook):
     lab.page.wait_for_function("() => jupyterapp.shell.currentWidget.content.widgets[2].model.outputs?.toJSON().length")
     shown = lab.page.evaluate("() => jupyterapp.shell.currentWidget.content.widgets[2].model.outputs.toJSON()")
     ledger = json.loads("".join(shown[0]["text"]))
+    choose_view(lab.page, "tree")
     lab.page.get_by_role("button", name="expand all").last.click()
     while (more := lab.page.locator(".tw-root:not(.tw-live) .tw-layers > .tw-button")).is_visible():
         more.click()

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.browser.conftest import PICTURES, SETUP, picture
+from tests.browser.conftest import PICTURES, SETUP, choose_view, picture
 from tests.support.heavy import one_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -67,6 +67,7 @@ def test_the_view_moves_while_the_kernel_is_busy_and_ends_as_the_report_with_pyt
     page = lab.page
     page.wait_for_function("() => beats.length >= 8")
     assert re.fullmatch(r"[\d.]+ [mk]?W", page.locator("[data-figure='power now'] .tw-figure-value").inner_text())
+    page.get_by_role("button", name="Expand").click()
     assert "CO2e" in page.locator("[data-figure='carbon so far']").inner_text()
     page.locator(f"{LIVE} .tw-table tbody tr[data-key='(root)']").wait_for()
     assert page.locator(f"{LIVE} .tw-box").count() > 3
@@ -89,6 +90,7 @@ def compare_with_python(lab):
     truth, total = text_of(lab.cells()[2]).splitlines()
     assert page.locator("[data-figure=energy] .tw-figure-value").inner_text().startswith(total.split(" | ")[0])
     assert total.split(" | ")[0] == total.split(" | ")[1]
+    choose_view(page, "tree")
     page.get_by_role("button", name="expand all").click()
     compared = 0
     for fqn, phase, shown in json.loads(truth):
@@ -158,12 +160,12 @@ def test_with_profile_shows_the_same_without_the_magic(running):
 @one_of(SHOWN, "without a live view")
 def test_no_live_shows_the_report_only(lab, notebook):
     lab.open(notebook(SETUP, "%%energy --no-live\ntrain(2)", "1"))
-    lab.page.evaluate("""() => { window.seen = 0;
-        new MutationObserver(() => { seen += document.querySelectorAll('.tw-live').length; })
+    lab.page.evaluate("""() => { window.liveViews = 0;
+        new MutationObserver(() => { liveViews += document.querySelectorAll('.tw-live').length; })
         .observe(document.body, {subtree: true, childList: true}); }""")
     start(lab)
     lab.page.wait_for_selector(REPORT)
-    assert lab.page.evaluate("() => seen") == 0
+    assert lab.page.evaluate("() => liveViews") == 0
 
 
 @one_of(SHOWN, "in a cleared output")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.browser.conftest import SETUP, ours, picture, write
 from tests.browser.test_others import PLACES
-from tests.notebook.lab import server
+from tests.notebook.lab import UNFOLD, server
 from tests.support.heavy import one_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -74,6 +74,7 @@ def test_notebook_7_draws_the_report_and_the_badges(saved, chromium, folder, tmp
     with server(folder, tmp_path, extension=True, module="notebook") as base:
         context = chromium.new_context(viewport={"width": 1280, "height": 1500})
         page = context.new_page()
+        page.add_init_script(UNFOLD)
         errors = []
         page.on("pageerror", lambda error: errors.append(str(error)) if ours(error) else None)
         page.goto(f"{base}/notebooks/saved.ipynb?{uuid4().hex}")

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from tests.browser.conftest import MODEL, SETUP, picture, write
+from tests.browser.conftest import MODEL, SETUP, choose_view, picture, write
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -40,8 +40,9 @@ def keys(lab):
 
 def test_the_table_sorts_opens_and_searches_by_mouse_and_keyboard(lab, reported):
     lab.open(reported, kernel=False)
-    lab.page.locator(ROWS).first.wait_for()
     page = lab.page
+    page.wait_for_selector(REPORT)
+    choose_view(page, "tree")
     page.get_by_role("button", name="collapse all").click()
     few = keys(lab)
     page.get_by_role("button", name="expand all").click()
@@ -66,6 +67,8 @@ def test_the_table_sorts_opens_and_searches_by_mouse_and_keyboard(lab, reported)
 def test_the_icicle_is_walked_and_looked_into_by_keyboard(lab, reported):
     lab.open(reported, kernel=False)
     page = lab.page
+    page.wait_for_selector(REPORT)
+    choose_view(page, "tree")
     page.locator(".tw-icicle-map [data-key='(root)']").focus()
     page.keyboard.press("ArrowDown")
     first = page.evaluate("() => document.activeElement.dataset.key")

@@ -98,10 +98,25 @@ def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None
     raise RuntimeError(f"{address} does not answer:\n{log.read_text(errors='replace')[-3000:]}")
 
 
-class Lab:
-    """One browser window on JupyterLab, which keeps the addresses of everything it asked for."""
+# Opens the details of each report as it appears: what most tests look at is inside of them.
+UNFOLD = """new MutationObserver(() => {
+    for (const one of document.querySelectorAll('.tw-more:not([data-unfolded])')) {
+        one.open = true;
+        one.dataset.unfolded = '';
+    } }).observe(document, {subtree: true, childList: true})"""
 
-    def __init__(self, browser: Browser, base: str, *, height: int = 900) -> None:
+
+class Lab:
+    """One browser window on JupyterLab, which keeps the addresses of everything it asked for.
+
+    Args:
+        browser: The browser.
+        base: The server's address.
+        height: Of the window in pixels.
+        unfold: Open the details of each report.
+    """
+
+    def __init__(self, browser: Browser, base: str, *, height: int = 900, unfold: bool = True) -> None:
         self._base = base
         self._context = browser.new_context(viewport={"width": 1280, "height": height})
         self._context.set_default_timeout(PATIENCE_S * 1000)
@@ -109,6 +124,8 @@ class Lab:
         self.page: Page = self._context.new_page()
         self.page.on("request", lambda request: self.options.append(request.url))
         self.page.on("websocket", lambda socket: self.options.append(socket.url))
+        if unfold:
+            self.page.add_init_script(UNFOLD)
         # A workspace of its own: no tabs of an earlier test come back.
         self.page.goto(f"{base}/lab/workspaces/{uuid4().hex}")
         self.page.wait_for_function("() => window.jupyterapp?.started")

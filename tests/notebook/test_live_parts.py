@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.notebook.live_updater import (
+from tests.support.reports import bare_report, sample_report
+from torchwatt.notebook.run_history import HISTORY_MIME, MAX_RUNS, RunHistory, RunRecord
+from torchwatt.session.cost_limiter import (
     CPU_SHARE,
     CREDIT_S,
     MAX_CPU_SHARE,
@@ -15,8 +17,8 @@ from torchwatt.notebook.live_updater import (
     MIN_INTERVAL_S,
     CostLimiter,
 )
-from torchwatt.notebook.run_history import HISTORY_MIME, MAX_RUNS, RunHistory, RunRecord
-from torchwatt.views import LivePoint, update_payload
+from torchwatt.views import LivePoint, rate_payload, top_groups, update_payload
+from torchwatt.views.answer import answer
 
 
 def record(number, **more):
@@ -67,6 +69,20 @@ def test_the_history_is_text_html_and_a_payload_and_unknown_grams_are_a_dash():
     assert 'href="#cell-id=abc"' in bundle["text/html"]
     assert "<1>" not in bundle["text/html"]
     assert json.loads(json.dumps(bundle[HISTORY_MIME]))["runs"][0]["carbon_g"] is None
+
+
+def test_the_largest_groups_are_those_of_the_answer():
+    report = sample_report()
+    top = top_groups(report)
+    assert [name for name, _ in top][:2] == ["blocks.*.mlp", "blocks.*.attn"]
+    assert answer(report).sentences[1].startswith(f"Most of it: {top[0][0]} {top[0][1]:.0%}".replace("%", " %"))
+    assert [share for _, share in top] == sorted((share for _, share in top), reverse=True)
+    assert top_groups(bare_report()) == []
+
+
+def test_a_rate_is_text_and_none_before_the_first_unit():
+    assert rate_payload("token", 0.00116) == {"rate": {"label": "per token", "text": "1.16 mJ"}}
+    assert rate_payload("step", None) == {}
 
 
 def test_an_empty_history_says_so():

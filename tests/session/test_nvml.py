@@ -11,6 +11,7 @@ BURSTS = PowerTrace.bursts(100.0, 600.0, on_s=0.030, period_s=0.130)
 PROFILE = """
 import json, time
 import torchwatt as tw
+from torchwatt.views.power_chart import gauge_lines
 with tw.profile(layers="off") as run:
     time.sleep({seconds})
 report = run.report
@@ -25,6 +26,9 @@ print(json.dumps({{
     "span_ns": {{str(c.domain): [c.start_ns + offset, c.end_ns + offset] for c in report.curves}},
     "codes": sorted({{e.code for e in report.events}}),
     "unavailable": [[u.domain, u.reason] for u in report.unavailable],
+    "lines": {{f"{{line.domain}} {{line.kind}}": [line.t_s.tolist(), line.value.tolist()]
+              for line in gauge_lines(report, 1000)}},
+    "call_s": dict(report.sampler.call_s),
     "sensors": {{str(m.domain): [c.sensor for c in m.channels if c.quantity != "gauge"] for m in report.meters}},
 }}))
 """
@@ -47,6 +51,19 @@ def test_two_gpus_in_bursts_are_metered_within_one_percent(run_on_gpus):
         assert found["sensors"][f"gpu:{gpu}"] == ["nvml_energy_counter", "nvml_power_instant", "nvml_power_samples"]
         assert found["method"][f"gpu:{gpu}"] == "counter"
     assert found["status"] == "complete"
+
+
+def test_utilisation_and_temperature_are_read_once_a_second_and_break_where_the_gpu_is_lost(run_on_gpus):
+    scenario = Scenario().gpu("ideal", 250, utilization=73, temperature=58).gpu("ideal", 250, utilization=11)
+    scenario.fault("*", 15, gpu=1, from_s=3.5)
+    found = profiled(run_on_gpus, scenario, 4.0)
+    t_s, percent = found["lines"]["gpu:0 utilisation"]
+    assert set(percent) == {73.0}
+    assert set(found["lines"]["gpu:0 temperature"][1]) == {58.0}
+    assert 3 <= len(t_s) <= 6
+    assert set(found["lines"]["gpu:1 utilisation"][1]) == {11.0}
+    assert max(found["lines"]["gpu:1 utilisation"][0]) < 3.6
+    assert {"gpu:0/utilization", "gpu:0/temperature"} <= set(found["call_s"])
 
 
 def test_without_a_counter_power_is_integrated_and_labelled(run_on_gpus):

@@ -11,8 +11,8 @@ from torchwatt.attribution.accuracy_bands import add_bands
 from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.factor import Factor, Impact, with_factor_id
 from torchwatt.core.ledger import Entry, Ledger
-from torchwatt.core.meter import Channel, Event, Meter, SamplerStats, Unavailable
-from torchwatt.core.report import Report, Step, Window
+from torchwatt.core.meter import Channel, Event, Meter, SamplerStats, Series, Unavailable, series_from_readings
+from torchwatt.core.report import PhaseInterval, Report, Step, Window
 from torchwatt.core.terms import TRAIN, VALIDATION, Domain
 from torchwatt.core.trace import ModuleInfo
 
@@ -94,6 +94,8 @@ def sample_report(**changes) -> Report:
         sampler=SamplerStats("process", 0.31, 24.2, {"gpu:0/energy": 480}, {"gpu:0/energy": 2}),
         tracing_cost_s=0.19,
         traced_steps=9,
+        timeline=_timeline(),
+        gauges=_gauges(),
         software={"torchwatt": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "os": "Linux 6.8", "host": "node-17"},
     )
     return replace(_with_carbon(report), **changes)
@@ -252,6 +254,32 @@ def _steps(curves: tuple[EnergyCurve, ...]) -> tuple[Step, ...]:
             stage=VALIDATION if i % 5 == 4 else TRAIN,
         )
         for i, s in enumerate(starts)
+    )
+
+
+def _timeline() -> tuple[PhaseInterval, ...]:
+    width_ns = int(22.0e9 / STEPS)
+    parts = (("data", 0.1, "(data)"), ("forward", 0.3, "blocks.*.mlp.fc*"), ("backward", 0.6, "blocks.*.mlp.fc*"))
+    timeline, t_ns = [PhaseInterval(START_NS, START_NS + 1_200_000_000, "compile", 0.97, "(compile)")], 0
+    for step in range(STEPS):
+        t_ns = START_NS + 1_500_000_000 + step * width_ns
+        for phase, part, group in parts:
+            timeline.append(PhaseInterval(t_ns, t_ns + int(part * width_ns), phase, 0.95, group))
+            t_ns += int(part * width_ns)
+    return tuple(timeline)
+
+
+def _gauges() -> tuple[Series, ...]:
+    """Return utilisation and temperature of the GPU, read once a second; none from 10 to 14 s."""
+    seconds = [t for t in range(1, 24) if not 10 <= t < 14]
+    channels = (
+        Channel(GPU, "utilization", "gauge", "1", 0.01, 1_000_000_000, "nvml_utilization"),
+        Channel(GPU, "temperature", "gauge", "Cel", 1.0, 1_000_000_000, "nvml_temperature"),
+    )
+    values = ([60 + (7 * t) % 38 for t in seconds], [41 + min(t, 18) for t in seconds])
+    return tuple(
+        series_from_readings(c, [(START_NS + t * 10**9, float(v)) for t, v in zip(seconds, column, strict=True)])
+        for c, column in zip(channels, values, strict=True)
     )
 
 

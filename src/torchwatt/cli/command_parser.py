@@ -22,7 +22,19 @@ if TYPE_CHECKING:
 
 USAGE_ERROR = 2
 SWITCHES = frozenset(
-    {"-m", "-q", "--quiet", "-h", "--help", "--keep", "--no-journal", "--overwrite", "--shared", "--allow-expired"}
+    {
+        "-m",
+        "-q",
+        "--quiet",
+        "--live",
+        "-h",
+        "--help",
+        "--keep",
+        "--no-journal",
+        "--overwrite",
+        "--shared",
+        "--allow-expired",
+    }
 )  # options of `run` that take no value
 MAX_ERROR_CHARS = 4000  # characters
 
@@ -72,6 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_measurement_options(run_)
     run_.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module name, as in `python -m`")
     run_.add_argument("-q", "--quiet", action="store_true", help="print no report")
+    run_.add_argument(
+        "--live",
+        action="store_true",
+        help="show the run in the terminal's last row; nothing where stderr is no terminal",
+    )
     report_commands.add_journal_options(run_)
     run_.add_argument(
         "--metrics",

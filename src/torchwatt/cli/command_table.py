@@ -71,6 +71,7 @@ def _run_script(arguments: argparse.Namespace) -> int:
         metrics=[partial(named, where, arguments.allow_host) for where in arguments.metrics],
         written=partial(_share_runs, arguments),
         run_options=arguments.run_options,
+        live=arguments.live,
     )
 
 

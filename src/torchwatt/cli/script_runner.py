@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
+from torchwatt.cli.live_row import LiveRow, has_live_terminal
 from torchwatt.cli.numpy_threads import hide_numpy
 from torchwatt.cli.program import (
     Program,
@@ -22,6 +23,7 @@ from torchwatt.cli.program import (
 )
 from torchwatt.core.errors import TorchwattError
 from torchwatt.core.plain_text import escape_unprintable_lines, to_encodable
+from torchwatt.core.report import Status
 from torchwatt.metrics.exporter import Exporter
 from torchwatt.session import Run, profile
 from torchwatt.session.profile import outcome_of
@@ -77,7 +79,7 @@ class RefusedRunError(Exception):
     """The program was not started; the message is the reason. A separate type, as a script may raise TorchwattError."""
 
 
-def run_script(
+def run_script(  # noqa: PLR0913  one for each option of the command
     script: str,
     args: Sequence[str],
     *,
@@ -87,6 +89,7 @@ def run_script(
     metrics: Sequence[Callable[[], Exporter]] = (),
     written: Callable[[Sequence[Path]], None] = lambda _: None,
     run_options: Sequence[str] = (),
+    live: bool = False,
 ) -> int:
     """Run a program as `python SCRIPT ARGS` would, print the report to stderr, and return its exit status.
 
@@ -102,6 +105,7 @@ def run_script(
         metrics: Each opens an exporter of live metrics.
         written: Called with the paths of the run's files.
         run_options: Options of `torchwatt run`; one among `args` that the script's source does not contain is reported.
+        live: Show the run in the last row of the terminal, if stderr is one.
 
     Raises:
         Refused: The script does not exist, or an option is invalid.
@@ -125,7 +129,7 @@ def run_script(
             f"torchwatt: {option} after {script} is passed to the script; for torchwatt, write "
             f"torchwatt run {option} ... {script}"
         )
-    report = _FinalReport(run, profiled, stderr)
+    report = _FinalReport(run, profiled, stderr, LiveRow(run, shown=live and has_live_terminal()))
     add_exec_hook(report.end_replaced)
     modules = dict(sys.modules)
     hide_numpy()
@@ -141,10 +145,7 @@ def run_script(
         _put_back(modules)
         remove_exec_hook(report.end_replaced)
         try:
-            try:
-                profiled.end(*outcome)
-            finally:
-                report.show()
+            report.end(*outcome)
             written(run.files)
         except TorchwattError as error:  # the script's exit status must not change
             stderr.say(f"torchwatt: {error}")
@@ -172,16 +173,25 @@ def _put_back(modules: Mapping[str, ModuleType]) -> None:
 class _FinalReport:
     """Prints the report of a run once: at its end, or before `os.exec*` replaces the process."""
 
-    def __init__(self, run: Run, profiled: profile, stderr: OriginalStderr) -> None:
+    def __init__(self, run: Run, profiled: profile, stderr: OriginalStderr, row: LiveRow) -> None:
         self._run = run
+        self._row = row
         self._profiled = profiled
         self._told = stderr
         self._shown = False
+        row.start()
+
+    def end(self, status: Status, reason: str) -> None:
+        """End the run and print it, even if its end fails."""
+        self._row.close()
+        try:
+            self._profiled.end(status, reason)
+        finally:
+            self.show()
 
     def end_replaced(self, by: str) -> None:
         """End the run as partial and print it, because the process becomes another program."""
-        self._profiled.end("partial", f"replaced by {by}")
-        self.show()
+        self.end("partial", f"replaced by {by}")
         self._told.say(f"torchwatt: this program replaced itself by {by}, which is not measured")
 
     def show(self) -> None:

@@ -11,8 +11,8 @@ from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.factor import Factor, Impact
 from torchwatt.core.job import RankPart
 from torchwatt.core.ledger import MIN_COVERAGE, Ledger, mean_power_w
-from torchwatt.core.meter import Event, Meter, SamplerStats, Unavailable
-from torchwatt.core.terms import Provenance, weakest_provenance
+from torchwatt.core.meter import Event, Meter, SamplerStats, Series, Unavailable
+from torchwatt.core.terms import Phase, Provenance, weakest_provenance
 from torchwatt.core.trace import ModuleInfo
 
 Z90 = 1.6448536269514722  # half width of a two-sided 90 % interval, in standard deviations
@@ -40,6 +40,20 @@ class Window:
     end_ns: int
     energy_j: float | None
     kind: Literal["nested", "epoch", "evaluation", "checkpoint"] = "nested"
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseInterval:
+    """An interval of a run with the phase, and the group of modules, that took most of its time.
+
+    `share` is the part of the interval's time that the phase took; `group` has `*` for indices (`blocks.*.mlp`).
+    """
+
+    start_ns: int
+    end_ns: int
+    phase: Phase
+    share: float
+    group: str
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -71,6 +85,8 @@ class Report:
     # Declarations of the user by column of the audit table `run`: {"organisation": "ACME", "persona": "provider"}.
     declared: Mapping[str, str | float | bool] = field(default_factory=dict)
     traced_steps: int | None = None  # steps whose modules were traced; the others are filled in from them
+    timeline: tuple[PhaseInterval, ...] = ()  # disjoint, in time order; not in bundles
+    gauges: tuple[Series, ...] = ()  # utilisation and temperature of devices, if they were read; not in bundles
     ranks: tuple[RankPart, ...] = ()  # of a merged job: the energy of each rank, included in the ledgers
 
     def __repr__(self) -> str:

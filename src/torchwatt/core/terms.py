@@ -38,6 +38,9 @@ TRAIN, VALIDATION, INFERENCE = "train", "validation", "inference"
 # Gauges of a GPU: the power of its superchip, and its users (`DeviceUsers`); of a process: whether it or a descendant
 # has loaded CUDA's driver library.
 MODULE_POWER, USERS, CUDA_LIBRARY = "power_module", "users", "cuda_library"
+# Gauges of a device that views draw beside its power.
+UTILIZATION, TEMPERATURE = "utilization", "temperature"
+DRAWN_GAUGES = (UTILIZATION, TEMPERATURE)
 
 # Events of meters with unknown energy in a part of the run, or with energy that is not from their readings.
 COVERAGE = "COVERAGE"

@@ -12,49 +12,14 @@ from typing import TYPE_CHECKING, Any
 from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.notebook.run_history import RunRecord, history_channel
-from torchwatt.views import live_layers_payload, start_payload, steps_payload, update_payload
+from torchwatt.session.cost_limiter import CostLimiter
+from torchwatt.session.live_rate import UnitRates
+from torchwatt.views import live_layers_payload, rate_payload, start_payload, steps_payload, update_payload
 
 if TYPE_CHECKING:
     from torchwatt.core.meter import Recording
     from torchwatt.notebook.live_widget import LiveWidget
     from torchwatt.session import Run
-
-
-CPU_SHARE = 0.002  # of one CPU
-CREDIT_S = 0.03  # initial allowance, so that short runs show layers
-MIN_INTERVAL_S = 1.0
-MAX_INTERVAL_S = 3.5  # displayed values should not be older than 5 s
-MAX_CPU_SHARE = 0.02  # of one CPU, to keep to LATEST_S
-
-
-class CostLimiter:
-    """Schedules repeated work so that its CPU time stays below a share of one CPU.
-
-    Work that is `LATEST_S` overdue may use up to `MAX_CPU_SHARE`; beyond, its interval grows with its cost. Times are
-    seconds since the run began; the next cost is assumed to equal the last one.
-    """
-
-    def __init__(self, share: float = CPU_SHARE, credit_s: float = CREDIT_S) -> None:
-        self._share = share
-        self._credit_s = credit_s
-        self._spent_s = 0.0
-        self._last_cost_s = 0.0
-        self._last_s = 0.0
-
-    def due(self, t_s: float) -> bool:
-        """Return whether the work may be done now."""
-        waited_s = t_s - self._last_s
-        if waited_s < MIN_INTERVAL_S:
-            return False
-        if self._spent_s + self._last_cost_s <= self._credit_s + self._share * t_s:
-            return True
-        return waited_s >= max(MAX_INTERVAL_S, self._last_cost_s / MAX_CPU_SHARE)
-
-    def paid(self, t_s: float, cost_s: float) -> None:
-        """Record that the work was done at `t_s`, and its CPU time."""
-        self._last_s, self._last_cost_s = t_s, cost_s
-        self._spent_s += cost_s
-
 
 PERIOD_S = 0.25
 FIRST_UPDATE_S = 0.3  # a shorter cell shows only its report
@@ -81,6 +46,7 @@ class LiveUpdater:
         self.failures: list[str] = []
         self.spent_s = 0.0  # CPU time of the thread
         self._pulse = run.pulse()
+        self._rates = UnitRates(self._pulse)
         self._layers = run.live_layers(self._pulse) if handle is not None else None  # None until torch is imported
         # ipykernel finds the cell of a message in a context variable, which a new thread does not inherit.
         self._thread = HelperThread(partial(contextvars.copy_context().run, self._loop), "torchwatt-live")
@@ -148,12 +114,14 @@ class LiveUpdater:
         self._count += 1
         self._layers = self._layers or self._run.live_layers(pulse)
         if self._layers is None:
-            self._send(message)
+            self._send(message | rate_payload(*self._rates.update(self._run.units, None)))
             return
         t_s = points[-1].t_s
         due, before_s = self._pace.due(t_s), time.thread_time()
         self._layers.update(read=due)
-        message |= steps_payload(self._layers.steps, self._layers.step_j())
+        step_j = self._layers.step_j()
+        message |= steps_payload(self._layers.steps, step_j)
+        message |= rate_payload(*self._rates.update(self._run.units, step_j))
         if not due:
             self._send(message)
             return

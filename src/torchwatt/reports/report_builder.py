@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import fsum, isnan
 
@@ -12,14 +12,15 @@ import numpy as np
 
 from torchwatt.attribution.counter_scope import MODULE_GPUS_FACT
 from torchwatt.attribution.device_priors import NO_PRIORS, REPLAY_CONTEXT_REL, CudaUse, DevicePriors, SlotReplay
+from torchwatt.attribution.phase_timeline import phase_timeline
 from torchwatt.attribution.run_attribution import PHASES_UNSEEN_CODE, Attribution, attribute_recording
 from torchwatt.attribution.sensor_response import SensorModel
 from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.ledger import Ledger
-from torchwatt.core.meter import Event, Meter, Recording, Unavailable, coverage_event
+from torchwatt.core.meter import Event, Meter, Recording, Series, Unavailable, coverage_event
 from torchwatt.core.report import Report, Status, Step, Window
-from torchwatt.core.terms import METER_LOSSES, Slot
+from torchwatt.core.terms import DRAWN_GAUGES, METER_LOSSES, Slot
 from torchwatt.core.trace import ReplayedPower, Trace
 from torchwatt.reports.emissions import add_impacts
 from torchwatt.reports.process_identity import software_versions
@@ -167,8 +168,18 @@ def assemble_report(  # noqa: PLR0917  the parts of a report
         traced_steps=trace.traced_steps if options.layers else None,
         exit_reason=outcome.exit_reason,
         software=outcome.software or software_versions(),
+        timeline=phase_timeline(trace, bounds.start_ns, bounds.end_ns),
+        gauges=tuple(_drawn_gauges(recording, bounds)),
     )
     return add_impacts(report, options.carbon)
+
+
+def _drawn_gauges(recording: Recording, bounds: RunInterval) -> Iterator[Series]:
+    for series in recording.series:
+        if series.channel.name in DRAWN_GAUGES:
+            clipped = series.between(bounds.start_ns, bounds.end_ns)
+            if len(clipped):
+                yield clipped
 
 
 def _add_coverage_events(events: Iterable[Event], attribution: Attribution, bounds: RunInterval) -> Iterable[Event]:

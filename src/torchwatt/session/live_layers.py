@@ -23,6 +23,7 @@ from torchwatt.core.report import Report
 from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Domain, Slot, domain_kind, weakest_provenance
 from torchwatt.core.units import NS_PER_S
 from torchwatt.session.live_meter import LiveMeter
+from torchwatt.session.live_rate import RecentRate
 
 if TYPE_CHECKING:
     from torchwatt.session.session import Session
@@ -33,7 +34,6 @@ HOST_KINDS = frozenset({"cpu", "dram", "ram"})
 OPEN_CALL_NS = 4 * NS_PER_S  # a call that has not ended by then is included up to now
 LOG_PERIOD_NS = NS_PER_S
 IDLE_CPU_SHARE = 0.05  # of one CPU, as in the report
-RECENT_NS = 10 * NS_PER_S  # window for the mean joules per step
 LIVE_DOMAIN = Domain("live")
 
 
@@ -52,7 +52,7 @@ class LiveLayers:
         self._cpu: deque[tuple[int, int]] = deque([(pulse.start_ns, time.process_time_ns())], maxlen=1_024)
         self._read_ns = 0
         self.steps = 0  # completed steps
-        self._recent: deque[tuple[int, int, float]] = deque([(pulse.start_ns, 0, 0.0)])  # instant, steps, joules
+        self._step_rate = RecentRate(pulse.start_ns)
 
     @property
     def as_of_s(self) -> float:
@@ -66,8 +66,7 @@ class LiveLayers:
 
     def step_j(self) -> float | None:
         """Return mean joules per step over the last seconds; None before the first step."""
-        (_, start_steps, start_j), (_, end_steps, end_j) = self._recent[0], self._recent[-1]
-        return (end_j - start_j) / (end_steps - start_steps) if end_steps > start_steps else None
+        return self._step_rate.mean_j()
 
     def update(self, *, read: bool = False) -> None:
         """Count steps; read the logs every second, when steps cannot be counted otherwise, or on request.
@@ -84,10 +83,7 @@ class LiveLayers:
             steps = self._tally.steps
         # The estimate between two counts may be one too high: a displayed number must not decrease.
         self.steps = max(steps, self.steps)
-        if self.steps > self._recent[-1][1]:
-            self._recent.append((now_ns, self.steps, fsum(self._pulse.energy_j.values())))
-        while len(self._recent) > 2 and now_ns - self._recent[1][0] > RECENT_NS:
-            self._recent.popleft()
+        self._step_rate.add(now_ns, self.steps, fsum(self._pulse.energy_j.values()))
 
     def _read(self, now_ns: int) -> None:
         stretch = self._tally.update(now_ns)

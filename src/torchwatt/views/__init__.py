@@ -5,7 +5,15 @@ from __future__ import annotations
 from torchwatt.views.answer import Answer, answer
 from torchwatt.views.html_report import to_html_fragment, to_html_page
 from torchwatt.views.layer_groups import VIEWS, LayerGroup, View, default_view, layer_groups
-from torchwatt.views.live_payload import LivePoint, live_layers_payload, start_payload, steps_payload, update_payload
+from torchwatt.views.live_payload import (
+    LivePoint,
+    live_layers_payload,
+    rate_payload,
+    start_payload,
+    steps_payload,
+    top_groups,
+    update_payload,
+)
 from torchwatt.views.module_tree import LAYER_COLUMNS, layer_rows
 from torchwatt.views.number_format import DASH, format_energy, format_interval, format_mass, format_power, format_time
 from torchwatt.views.report_payload import MIME, to_payload
@@ -31,6 +39,7 @@ __all__ = [
     "layer_groups",
     "layer_rows",
     "live_layers_payload",
+    "rate_payload",
     "start_payload",
     "steps_payload",
     "to_html_fragment",
@@ -38,5 +47,6 @@ __all__ = [
     "to_markdown",
     "to_payload",
     "to_text",
+    "top_groups",
     "update_payload",
 ]

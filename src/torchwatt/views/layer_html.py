@@ -40,7 +40,7 @@ _PADDING = "padding:3px 6px"
 _NUMBER = "display:inline-block;width:76px"
 _NUMBERS = "float:right;text-align:right;white-space:nowrap"
 _EACH = "each module"
-_HEAD = ("layer", "energy", "90 % of repeats", "share", _EACH, "forward", "backward", "other", "", "provenance")
+_HEAD = ("layer", "energy", "90 % of repeats", "share", _EACH, "forward", "backward", "other", "by phase", "provenance")
 _LEFT = frozenset({"layer", "provenance"})
 _VIEW_TITLES: dict[View, str] = {
     "hottest": "Hottest: each module by itself, without the modules inside it",

@@ -8,11 +8,13 @@ from typing import Any
 
 from torchwatt.core.meter import Meter, Unavailable
 from torchwatt.core.report import Report
+from torchwatt.views.answer import main_groups
 from torchwatt.views.module_tree import build_layer_tree
 from torchwatt.views.number_format import format_energy
 from torchwatt.views.report_payload import json_number, layers_payload, payload_text
 
 LIVE_SCHEMA, LIVE_VERSION = "torchwatt.live", 1
+MAX_TOP_GROUPS = 3
 MAX_LIVE_LAYERS = 150  # modules of a message; smaller ones are folded into their parents
 
 
@@ -88,14 +90,29 @@ def steps_payload(steps: int, step_j: float | None) -> dict[str, Any]:
     return {"steps": steps, "per_step": "" if step_j is None else format_energy(step_j)}
 
 
+def rate_payload(unit: str, unit_j: float | None) -> dict[str, Any]:
+    """Return the joules of one step or counted unit as text; nothing if they are unknown."""
+    if unit_j is None:
+        return {}
+    return {"rate": {"label": payload_text(f"per {unit}"), "text": format_energy(unit_j)}}
+
+
 def live_layers_payload(report: Report) -> dict[str, Any]:
-    """Return the layers of a report so far, with the time up to which they are complete."""
+    """Return the layers of a report so far, with the time up to which they are complete, and its largest groups."""
     return {
+        "top": [[payload_text(name), json_number(share)] for name, share in top_groups(report)],
         "layers": {
             "as_of_s": json_number(report.duration_s),
             **layers_payload(build_layer_tree(report), MAX_LIVE_LAYERS),
-        }
+        },
     }
+
+
+def top_groups(report: Report, count: int = MAX_TOP_GROUPS) -> list[tuple[str, float]]:
+    """Return names and shares of the groups with the most joules, largest first: those of the report's answer."""
+    run_j = report.energy_j or 0.0
+    groups = sorted(main_groups(report).items(), key=lambda item: (-item[1], item[0]))
+    return [(name, energy_j / run_j) for name, energy_j in groups[:count]] if run_j > 0 else []
 
 
 def _energy_meters(meters: Sequence[Meter]) -> list[Meter]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
@@ -11,15 +11,35 @@ from math import ceil, floor, log10
 import numpy as np
 
 from torchwatt.core.energy_curve import EnergyCurve
-from torchwatt.core.meter import FloatArray, IntArray
+from torchwatt.core.meter import FloatArray, IntArray, Series
 from torchwatt.core.report import Report
+from torchwatt.core.terms import TEMPERATURE, UTILIZATION
+from torchwatt.views.power_bands import Band, power_bands
 
 MAX_POINTS = 500
+MISSED_PERIODS = 3  # a gauge without readings for longer than this is a gap in its line
+_GAUGES = {
+    UTILIZATION: ("utilisation", "%", 100.0),
+    TEMPERATURE: ("temperature", "°C", 1.0),
+}  # kind, unit, per raw unit
 COLORS = ("#3b8ede", "#ec8626", "#2fa87a", "#a06cd5", "#d9534f", "#8a8f98")
 _GREY = "#8b929b"  # readable on white and on black: a picture does not see the page's theme
-_WIDTH, _HEIGHT = 860, 240
+_WIDTH, _HEIGHT = 860, 240  # without bands
 _UNITS = ((1e6, "MW"), (1e3, "kW"), (1.0, "W"), (1e-3, "mW"))
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 26, 34
+_BAND_HEIGHT, _BAND_GAP, _LETTER_WIDTH = 11, 3, 6
+_BAND_COLORS = {
+    "forward": "#3b8ede",
+    "backward": "#ec8626",
+    "optimizer": "#a06cd5",
+    "data": "#2fa87a",
+    "transfer": "#6fbf9f",
+    "communication": "#b8a100",
+    "compile": "#d9534f",
+    "train": "#3b8ede",
+    "validation": "#2fa87a",
+    "inference": "#a06cd5",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +63,38 @@ def build_power_line(report: Report, curve: EnergyCurve, max_points: int = MAX_P
         return ChartLine(str(curve.domain), np.repeat(t_s, 2)[1:-1], np.repeat(power_w, 2))
     keep = select_extremes(power_w, max_points)
     return ChartLine(str(curve.domain), ((t_s[:-1] + t_s[1:]) / 2)[keep], power_w[keep])
+
+
+@dataclass(frozen=True, slots=True)
+class GaugeLine:
+    """Readings of a gauge over seconds since the run's start; NaN interrupts the line."""
+
+    domain: str
+    kind: str  # utilisation or temperature
+    unit: str
+    t_s: FloatArray
+    value: FloatArray
+
+
+def gauge_lines(report: Report, max_points: int) -> Iterator[GaugeLine]:
+    """Yield the utilisation and temperature of the metered domains, each with about `max_points` points."""
+    domains = {str(curve.domain) for curve in report.curves}
+    for series in report.gauges:
+        domain = str(series.channel.domain)
+        if domain in domains and series.channel.name in _GAUGES and len(series) and max_points > 0:
+            kind, unit, factor = _GAUGES[series.channel.name]
+            t_s, value = _with_gaps(series, report.start_ns)
+            keep = select_extremes(value, max_points)
+            yield GaugeLine(domain, kind, unit, t_s[keep], value[keep] * factor)
+
+
+def _with_gaps(series: Series, start_ns: int) -> tuple[FloatArray, FloatArray]:
+    """Return times in seconds and values; a NaN follows the last reading before a gap."""
+    t_s = (series.t_ns - start_ns) / 1e9
+    value = series.raw * series.channel.scale
+    period_s = max(series.channel.period_ns / 1e9, float(np.median(np.diff(t_s))) if len(t_s) > 1 else 0.0)
+    gaps = np.flatnonzero(np.diff(t_s) > MISSED_PERIODS * period_s) + 1
+    return np.insert(t_s, gaps, t_s[gaps - 1]), np.insert(value, gaps, np.nan)
 
 
 def select_extremes(values: FloatArray, max_points: int) -> list[int]:
@@ -75,28 +127,36 @@ def render_chart(report: Report) -> str:
     lines.sort(key=lambda line: -float(np.nan_to_num(line.power_w).mean()))
     if not lines or report.duration_s <= 0:
         return ""
-    return "data:image/svg+xml;base64," + b64encode(_render_svg(lines, report.duration_s).encode()).decode()
+    svg = _render_svg(lines, report.duration_s, power_bands(report))
+    return "data:image/svg+xml;base64," + b64encode(svg.encode()).decode()
 
 
-def _render_svg(lines: Sequence[ChartLine], duration_s: float) -> str:
+def _render_svg(lines: Sequence[ChartLine], duration_s: float, bands: Mapping[str, Sequence[Band]]) -> str:
     y_ticks = choose_ticks(max(float(np.nan_to_num(line.power_w).max()) for line in lines))
     unit, per = ("min", 60.0) if duration_s >= 600 else ("ms", 1e-3) if duration_s < 1 else ("s", 1.0)
     x_ticks = [t for t in choose_ticks(duration_s / per, 8) if t <= duration_s / per * 1.001]
     scale = _ChartScale(duration_s, y_ticks[-1])
     parts = [_render_y_tick(scale, w, label) for w, label in zip(y_ticks, _format_ticks(y_ticks), strict=True)]
-    parts += [_render_x_tick(scale, t, per) for t in x_ticks]
-    parts.append(_render_text(_WIDTH - _RIGHT, _HEIGHT - 4, f"time since start ({unit})", "end"))
+    height = _HEIGHT + len(bands) * (_BAND_HEIGHT + _BAND_GAP)
+    for index, (row, row_bands) in enumerate(bands.items()):
+        y = _HEIGHT - _BOTTOM + _BAND_GAP + index * (_BAND_HEIGHT + _BAND_GAP)
+        parts.append(_render_text(_LEFT - 6, y + 10, row, "end"))
+        parts.append(_render_bands(scale, row_bands, y))
+    parts += [_render_text(scale.x(t * per), height - _BOTTOM + 16, f"{t:g}", "middle") for t in x_ticks]
+    parts.append(_render_text(_WIDTH - _RIGHT, height - 4, f"time since start ({unit})", "end"))
     parts.append(_render_text(4, 14, "power", "start"))
+    marks = [(line.domain, COLORS[index % len(COLORS)]) for index, line in enumerate(lines)]
+    phases = dict.fromkeys(band.label.partition(" ")[0].rstrip(",") for band in bands.get("phases", ()))
+    marks += [(phase, _BAND_COLORS[phase]) for phase in phases if phase in _BAND_COLORS]
     legend_x = _LEFT + 20
-    for index, line in enumerate(lines):
-        color = COLORS[index % len(COLORS)]
-        parts.append(_render_line(scale, line, color))
+    for label, color in marks:
         parts.append(f'<rect x="{legend_x}" y="6" width="14" height="4" rx="2" fill="{color}"/>')
-        parts.append(_render_text(legend_x + 19, 13, line.domain, "start"))
-        legend_x += 40 + 7 * len(line.domain)
+        parts.append(_render_text(legend_x + 19, 13, label, "start"))
+        legend_x += 40 + 7 * len(label)
+    parts += [_render_line(scale, line, color) for line, (_, color) in zip(lines, marks, strict=False)]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" '
-        f'height="{_HEIGHT}" font-family="system-ui, sans-serif" font-size="12" fill="{_GREY}">{"".join(parts)}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" '
+        f'height="{height}" font-family="system-ui, sans-serif" font-size="12" fill="{_GREY}">{"".join(parts)}</svg>'
     )
 
 
@@ -124,8 +184,27 @@ def _format_ticks(ticks_w: Sequence[float]) -> list[str]:
     return [f"{tick_w / size:.4g} {unit}" for tick_w in ticks_w]
 
 
-def _render_x_tick(scale: _ChartScale, value: float, per: float) -> str:
-    return _render_text(scale.x(value * per), _HEIGHT - _BOTTOM + 16, f"{value:g}", "middle")
+def _band_fill(band: Band, index: int) -> tuple[str, float]:
+    """Return colour and opacity by the band's label; bands of other labels, such as steps, alternate in two greys."""
+    color = _BAND_COLORS.get(band.label.partition(" ")[0].rstrip(","))
+    return (color, 0.85) if color is not None else (_GREY, (0.75, 0.45)[index % 2])
+
+
+def _render_bands(scale: _ChartScale, bands: Sequence[Band], y: float) -> str:
+    """Return one path for each colour, and the labels that fit."""
+    outlines: dict[tuple[str, float], str] = {}
+    labels = ""
+    for index, band in enumerate(bands):
+        x, fill = scale.x(band.start_s), _band_fill(band, index)
+        width = max(scale.x(band.end_s) - x, 0.2)
+        outlines[fill] = f"{outlines.get(fill, '')}M{x:.1f} {y}h{width:.1f}v{_BAND_HEIGHT}h-{width:.1f}z"
+        if band.label and width > _LETTER_WIDTH * len(band.label) + 6:
+            labels += _render_text(x + 3, y + 9, band.label, "start")
+    shapes = "".join(
+        f'<path class="band" d="{outline}" fill="{color}" fill-opacity="{opacity}"/>'
+        for (color, opacity), outline in outlines.items()
+    )
+    return f'{shapes}<g fill="#0b0f14" font-size="10">{labels}</g>'
 
 
 def _render_line(scale: _ChartScale, line: ChartLine, color: str) -> str:

@@ -16,7 +16,8 @@ from torchwatt.views.answer import answer
 from torchwatt.views.layer_groups import LayerGroup, View, cut_groups, default_view, layer_groups
 from torchwatt.views.layer_sums import LayerSum
 from torchwatt.views.module_tree import LayerTree, ModuleNode, build_layer_tree, fold_tree
-from torchwatt.views.power_chart import build_power_line
+from torchwatt.views.power_bands import MAX_BANDS, power_bands
+from torchwatt.views.power_chart import build_power_line, gauge_lines
 
 MIME = "application/vnd.torchwatt.report.v1+json"
 PAYLOAD_VERSION = 1
@@ -91,6 +92,18 @@ def _build_payload(
             for gone in report.unavailable[:domains]
         ],
         "curves": [_curve_value(report, index, points) for index in range(min(len(report.curves), domains))],
+        "bands": _band_values(report, min(points, MAX_BANDS)),
+        "lines": [
+            {
+                "domain": line.domain,
+                "kind": line.kind,
+                "unit": line.unit,
+                "t_s": [json_number(t) for t in line.t_s.tolist()],
+                "value": [json_number(value) for value in line.value.tolist()],
+            }
+            for line in gauge_lines(report, points // 2)
+        ],
+        "step": {"count": report.step_count, "energy_j": json_number(report.energy_per(report.step_count))},
         **layers_payload(booked, layers),
         "events": [
             {
@@ -160,6 +173,21 @@ def _curve_value(report: Report, index: int, points: int) -> dict[str, Any]:
         "domain": str(report.curves[index].domain),
         "t_s": [json_number(t) for t in line.t_s.tolist()] if line else [],
         "power_w": [json_number(p) for p in line.power_w.tolist()] if line else [],
+    }
+
+
+def _band_values(report: Report, most: int) -> dict[str, list[list[Any]]]:
+    """Return the bands of each row as [start_s, end_s, steps] or [start_s, end_s, label, modules]."""
+    return {
+        row: [
+            [
+                *(float(f"{t_s:.5g}") for t_s in (band.start_s, band.end_s)),
+                *((band.count,) if row == "steps" else (payload_text(band.label),)),
+                *((payload_text(band.group),) if row == "phases" else ()),
+            ]
+            for band in bands
+        ]
+        for row, bands in power_bands(report, most).items()
     }
 
 

@@ -1,0 +1,38 @@
+"""Schedules repeated work of live views within a share of one CPU."""
+
+from __future__ import annotations
+
+CPU_SHARE = 0.002  # of one CPU
+CREDIT_S = 0.03  # initial allowance, so that short runs show layers
+MIN_INTERVAL_S = 1.0
+MAX_INTERVAL_S = 3.5  # displayed values should not be older than 5 s
+MAX_CPU_SHARE = 0.02  # of one CPU, to keep to LATEST_S
+
+
+class CostLimiter:
+    """Schedules repeated work so that its CPU time stays below a share of one CPU.
+
+    Work that is `LATEST_S` overdue may use up to `MAX_CPU_SHARE`; beyond, its interval grows with its cost. Times are
+    seconds since the run began; the next cost is assumed to equal the last one.
+    """
+
+    def __init__(self, share: float = CPU_SHARE, credit_s: float = CREDIT_S) -> None:
+        self._share = share
+        self._credit_s = credit_s
+        self._spent_s = 0.0
+        self._last_cost_s = 0.0
+        self._last_s = 0.0
+
+    def due(self, t_s: float) -> bool:
+        """Return whether the work may be done now."""
+        waited_s = t_s - self._last_s
+        if waited_s < MIN_INTERVAL_S:
+            return False
+        if self._spent_s + self._last_cost_s <= self._credit_s + self._share * t_s:
+            return True
+        return waited_s >= max(MAX_INTERVAL_S, self._last_cost_s / MAX_CPU_SHARE)
+
+    def paid(self, t_s: float, cost_s: float) -> None:
+        """Record that the work was done at `t_s`, and its CPU time."""
+        self._last_s, self._last_cost_s = t_s, cost_s
+        self._spent_s += cost_s

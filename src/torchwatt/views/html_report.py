@@ -6,7 +6,14 @@ from torchwatt.core.meter import Event
 from torchwatt.core.report import Report
 from torchwatt.views import report_summary
 from torchwatt.views.answer import answer
-from torchwatt.views.layer_html import MAX_MODULES, MAX_ROWS, build_group_tables, build_tree_block, provenance_chip
+from torchwatt.views.layer_html import (
+    MAX_MODULES,
+    MAX_ROWS,
+    build_group_tables,
+    build_tree_block,
+    group_views,
+    provenance_chip,
+)
 from torchwatt.views.markup import BORDER, escape_text, html_tag, muted_text, text_chip
 from torchwatt.views.module_tree import build_layer_tree
 from torchwatt.views.number_format import DASH, format_energy, format_power, format_time, format_wh
@@ -37,9 +44,9 @@ def to_html_fragment(report: Report, max_bytes: int | None = None) -> str:
 def _build_report(report: Report, max_bytes: int | None, title: str) -> str:
     head, curve = _head_block(report, title), _curve_block(report)
     lower = rank_block(report) + _measurement_block(report)
-    booked, fragment = build_layer_tree(report), ""
+    booked, views, fragment = build_layer_tree(report), group_views(report), ""
     for max_modules, max_rows in _CAPS:
-        layers = build_group_tables(report, max_rows) + curve
+        layers = build_group_tables(report, views, max_rows) + curve
         blocks = head + layers + build_tree_block(booked, report.energy_j, max_modules) + lower
         fragment = html_tag("div", blocks, "max-width:980px;line-height:1.45;text-align:left;font-size:13px")
         if max_bytes is None or len(fragment.encode()) < max_bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import fsum
 
 from torchwatt.core.ledger import Entry
@@ -77,21 +77,32 @@ def _layers_title() -> str:
     return html_tag("div", f"{title} &nbsp; {swatches}", "margin:16px 0 6px 0")
 
 
-def build_group_tables(report: Report, max_rows: int = MAX_ROWS) -> str:
-    """Return the default view of the layers as a table, and the other two behind folds; empty without a meter."""
+def build_group_tables(report: Report, views: Mapping[View, Sequence[LayerGroup]], max_rows: int = MAX_ROWS) -> str:
+    """Return the default view of the layers as a table, and the others behind folds; empty without a meter.
+
+    Args:
+        report: The report.
+        views: The rows of each view (see `group_views`).
+        max_rows: The rows of modules in each table; the others become one row.
+    """
     if report.energy_j is None:
         return ""
     first = default_view(report)
-    tables = _group_table(report, first, max_rows)
+    tables = _group_table(report, views[first], max_rows)
     for view, title in _VIEW_TITLES.items():
         if view != first:
             summary = html_tag("summary", title, "cursor:pointer;margin-top:6px")
-            tables += f"<details>{summary}{_group_table(report, view, max_rows)}</details>"
+            tables += f"<details>{summary}{_group_table(report, views[view], max_rows)}</details>"
     return _layers_title() + html_tag("div", muted_text(_VIEW_TITLES[first])) + tables
 
 
-def _group_table(report: Report, view: View, max_rows: int) -> str:
-    groups, run_j = cut_groups(layer_groups(report, view), max_rows), report.energy_j or 0.0
+def group_views(report: Report) -> dict[View, tuple[LayerGroup, ...]]:
+    """Return the rows of the views that are tables."""
+    return {view: layer_groups(report, view) for view in _VIEW_TITLES}
+
+
+def _group_table(report: Report, everything: Sequence[LayerGroup], max_rows: int) -> str:
+    groups, run_j = cut_groups(everything, max_rows), report.energy_j or 0.0
     scale_j = max((group.energy_j for group in groups), default=0.0)
     several = any(group.each_lo_j is not None for group in groups)
     heads = [name for name in _HEAD if several or name != _EACH]

@@ -160,12 +160,12 @@ def test_with_profile_shows_the_same_without_the_magic(running):
 @one_of(SHOWN, "without a live view")
 def test_no_live_shows_the_report_only(lab, notebook):
     lab.open(notebook(SETUP, "%%energy --no-live\ntrain(2)", "1"))
-    lab.page.evaluate("""() => { window.seen = 0;
-        new MutationObserver(() => { seen += document.querySelectorAll('.tw-live').length; })
+    lab.page.evaluate("""() => { window.liveViews = 0;
+        new MutationObserver(() => { liveViews += document.querySelectorAll('.tw-live').length; })
         .observe(document.body, {subtree: true, childList: true}); }""")
     start(lab)
     lab.page.wait_for_selector(REPORT)
-    assert lab.page.evaluate("() => seen") == 0
+    assert lab.page.evaluate("() => liveViews") == 0
 
 
 @one_of(SHOWN, "in a cleared output")

@@ -48,7 +48,8 @@ class PlainParser(argparse.ArgumentParser):
         if unknown is not None:
             names = [name for parser in self._all_parsers() for name in parser._option_string_actions]
             message = f"unknown option {unknown[1]}{_did_you_mean(unknown[1], names)}"
-        self.exit(USAGE_ERROR, f"{self.prog}: {message}; see `{self.prog} --help`\n")
+        end = " See" if message.endswith("?") else "; see"
+        self.exit(USAGE_ERROR, f"{self.prog}: {message}{end} `{self.prog} --help`\n")
 
     def _all_parsers(self) -> Iterator[argparse.ArgumentParser]:
         yield self

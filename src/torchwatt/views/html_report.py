@@ -258,6 +258,9 @@ summary:focus-visible { outline: 2px solid #2f81d6; }
 }
 @media (max-width: 640px) {
   body { padding: 12px 10px 40px; }
+  table[cellpadding="4"] :is(td, th):nth-child(n+5):not(:last-child) { display: none; }
+  table[cellpadding="4"] :is(td, th):nth-child(3) { white-space: normal !important; }
+  table[style*="font-size:11px"] :is(td, th):nth-child(n+5) { display: none; }
   [style*="float:right"] { float: none !important; display: block; text-align: left !important; }
   [style*="float:right"] > span:last-child { display: none !important; }
 }

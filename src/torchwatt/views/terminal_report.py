@@ -145,7 +145,8 @@ def _layer_table_lines(report: Report, max_layers: int | None, width: int, by: V
     room = width - min(max(map(len, names), default=0), _WIDEST_NAME)
     kept = _fitting_columns(columns, room)
     name_width = width - sum(column.width + 2 for column in kept)
-    over = " + ".join(str(ledger.domain) for ledger in report.counted)
+    domains = sorted(report.counted, key=lambda ledger: (-ledger.energy_j, str(ledger.domain)))
+    over = " + ".join(str(ledger.domain) for ledger in domains)
     lines = [
         f"layers, {by}, {over}",
         _table_line("layer" if by in {"hottest", "tree"} else by, [column.title for column in kept], kept, name_width),

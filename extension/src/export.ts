@@ -12,7 +12,7 @@ import { branches, everyBranch } from './tree';
 
 /** Return the menu of a report; the pictures only where its icicle is drawn. */
 export function exportMenu(payload: Payload, layers: LayersView, pictures: boolean): HTMLElement {
-  const told = h('span', { class: 'tw-note', role: 'status' });
+  const notice = h('span', { class: 'tw-note', role: 'status' });
   const name = payload.name || 'torchwatt';
   const items: [string, () => unknown][] = [
     ['Copy as Markdown', () => copy(viewMarkdown(payload, layers))],
@@ -34,9 +34,9 @@ export function exportMenu(payload: Payload, layers: LayersView, pictures: boole
     button.addEventListener('click', async () => {
       try {
         await act();
-        say(told, label.startsWith('Copy') ? 'copied' : 'saved');
+        say(notice, label.startsWith('Copy') ? 'copied' : 'saved');
       } catch (error) {
-        say(told, `${label} failed: ${error instanceof Error ? error.message : String(error)}`);
+        say(notice, `${label} failed: ${error instanceof Error ? error.message : String(error)}`);
       }
       menu.open = false;
     });
@@ -50,7 +50,7 @@ export function exportMenu(payload: Payload, layers: LayersView, pictures: boole
     }
     event.stopPropagation();
   });
-  return h('div', { class: 'tw-export-bar' }, told, menu);
+  return h('div', { class: 'tw-export-bar' }, notice, menu);
 }
 
 /** The view that is shown, in Markdown. */

@@ -197,13 +197,13 @@ export class Icicle {
     const split = PARTS.filter(part => branch.parts[part] > 0).map(
       part => `${part} ${formatEnergy(branch.parts[part])}`
     );
-    const told = `${words}; ${split.join(', ')}`;
+    const description = `${words}; ${split.join(', ')}`;
     const before = group.getAttribute('data-box');
-    const box = `${x.toFixed(1)} ${width.toFixed(1)} ${depth} ${told}`;
+    const box = `${x.toFixed(1)} ${width.toFixed(1)} ${depth} ${description}`;
     if (before === box) {
       return;
     }
-    set(group, { 'data-box': box, 'aria-label': told, 'aria-level': depth + 1, class: 'tw-box' });
+    set(group, { 'data-box': box, 'aria-label': description, 'aria-level': depth + 1, class: 'tw-box' });
     group.replaceChildren();
     const y = depth * ROW;
     const inner = Math.max(width - 1, 1);

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.browser.conftest import PICTURES, choose_view
-from tests.browser.reported import measured, save
+from tests.browser.model_reports import model_report, write_reports
 from tests.support.heavy import heavy_unless
 from torchwatt.views.html_report import to_html_page
 from torchwatt.views.number_format import format_energy
@@ -43,7 +43,7 @@ def shown(lab, folder):
     """Return a function that opens a notebook with the reports of models, and waits until they are drawn."""
 
     def open_(*models: str, width: int = 1280, panel: bool = False):
-        save(folder / "reports.ipynb", *(measured(model) for model in models))
+        write_reports(folder / "reports.ipynb", *(model_report(model) for model in models))
         lab.page.set_viewport_size({"width": width, "height": HEIGHT})
         lab.open("reports.ipynb", kernel=False)
         lab.page.locator(f"{REPORT} .tw-layers-view").first.wait_for(state="attached")
@@ -80,7 +80,7 @@ def test_no_digit_is_cut_at_any_width_in_any_view(lab, shown, model, place, them
 @pytest.mark.parametrize("model", heavy_unless(lambda model: model == "gpt-48", MODELS))
 def test_the_first_screen_answers_the_ten_second_questions(shown, model):
     page = shown(model)
-    report, payload = measured(model), to_payload(measured(model))
+    report, payload = model_report(model), to_payload(model_report(model))
     page.evaluate("() => { for (const one of document.querySelectorAll('.tw-more')) one.open = false; }")
     seen = page.evaluate(
         """height => [...document.querySelectorAll('.jp-OutputArea .tw-report :is(.tw-answer, .tw-hint, .tw-meters)')]
@@ -129,10 +129,17 @@ def test_axe_finds_nothing_in_report_and_panel(lab, shown, theme):
     check_axe(page, ".tw-panel .tw-root")
 
 
+# The page, and every table of layers that is open.
+FITS = """() => document.documentElement.scrollWidth <= innerWidth
+    && [...document.querySelectorAll('[cellpadding]')].every(one => one.getBoundingClientRect().right <= innerWidth
+    && [...one.querySelectorAll('td')].every(
+        cell => cell.scrollWidth <= cell.clientWidth + 1))"""
+
+
 @pytest.mark.usefixtures("axe")
 @pytest.mark.parametrize("theme", THEMES)
 def test_axe_finds_nothing_in_the_page(chromium, tmp_path, theme):
-    (tmp_path / "report.html").write_text(to_html_page(measured("gpt-8")), encoding="utf-8")
+    (tmp_path / "report.html").write_text(to_html_page(model_report("gpt-8")), encoding="utf-8")
     page = chromium.new_page(color_scheme=theme, bypass_csp=True)
     page.goto((tmp_path / "report.html").as_uri())
     assert page.locator("main h1").count() == 1
@@ -142,7 +149,7 @@ def test_axe_finds_nothing_in_the_page(chromium, tmp_path, theme):
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
         page.screenshot(path=PICTURES / f"page-{width}-{theme}.png")
-        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), width
+        assert page.evaluate(FITS), width
     page.close()
 
 
@@ -196,7 +203,7 @@ def test_views_and_pictures_are_taken_along(lab, shown):
     click("Copy as Markdown")
     page.locator(f"{REPORT} [role=status]", has_text="copied").wait_for()
     table = page.evaluate("() => navigator.clipboard.readText()")
-    assert to_payload(measured("gpt-8"))["answer"]["sentences"][0].split(" (")[0] in table
+    assert to_payload(model_report("gpt-8"))["answer"]["sentences"][0].split(" (")[0] in table
     assert "| `blocks." in table
     for kind, begin in (("SVG", b"<svg"), ("PNG", b"\x89PNG")):
         with page.expect_download() as download:

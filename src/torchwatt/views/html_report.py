@@ -249,7 +249,13 @@ body { margin: 0; padding: 28px 24px 60px; background: var(--page); color: var(-
   font: 14px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; font-variant-numeric: tabular-nums; }
 main > div { margin: 0 auto; }
 summary:focus-visible { outline: 2px solid #2f81d6; }
-@media (max-width: 900px) { main table { display: block; overflow-x: auto; } }
+@media (max-width: 900px) {
+  main table:not([cellpadding]) { display: block; overflow-x: auto; }
+  [cellpadding] :is(th, td):nth-child(n+5):nth-last-child(n+3) { display: none; }
+}
+@media (max-width: 480px) {
+  [cellpadding] :is(th, td):is(:nth-child(3), :nth-child(n+5):nth-last-child(2)) { display: none; }
+}
 @media (max-width: 640px) {
   body { padding: 12px 10px 40px; }
   table[cellpadding="4"] :is(td, th):nth-child(n+5):not(:last-child) { display: none; }

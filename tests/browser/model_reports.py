@@ -85,7 +85,7 @@ class ResNet(nn.Module):
 
 
 @cache
-def measured(name: str) -> Report:
+def model_report(name: str) -> Report:
     """Return the report of a few training steps of `gpt-8`, `gpt-48` or `resnet`."""
     kind, _, blocks = name.partition("-")
     model = Gpt(int(blocks)) if kind == "gpt" else ResNet()
@@ -99,7 +99,7 @@ def measured(name: str) -> Report:
     return run.report
 
 
-def save(path: Path, *reports: Report) -> None:
+def write_reports(path: Path, *reports: Report) -> None:
     """Write a notebook that has run: one cell a report."""
     cells = [
         nbformat.v4.new_code_cell(

@@ -13,8 +13,8 @@ from torchwatt.core.errors import ConfigError
 from torchwatt.core.plain_text import to_printable
 from torchwatt.core.report import Report
 from torchwatt.reports import dataframes
-from torchwatt.reports.output_files import keep_run, write_csv, write_html
-from torchwatt.views import MIME, to_html_fragment, to_payload, to_text
+from torchwatt.reports.output_files import keep_run, write_csv, write_html, write_perfetto
+from torchwatt.views import MIME, SpanTimeline, to_html_fragment, to_payload, to_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,6 +130,24 @@ class ReportResult(ABC):
             BundleError: `path` exists and is not a file, or cannot be written.
         """
         return write_html(self.report, path)
+
+    def to_perfetto(self, path: str | os.PathLike[str]) -> Path:
+        """Write the run as a trace for Perfetto (ui.perfetto.dev) and `chrome://tracing`, replacing an older file.
+
+        Watts of each domain are counters; steps, stages, epochs and modules are slices, those of steps that were not
+        traced are marked as filled in. Times are microseconds since the run's start.
+
+        Args:
+            path: The file, such as `run.json.gz`; compressed if its name ends in `.gz`.
+
+        Raises:
+            BundleError: `path` exists and is not a file, or cannot be written.
+        """
+        return write_perfetto(self.report, path, self._timeline())
+
+    def _timeline(self) -> SpanTimeline | None:
+        """Return the spans of the run's modules; None where they are not kept."""
+        return None
 
     def __repr__(self) -> str:
         # Width of the terminal, from 100 to 140 columns; 100 without a terminal.

@@ -6,6 +6,7 @@ from torchwatt.views.html_report import to_html_fragment, to_html_page
 from torchwatt.views.live_payload import LivePoint, live_layers_payload, start_payload, steps_payload, update_payload
 from torchwatt.views.module_tree import LAYER_COLUMNS, layer_rows
 from torchwatt.views.number_format import DASH, format_energy, format_interval, format_mass, format_power, format_time
+from torchwatt.views.perfetto_trace import SpanTimeline, select_spans, to_perfetto
 from torchwatt.views.report_payload import MIME, to_payload
 from torchwatt.views.terminal_report import to_text
 
@@ -14,6 +15,7 @@ __all__ = [
     "LAYER_COLUMNS",
     "MIME",
     "LivePoint",
+    "SpanTimeline",
     "format_energy",
     "format_interval",
     "format_mass",
@@ -21,11 +23,13 @@ __all__ = [
     "format_time",
     "layer_rows",
     "live_layers_payload",
+    "select_spans",
     "start_payload",
     "steps_payload",
     "to_html_fragment",
     "to_html_page",
     "to_payload",
+    "to_perfetto",
     "to_text",
     "update_payload",
 ]

@@ -96,17 +96,21 @@ def test_steps_stages_and_epochs_have_their_times_joules_and_names():
 
 
 def test_steps_and_modules_that_were_not_traced_are_marked():
-    first, second = REPORT.steps[:2]
+    first, second, third = REPORT.steps[:3]
     spans = [
         Span("a", "forward", first.start_ns, first.end_ns),
         Span("a.b", "forward", first.start_ns, first.start_ns + 500),
         Span("a", "forward", second.start_ns, second.end_ns),
+        Span("(profiler)", "other", second.start_ns, second.start_ns + 9),  # never filled in
+        Span("a", "forward", third.start_ns, third.start_ns + 10),
+        Span("a", "backward", third.start_ns + 10, third.end_ns),
     ]
-    trace = replace(trace_from_spans(spans), filled=np.array([False, False, True]))
+    trace = replace(trace_from_spans(spans), filled=np.array([False, False, True, False, False, True]))
     document = read(REPORT, trace)
-    assert [e["name"] for e in slices(document, "steps")][:3] == ["step 0", "step 1 (filled in)", "step 2"]
+    names = [e["name"] for e in slices(document, "steps")]
+    assert names[:4] == ["step 0", "step 1 (filled in)", "step 2 (partly filled in)", "step 3"]
     modules = slices(document, "modules, thread 0")
-    assert [(e["name"], e["args"].get("layers")) for e in modules] == [("a", None), ("a.b", None), ("a", FILLED)]
+    assert [e["args"].get("layers") for e in modules] == [None, None, FILLED, None, None, FILLED]
     assert modules[1]["dur"] == 0.5
     nest(document)
 

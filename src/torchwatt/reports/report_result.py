@@ -13,6 +13,7 @@ from torchwatt.core.errors import ConfigError
 from torchwatt.core.plain_text import to_printable
 from torchwatt.core.report import Report
 from torchwatt.reports import dataframes
+from torchwatt.reports.experiment_loggers import log_report
 from torchwatt.reports.output_files import keep_run, write_csv, write_html, write_perfetto
 from torchwatt.views import MIME, SpanTimeline, to_html_fragment, to_payload, to_text
 
@@ -144,6 +145,19 @@ class ReportResult(ABC):
             BundleError: `path` exists and is not a file, or cannot be written.
         """
         return write_perfetto(self.report, path, self._timeline())
+
+    def log_to(self, target: Any) -> None:
+        """Log totals, joules by step and the layers to TensorBoard, Weights & Biases, trackio or MLflow.
+
+        Args:
+            target: The library's own object (`SummaryWriter`, a run of wandb, trackio or MLflow), or a name: `wandb`,
+                `trackio` and `mlflow` are their active runs, `tensorboard:DIR` is a new `SummaryWriter(DIR)`.
+
+        Raises:
+            ConfigError: The run has not ended, `target` is none of these, or no run is active.
+            MissingPackageError: The library is not installed.
+        """
+        log_report(self.report, target)
 
     def _timeline(self) -> SpanTimeline | None:
         """Return the spans of the run's modules; None where they are not kept."""

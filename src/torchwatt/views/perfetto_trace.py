@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.meter import IntArray
 from torchwatt.core.report import Report, Step, Window
-from torchwatt.core.terms import Slot
+from torchwatt.core.terms import PROFILER, Slot
 from torchwatt.core.trace import Activity, Trace
 from torchwatt.views.report_summary import step_j
 
 MAX_SLICES = 200_000  # of modules: 4 MB compressed, which the browser opens within seconds
 RUN_PROCESS = 1
 FILLED = "filled in from traced steps"
+PARTLY_FILLED = f"partly {FILLED}"
 NO_READINGS = "no readings (power unknown)"
 _US_PER_NS = 1e-3
 
@@ -215,16 +216,29 @@ def _stage_slices(steps: Sequence[Step]) -> Iterator[_Slice]:
 
 
 def _step_slices(report: Report, trace: Trace | None) -> Iterator[_Slice]:
-    filled_ns = np.zeros(0, dtype=np.int64) if trace is None else np.sort(trace.start_ns[trace.filled])
-    for step in report.steps:
+    sources = _layer_sources(report.steps, trace)
+    for step, source in zip(report.steps, sources, strict=True):
         arguments: dict[str, Any] = {"steps": step.count, "stage": step.stage}
         if (joules := step_j(report, step)) is not None:
             arguments["energy_j"] = joules
         arguments |= {f"energy_{domain}_j": joules for domain, joules in step.energy_j.items()}
         name = f"step {step.index}" if step.count == 1 else f"steps {step.index}-{step.index + step.count - 1}"
-        if np.searchsorted(filled_ns, step.end_ns) > np.searchsorted(filled_ns, step.start_ns):
-            name, arguments["layers"] = f"{name} (filled in)", FILLED
+        if source:
+            name, arguments["layers"] = f"{name} ({source.removesuffix(' from traced steps')})", source
         yield _Slice(name, step.start_ns, step.end_ns, "step", arguments)
+
+
+def _layer_sources(steps: Sequence[Step], trace: Trace | None) -> list[str]:
+    """Return for each step whether the layers that began in it were filled in; "" where all of them were traced."""
+    if trace is None:
+        return [""] * len(steps)
+    profiler = [i for i, slot in enumerate(trace.slots) if slot.fqn == PROFILER]
+    layers = ~np.isin(trace.slot, profiler)
+    traced_ns = np.sort(trace.start_ns[layers & ~trace.filled])
+    filled_ns = np.sort(trace.start_ns[layers & trace.filled])
+    bounds = np.array([(step.start_ns, step.end_ns) for step in steps], dtype=np.int64).reshape(-1, 2)
+    traced, filled = (np.diff(np.searchsorted(times, bounds))[:, 0] for times in (traced_ns, filled_ns))
+    return [str(each) for each in np.select([filled == 0, traced == 0], ["", FILLED], PARTLY_FILLED)]
 
 
 def _span_slices(

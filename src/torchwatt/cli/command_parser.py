@@ -119,7 +119,12 @@ def _add_bundle_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     _add_carbon_options(again)
     out = commands.add_parser("export", help="write a bundle in another tool's format")
     out.add_argument("directories", metavar="DIR", nargs="+")
-    out.add_argument("--to", required=True, metavar="FORMAT", help="codecarbon, boamps, huggingface, sci, ai-act, ...")
+    out.add_argument(
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        help="perfetto, codecarbon, boamps, huggingface, sci, ai-act, xlsx, parquet",
+    )
     out.add_argument("--out", metavar="PATH", help="the new file; default: the format's usual name, here")
     out.add_argument("--scenario", default="as_run", help="scenario of the impacts: as_run, or repriced:NAME")
     out.add_argument(

@@ -158,6 +158,9 @@ def _add_carbon_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--facility", metavar="SITE", help="a site with published PUE, such as scaleway/fr-par-2")
     parser.add_argument("--pue", type=float, help="facility energy over IT energy")
     parser.add_argument(
+        "--price-per-kwh", metavar="PRICE", help="price of electricity with its currency, such as '0.32 EUR'"
+    )
+    parser.add_argument(
         "--factors",
         action="append",
         metavar="FILE",

@@ -54,6 +54,11 @@ class ReportResult(ABC):
         return self.report.carbon_g
 
     @property
+    def cost(self) -> float | None:
+        """Cost of the electricity in the currency of `price_per_kwh=`; None without a price."""
+        return None if (cost := self.report.cost) is None else cost.value
+
+    @property
     def duration_s(self) -> float:
         """Wall time of the block in seconds."""
         return self.report.duration_s

@@ -20,8 +20,10 @@ from torchwatt.views.number_format import (
     format_energy,
     format_interval,
     format_mass,
+    format_money,
     format_share,
     format_time,
+    format_wh,
 )
 
 NO_CARBON = "No carbon: give region= (such as 'FRA') or intensity_g_per_kwh=."
@@ -255,7 +257,19 @@ def energy_rates(report: Report) -> tuple[EnergyRate, ...]:
                 f"per {unit}", format_energy(report.energy_per(count)), f"{format_count(count)} counted, total / count"
             )
         )
+    if (cost := report.cost) is not None:
+        energy_rates.append(_cost_rate(report, cost))
     return tuple(energy_rates)
+
+
+def _cost_rate(report: Report, cost: Impact) -> EnergyRate:
+    """Return the cost of the run's electricity, with the energy and the declared price that it is made of."""
+    used = {factor.kind: factor for factor in report.factors if factor.factor_id in cost.factor_ids}
+    price, pue = used["price"], used.get("pue")
+    building = "" if pue is None else f" × PUE {pue.value:.2f} ({pue.provenance})"
+    price_text = f"{price.value:g} {price.unit.partition('/')[0].strip('{}')}/kWh ({price.provenance})"
+    detail = f"{format_wh(report.energy_j)}{building} at {price_text}"
+    return EnergyRate("cost", format_money(cost.value, cost.unit.strip("{}")), detail)
 
 
 STAGE_LABELS = {TRAIN: "training step", VALIDATION: "validation step", INFERENCE: "inference step", "": "other step"}

@@ -1,10 +1,13 @@
+import csv
+from importlib.resources import files
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from torchwatt.carbon import HOW_TO_GET_GRAMS
 from torchwatt.carbon.declared_factors import resolve_pue
-from torchwatt.carbon.region_lookup import resolve_intensity
+from torchwatt.carbon.region_lookup import find_place, resolve_intensity
 from torchwatt.core.errors import ConfigError, FactorError
 
 
@@ -41,6 +44,40 @@ def test_a_part_of_a_country_says_its_own_basis(region, zone, basis, gas):
     assert (factor.zone, factor.basis, factor.gas) == (zone, basis, gas)
 
 
+@pytest.mark.parametrize(
+    ("region", "zone"),
+    [
+        ("eu-west-3", "FRA"),  # AWS: Europe (Paris)
+        ("EU-WEST-3", "FRA"),
+        ("eu-west-3b", "FRA"),
+        ("us-central1", "USA/iowa"),  # Google: Council Bluffs
+        ("us-central1-a", "USA/iowa"),
+        ("europe-west12", "ITA"),
+        ("northeurope", "IRL"),  # Azure: Ireland
+        ("swedencentral", "SWE"),
+        ("ca-central-1", "CAN/quebec"),
+        ("UK", "GBR"),
+        ("Great Britain", "GBR"),
+        ("Türkiye", "TUR"),
+        ("Czech Republic", "CZE"),
+        ("The Netherlands", "NLD"),
+        ("south korea", "KOR"),
+        ("DE", "DEU"),
+    ],
+)
+def test_regions_of_clouds_and_english_names_are_known(region, zone):
+    assert find_place(region).zone == zone
+
+
+def test_every_name_of_the_table_has_a_factor_and_a_source():
+    table = files("torchwatt.carbon").joinpath("region_names.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(table.splitlines()))
+    assert len({row["name"] for row in rows}) == len(rows) > 130
+    for row in rows:
+        assert find_place(row["name"]).zone == row["zone"]
+        assert row["source_url"].startswith("https://")
+
+
 @pytest.mark.parametrize("region", ["USA/california", "CAN/quebec", "CN-BJ", "SWE/SE4", "CAF"])
 def test_lower_bounds_say_so(region):
     assert "lower bound" in resolve_intensity(region).coverage_note
@@ -55,7 +92,8 @@ def test_a_number_on_another_basis_says_that_it_cannot_be_compared(region):
     ("region", "hint"),
     [
         ("FRX", "FRA (France)"),
-        ("UK", "GBR (United Kingdom)"),
+        ("eu-west-9", "eu-west-3 (FRA)"),
+        ("us-centrall1", "us-central1 (USA/iowa)"),
         ("Germny", "DEU (Germany)"),
         ("califronia", "USA/california"),
         ("california", "USA/california"),

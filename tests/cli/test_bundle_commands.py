@@ -6,13 +6,22 @@ import json
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 
 from tests.support import ready
+from tests.support.bundles import rich_report
 from tests.support.reports import sample_report
 from torchwatt.audit import verify, write_bundle
+from torchwatt.cli import doctor
+from torchwatt.cli.bundle_commands import show_bundle
+from torchwatt.cli.command_parser import build_parser
+from torchwatt.core.meter import Channel, Meter, Unavailable
 from torchwatt.core.report import Window
+from torchwatt.core.terms import Domain
+from torchwatt.views import VIEWS, to_text
 
 
 def torchwatt(*args, **env):
@@ -67,6 +76,59 @@ def test_a_mistake_is_one_line_and_exit_code_2(bundle, joules_only):
         assert done.returncode == 2, done
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["showx"], "torchwatt: no 'showx': did you mean show? See `torchwatt --help`"),
+        (["run", "--regin", "FRA", "a.py"], "unknown option --regin: did you mean --region"),
+        (["show", "a", "--by", "blockx"], "argument --by: no 'blockx': did you mean blocks?"),
+        (["show", "a", "--by", "42"], "no '42': give one of hottest, blocks, tree, type;"),
+        (["show"], "torchwatt show: the following arguments are required: DIR|RUN; see `torchwatt show --help`"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_with_similar_names(args, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args(args)
+    message = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said in message
+    assert message.count("\n") == 1
+
+
+def test_show_prints_the_report_of_the_run_in_each_view(tmp_path):
+    report = rich_report()
+    write_bundle(report, tmp_path / "audit")
+    for view in VIEWS:
+        out = StringIO()
+        show_bundle(str(tmp_path / "audit"), by=view, out=out)
+        shown, printed = out.getvalue(), to_text(report, by=view)
+        assert shown[: shown.index("How this was measured")] == printed[: printed.index("How this was measured")]
+        grams = [line.split(" · ")[0] for line in printed.splitlines() if line.startswith("carbon ")]
+        assert f"\n{grams[0]} · " in shown
+    out = StringIO()
+    show_bundle(str(tmp_path / "audit"), markdown=True, out=out)
+    assert out.getvalue().startswith(f"# {report.name}\n\n")
+    assert "| :-- |" in out.getvalue()
+
+
+def test_doctor_ends_with_a_verdict_and_succeeds_where_a_run_works(monkeypatch, capsys):
+    meter = Meter(Domain("cpu"), (Channel(Domain("cpu"), "power", "power", "W", 1.0, 10**8, "tdp_model"),), "modelled",
+                  "process", "a model")  # fmt: skip
+    gone = (Unavailable("gpu", "no driver", "install one"),)
+    for meters, status, said in (
+        ((meter,), 0, "A run works here; no power meter was found; estimated: cpu; the fixes above would add: gpu."),
+        ((), 1, "A run works here but reports no joules"),
+    ):
+        found = SimpleNamespace(meters=meters, unavailable=gone, events=())
+        monkeypatch.setattr(doctor, "discover", lambda found=found: found)
+        assert doctor.print_discovery() == status
+        assert capsys.readouterr().out.splitlines()[-1].startswith(said)
+        assert doctor.print_discovery(as_json=True) == status
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["works"] == bool(meters)
+        assert facts["verdict"].startswith(said)
 
 
 def test_kept_runs_are_listed_added_up_and_shown(tmp_path):

@@ -35,7 +35,7 @@ def test_an_unmodified_script_gets_its_layers_and_keeps_its_output(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["epoch 0", "epoch 1"]
-    for name in ("blocks.0.mlp.0", "criterion", "(optimizer)", "(data)", "backward"):
+    for name in ("blocks.*.mlp.0", "criterion", "(optimizer)", "(data)"):
         assert name in done.stderr
     shown = ready.torchwatt("show", tmp_path / "audit", "--all")
     assert shown.returncode == 0, shown.stderr

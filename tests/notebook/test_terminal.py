@@ -43,6 +43,12 @@ def test_a_cell_shows_the_table_once_before_its_value():
     assert done.stderr == ""
 
 
+def test_on_and_off_say_what_happens_from_now_on():
+    done = ipython("-c", "%energy on\n%energy off")
+    assert done.returncode == 0, done.stderr
+    assert "Every following cell is measured, until %energy off.\nCells are not measured." in done.stdout
+
+
 def test_an_exception_in_a_command_is_its_exit_code_and_the_table_is_there():
     done = ipython("-c", "%%energy\n1 / 0")
     assert done.returncode == 1

@@ -21,6 +21,7 @@ from torchwatt.core.trace import ModuleInfo
 from torchwatt.reports import dataframes
 from torchwatt.reports.report_result import MAX_HTML_BYTES
 from torchwatt.views import format_energy, live_layers_payload, to_html_fragment, to_html_page, to_payload, to_text
+from torchwatt.views.layer_groups import VIEWS, cut_groups, layer_groups, tree_groups
 from torchwatt.views.module_tree import MAX_DEPTH
 from torchwatt.views.report_payload import MAX_PAYLOAD_BYTES
 
@@ -74,7 +75,7 @@ class Tree(HTMLParser):
     def __init__(self, html):
         super().__init__()
         self.lines, self.open, self.above, self.text, self.depth = [], [], [], "", 0
-        self.feed(html[html.index("Module tree") :])
+        self.feed(html[html.index("Module tree") : html.rindex("How this was measured")])
 
     def handle_starttag(self, tag, attrs):
         style = dict(attrs).get("style", "")
@@ -159,13 +160,51 @@ def lines_of_payload(payload):
 
 
 def check_text(report, truth):
-    text = to_text(report)
+    text = to_text(report, by="tree")
     text = text[text.index("layers, ") :]
     for line in text.splitlines():
-        name, phase, *_ = [*line.split(), "", ""]
-        if name == ROOT:
-            assert f" {format_energy(truth.slots.get((ROOT, phase)))} " in f"{line} "
+        if line.startswith(f"{ROOT} "):
+            assert line.removeprefix(ROOT).strip().startswith(f"{format_energy(truth.total[ROOT])} ")
     assert truth.root == (f"\n{ROOT}" in text)
+
+
+def check_groups(report, truth):
+    """Check every view: its rows, cut or not, add up to the total, and each is the sum of the names it stands for."""
+    for view in VIEWS:
+        for groups in (layer_groups(report, view), cut_groups(layer_groups(report, view), 5)):
+            assert fsum(group.energy_j for group in groups) == report.energy_j
+            shares = [line.split(" %")[0].split()[-1] for line in table_lines(to_text(report, by=view))]
+            assert abs(sum(map(float, shares)) - (100 if report.energy_j > 0 else 0)) <= 0.051 * len(shares)
+    assert {group.name: group.energy_j for group in layer_groups(report, "hottest")} == truth.own
+    for group in layer_groups(report, "blocks"):
+        members = [name for name in truth.own if stands_for(group.name, name)]
+        assert group.energy_j == fsum(truth.own[name] for name in members)
+        assert (group.count or 1) == len(members)
+    for rows in (layer_groups(report, "tree"), tree_groups(report, 5)):
+        assert fsum(row.energy_j for row in rows) == report.energy_j
+        for row in rows:
+            if row.name in truth.names:
+                assert row.total_j == truth.total[row.name]
+
+
+def stands_for(folded, name):
+    """Tell whether `h.*.mlp` or `h.{0-2,5}.mlp` stands for a name."""
+    parts, of_name = folded.split("."), name.split(".")
+    return len(parts) == len(of_name) and all(map(part_stands_for, parts, of_name))
+
+
+def part_stands_for(part, number):
+    if part == "*":
+        return number.isdecimal()
+    if not part.startswith("{"):
+        return part == number
+    ends = [[int(end) for end in item.split("-")] for item in part.strip("{}").split(",")]
+    return number.isdecimal() and any(item[0] <= int(number) <= item[-1] for item in ends)
+
+
+def table_lines(text):
+    rule = "-" * 100
+    return [line for line in text.split(rule)[1].splitlines() if " %" in line]
 
 
 def check_csv(report, truth):
@@ -184,6 +223,7 @@ def check_all(report, *, csv=True):
     count = len(truth.names) if shallow else 10**6
     check_rows(report, truth)
     check_text(report, truth)
+    check_groups(report, truth)
     if csv:
         check_csv(report, truth)
     if not count:
@@ -266,15 +306,17 @@ def test_a_model_is_whole_where_its_root_did_nothing_itself():
     assert rows.calls.isna()[ROOT]
     assert rows.provenance[ROOT] == "derived"
     assert to_text(report, max_layers=1).count("2.00 J") >= 2
+    assert [group.total_j for group in layer_groups(report, "tree")] == [2.0, 2.0, 1.0, 1.0]
 
 
 def test_the_terminal_folds_layers_and_keeps_the_model_whole():
     report = made_report(GPT, 1)
-    text = to_text(report, max_layers=5)
-    root = next(line for line in text.splitlines() if line.startswith(ROOT))
-    assert format_energy(Truth(report).slots[ROOT, "forward"]) in root
-    booked = {entry.fqn for ledger in report.ledgers for entry in ledger.entries} - {*OWN_ROWS, ROOT}
-    assert f"({len(booked) - 4} smaller)" in text
+    text = to_text(report, max_layers=5, by="hottest")
+    booked = {entry.fqn for ledger in report.ledgers for entry in ledger.entries} - {*OWN_ROWS}
+    assert f"\n{len(booked) - 5} more " in text
+    tree = to_text(report, max_layers=5, by="tree")
+    assert re.search(rf"\n\(root\) +{re.escape(format_energy(Truth(report).total[ROOT]))} ", tree)
+    assert " smaller)" in tree
 
 
 @pytest.mark.alone

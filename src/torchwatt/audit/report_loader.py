@@ -6,17 +6,19 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from torchwatt.audit.bundle import Bundle, read_bundle
-from torchwatt.audit.bundle_cells import number, text, timestamp
+from torchwatt.audit.bundle_cells import AS_RUN, number, text, timestamp
 from torchwatt.audit.sample_table import read_samples
 from torchwatt.audit.schema import Row
 from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.errors import BundleError, LedgerError, SensorError
+from torchwatt.core.factor import Factor, Impact
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Channel, Event, Meter, Quantity, SamplerStats, Unavailable
 from torchwatt.core.report import Report, Step, Window
@@ -53,6 +55,27 @@ def load_report(
         return _report(bundle, start_ns, start_unix_ns, root, all_windows=all_windows)
     except (LedgerError, SensorError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{bundle.directory}: {error}") from error
+
+
+def load_priced_report(directory: str | os.PathLike[str]) -> Report:
+    """Reconstruct the report of a bundle with the impacts of the run itself, and their factors; see `load_report`."""
+    bundle = read_bundle(directory)
+    impacts = tuple(_impact(row) for row in bundle["impact"] if row["scenario"] == AS_RUN)
+    used = {name for impact in impacts for name in impact.factor_ids}
+    factors = tuple(row_factor(row) for row in bundle["factor"] if row["factor_id"] in used)
+    return replace(load_report(directory), impacts=impacts, factors=factors)
+
+
+def row_factor(row: Row) -> Factor:
+    """Return the factor of a row."""
+    columns = {item.name: row[item.name] for item in fields(Factor)}
+    return Factor(**{name: value for name, value in columns.items() if value is not None})  # type: ignore[arg-type]
+
+
+def _impact(row: Row) -> Impact:
+    columns = {item.name: row[item.name] for item in fields(Impact) if row[item.name] is not None}
+    names = tuple(filter(None, text(row, "factor_ids").split(";")))
+    return Impact(**{**columns, "factor_ids": names})  # type: ignore[arg-type]
 
 
 def _report(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import unicodedata
 from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
 
 from torchwatt.carbon.declared_factors import GRID_UNIT, declared_intensity
 from torchwatt.carbon.grid_tables import ALPHA3_OF_ALPHA2, REGIONAL, SOURCES, GridPlace, source_version, world
@@ -16,9 +19,12 @@ HOW_TO_GET_GRAMS = (
     "or your own number with intensity_g_per_kwh=."
 )
 _FIX = (
-    "Give a country as ISO 3166-1 alpha-3 ('FRA'), a part of one ('USA/california', 'CAN-QC', 'SWE/SE3'), "
-    "or your own number with intensity_g_per_kwh=."
+    "Give a country ('FRA', 'France'), a part of one ('USA/california', 'CAN-QC', 'SWE/SE3'), a cloud's region "
+    "('eu-west-3'), or your own number with intensity_g_per_kwh=."
 )
+_NAMES_TABLE = "region_names.csv"
+_CLOUD_ZONE = re.compile(r"(\d)-?[a-f]$")
+_CLOUD_CUTOFF = 0.8  # of the similarity of names of cloud regions, which are alike anyway
 _CHINA_SUFFIX = re.compile(r"\s+(autonomous region|municipality|province|sheng|shi|zizhiqu)$")
 
 
@@ -26,8 +32,9 @@ def resolve_intensity(region: str | None, *, intensity_g_per_kwh: float | None =
     """Return the grid intensity in gCO2e/kWh with its source; None without arguments.
 
     Args:
-        region: A country (`FRA`, `FR`, `France`) or a part of one (`USA/california`, `USA-CA`). It is never taken
-            from the network address and never replaced by a mean of the world.
+        region: A country (`FRA`, `FR`, `France`), a part of one (`USA/california`, `USA-CA`) or a region of a cloud
+            (`eu-west-3`, `us-central1`). It is never taken from the network address and never replaced by a mean of
+            the world.
         intensity_g_per_kwh: The user's own number, with provenance `declared`; it is used instead of the tables.
 
     Raises:
@@ -69,6 +76,7 @@ def find_place(region: str) -> GridPlace:
     """
     countries = world()
     text = _fold(region)
+    text = _fold(_zone_of_name(text) or text)
     country_code = _country(text, countries)
     if country_code is not None:
         _refuse_ambiguous(text, region)
@@ -78,6 +86,18 @@ def find_place(region: str) -> GridPlace:
     if code is None or not part:
         raise FactorError(f"no grid factor for region={region!r}{_suggestions(text, countries)} {_FIX}")
     return _part(code, part, region, countries)
+
+
+@cache
+def _region_names() -> dict[str, str]:
+    """Return zones by the names of cloud regions and by other English names of countries; see `region_names.csv`."""
+    table = files("torchwatt.carbon").joinpath(_NAMES_TABLE).read_text(encoding="utf-8")
+    return {row["name"]: row["zone"] for row in csv.DictReader(table.splitlines())}
+
+
+def _zone_of_name(text: str) -> str | None:
+    """Return the zone of a cloud region (`eu-west-3`), of one of its zones (`eu-west-3a`), or of another name."""
+    return _region_names().get(text) or _region_names().get(_CLOUD_ZONE.sub(r"\1", text))
 
 
 def _part(code: str, part: str, region: str, countries: dict[str, GridPlace]) -> GridPlace:
@@ -93,7 +113,7 @@ def _part(code: str, part: str, region: str, countries: dict[str, GridPlace]) ->
             return place
     near = get_close_matches(part_name, [name for place in places for name in place.names], n=3, cutoff=0.6)
     zones = dict.fromkeys(place.zone for name in near for place in places if name in place.names)
-    suggestions = ", ".join(zones) or ", ".join(place.zone for place in places)
+    suggestions = ", ".join((*_near_names(_fold(region)), *zones)) or ", ".join(place.zone for place in places)
     raise FactorError(
         f"no grid factor for region={region!r}: did you mean {suggestions}? "
         f"{code!r} alone gives the mean of {countries[code].label}."
@@ -127,6 +147,11 @@ def _refuse_ambiguous(text: str, region: str) -> None:
             raise FactorError(f"region={region!r} is a country ({country}) and a state ({', '.join(twins)}): say which")
 
 
+def _near_names(text: str) -> list[str]:
+    near = get_close_matches(text, _region_names(), n=3, cutoff=_CLOUD_CUTOFF)
+    return [f"{name} ({_region_names()[name]})" for name in near]
+
+
 def _suggestions(text: str, countries: dict[str, GridPlace]) -> str:
     """Return similar names of countries and their parts, for an error message."""
     places = list(countries.values())
@@ -136,7 +161,8 @@ def _suggestions(text: str, countries: dict[str, GridPlace]) -> str:
     places_near = [by_name[name] for name in get_close_matches(text, by_name, n=4, cutoff=0.6)]
     places_near += [p for p in countries.values() if _initials(p.label) == text]  # "UK", "DRC"
     places_near += [by_name[text]] if text in by_name else []
-    labels = dict.fromkeys(f"{place.zone} ({place.label})" for place in places_near)
+    labels = dict.fromkeys(_near_names(text))
+    labels |= dict.fromkeys(f"{place.zone} ({place.label})" for place in places_near)
     return f": did you mean {', '.join(labels)}?" if labels else "."
 
 

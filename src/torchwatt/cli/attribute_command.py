@@ -19,7 +19,7 @@ MAX_ROWS = 40
 
 def add_attribute_parser(commands: Any) -> None:
     """Add the command's arguments."""
-    parser = commands.add_parser("attribute", help="attribute the joules of a power log to the layers of a saved trace")
+    parser = commands.add_parser("attribute", help="split the energy of a power log over the layers of a saved trace")
     parser.add_argument(
         "--trace", action="append", required=True, metavar="FILE", help="a trace saved by torch.profiler; one per rank"
     )

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from math import fsum
 from pathlib import Path
 from typing import IO, Any
 
-from torchwatt.audit import Bundle, Seal, read_bundle
+from torchwatt.audit import Seal, read_bundle
 from torchwatt.audit.counted_run import RunShare
 from torchwatt.audit.exports import FORMATS, export
-from torchwatt.audit.report_loader import load_report
+from torchwatt.audit.report_loader import load_priced_report, load_report
 from torchwatt.audit.run_index import monthly_sums
 from torchwatt.audit.schema import Row
 from torchwatt.audit.seal import MANIFEST
@@ -28,47 +26,36 @@ from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.plain_text import escape_unprintable, escape_unprintable_lines
 from torchwatt.offline.repricing import bundle_hours, reprice
 from torchwatt.reports.output_files import write_perfetto
-from torchwatt.views import DASH, format_energy, format_mass, format_time
+from torchwatt.reports.report_result import terminal_width
+from torchwatt.views import DASH, MAX_LAYERS, View, format_energy, format_mass, format_time, to_markdown, to_text
 
-MAX_LAYERS = 25
 PERFETTO, PERFETTO_FILE = "perfetto", "run.json.gz"
 
 
-def show_bundle(directory: str, *, everything: bool = False, out: IO[str] | None = None) -> int:
-    """Print run, devices and layers of a bundle.
+def show_bundle(
+    directory: str,
+    *,
+    by: View | None = None,
+    everything: bool = False,
+    markdown: bool = False,
+    out: IO[str] | None = None,
+) -> int:
+    """Print the report of a bundle as `run` prints it, and its other carbon numbers.
 
     Raises:
         BundleError: The folder is not a bundle, or a file in it is malformed.
     """
-    bundle = read_bundle(directory)
-    for line in _bundle_lines(bundle, everything=everything):
-        print(escape_unprintable(line), file=out or sys.stdout)  # text in a bundle is untrusted
+    report = load_priced_report(directory)
+    max_layers = None if everything else MAX_LAYERS
+    if markdown:
+        text = to_markdown(report, max_layers=max_layers, by=by)
+    else:
+        text = to_text(report, max_layers=max_layers, width=terminal_width(), by=by)
+    print(text, file=out or sys.stdout)  # text in a bundle is untrusted: both escape it
+    impacts = [_impact_text(row) for row in read_bundle(directory)["impact"] if row["subject"] == "run"]
+    for line in impacts:
+        print(escape_unprintable(f"- {line}" if markdown else line), file=out or sys.stdout)
     return 0
-
-
-def _bundle_lines(bundle: Bundle, *, everything: bool) -> Iterator[str]:
-    run = bundle.run
-    yield f"{run['name']}  {run['run_id']}  {run['status']}  {format_time(_float_or_none(run['duration_s']))}"
-    yield f"energy {format_energy(_float_or_none(run['energy_it_j']))} ({run['energy_it_provenance'] or 'unknown'})"
-    for impact in bundle["impact"]:
-        if impact["subject"] == "run":
-            yield _impact_text(impact)
-    yield ""
-    for device in bundle["device"]:
-        energy = format_energy(_float_or_none(device["energy_j"]))
-        meter = f"{device['provenance'] or DASH}  {device['model'] or ''}{_exclusion_text(device)}"
-        yield f"{device['device_id']!s:10} {energy:>10}  {meter}"
-    yield ""
-    counted = {device["device_id"] for device in bundle["device"] if device["counted"]}
-    rows = [row for row in bundle["layer"] if row["device_id"] in counted]
-    yield from _layer_lines(rows, everything=everything)
-
-
-def _exclusion_text(device: Row) -> str:
-    """Return why the joules of a metered device are not in the total; "" for a counted or unmetered device."""
-    if device["counted"] or device["energy_j"] is None:
-        return ""
-    return f"  (inside {device['parent_device_id']})" if device["parent_device_id"] else "  (not in the total)"
 
 
 def _impact_text(row: Row) -> str:
@@ -77,30 +64,6 @@ def _impact_text(row: Row) -> str:
     amount = f"{format_mass(value)} CO2e" if row["criterion"] == "gwp" else f"{value:.3g} {row['unit']}"
     kind = f"{row['criterion']} {row['phase']}, {row['accounting_method']}, {row['scenario']}"
     return f"{amount} ({kind}) = {row['formula']}"
-
-
-def _layer_lines(rows: Iterable[Row], *, everything: bool) -> Iterator[str]:
-    by_layer: dict[tuple[Any, Any], list[Row]] = defaultdict(list)
-    for row in rows:
-        by_layer[row["fqn"], row["phase"]].append(row)
-    sums = sorted(
-        (
-            (fsum(_float_or_none(r["energy_self_j"]) or 0.0 for r in group), key, group)
-            for key, group in by_layer.items()
-        ),
-        key=lambda item: (-item[0], str(item[1])),
-    )
-    shown = sums if everything else sums[:MAX_LAYERS]
-    yield f"{'layer':40} {'phase':13} {'energy':>10} {'time':>10} {'calls':>8}  provenance"
-    for energy_j, (fqn, phase), group in shown:
-        time_s = max(_float_or_none(r["time_self_s"]) or 0.0 for r in group)
-        calls = max(int(_float_or_none(r["calls"]) or 0) for r in group)
-        provenance = ", ".join(sorted({str(r["provenance"]) for r in group}))
-        amounts = f"{format_energy(energy_j):>10} {format_time(time_s):>10} {calls:>8}"
-        yield f"{fqn!s:40.40} {phase!s:13} {amounts}  {provenance}"
-    if len(sums) > len(shown):
-        rest_j = fsum(item[0] for item in sums[len(shown) :])
-        yield f"and {len(sums) - len(shown)} more rows with {format_energy(rest_j)}; --all shows them"
 
 
 def _float_or_none(value: Any) -> float | None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchwatt.cli import attribute_command, fleet_command, report_commands
 from torchwatt.cli.report_outputs import TOKEN_VARIABLE, add_output_options
 from torchwatt.core.errors import TorchwattError
 from torchwatt.core.plain_text import escape_unprintable_lines, replace_unencodable
 from torchwatt.core.version import __version__
+from torchwatt.views.layer_groups import VIEWS
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -25,20 +28,47 @@ MAX_ERROR_CHARS = 4000  # characters
 
 
 class PlainParser(argparse.ArgumentParser):
-    """A parser that prints visible characters only: arguments may be names of files that others chose."""
+    """A parser whose errors are one line; it prints visible characters only, since arguments may be untrusted names."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print a wrong argument as one line, with similar names, and exit with status 2."""
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        if unknown is not None:
+            names = [name for parser in self._all_parsers() for name in parser._option_string_actions]
+            message = f"unknown option {unknown[1]}{_did_you_mean(unknown[1], names)}"
+        end = " See" if message.endswith("?") else "; see"
+        self.exit(USAGE_ERROR, f"{self.prog}: {message}{end} `{self.prog} --help`\n")
+
+    def _all_parsers(self) -> Iterator[argparse.ArgumentParser]:
+        yield self
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from action.choices.values()
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            near = _did_you_mean(str(value), choices) or f": give one of {', '.join(choices)}"
+            raise argparse.ArgumentError(None if action.dest == "command" else action, f"no {value!r}{near}")
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         super()._print_message(escape_unprintable_lines(message), file)
 
 
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return the names that differ by few letters, as the end of a message; "" if there are none."""
+    near = get_close_matches(name, list(dict.fromkeys(names)), n=3, cutoff=0.6)
+    return f": did you mean {' or '.join(near)}?" if near else ""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser: argparse.ArgumentParser = PlainParser(
-        prog="torchwatt", description="Measure the energy of PyTorch runs, and attribute it to layers."
+        prog="torchwatt", description="Measure how much energy a PyTorch program uses, and which layers use it."
     )
     parser.add_argument("--version", action="version", version=f"torchwatt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run_ = commands.add_parser("run", help="run an unmodified script under the profiler")
+    run_ = commands.add_parser("run", help="run a script and report its energy; the script needs no changes")
     _add_measurement_options(run_)
     run_.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module name, as in `python -m`")
     run_.add_argument("-q", "--quiet", action="store_true", help="print no report")
@@ -59,26 +89,33 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run_.add_argument("script", metavar="SCRIPT", help="the script to run")
     run_.add_argument("args", nargs="*", metavar="ARGS", help="the script's arguments, passed unchanged")
-    doctor = commands.add_parser("doctor", help="list the meters of this machine, missing ones, and how to fix them")
+    doctor = commands.add_parser("doctor", help="say what can be measured on this machine, and what would help")
     doctor.add_argument("--json", action="store_true", help="print JSON, for a bug report")
-    show = commands.add_parser("show", help="print the report of a bundle, or of a saved run")
-    show.add_argument("directory", metavar="DIR|RUN", help="a bundle, or a saved run by its id or name")
+    show = commands.add_parser("show", help="print the report of a saved run")
+    show.add_argument("directory", metavar="DIR|RUN", help="the folder of a run, or the id or name of a saved run")
     _add_store_options(show)
+    show.add_argument(
+        "--by",
+        choices=VIEWS,
+        help="the view of the layers: each module (hottest), repeated blocks folded (blocks), modules inside modules "
+        "(tree) or kinds of modules (type); default: blocks if the model repeats blocks, else hottest",
+    )
     show.add_argument("--all", action="store_true", help="print every layer")
-    calibrate = commands.add_parser("calibrate", help="measure the response of a GPU's power sensor, and save it")
+    show.add_argument("--markdown", action="store_true", help="print Markdown")
+    calibrate = commands.add_parser("calibrate", help="measure how a GPU's power sensor averages and delays")
     calibrate.add_argument("--device", default="gpu:0", help="the device as named in reports; default gpu:0")
     calibrate.add_argument("--seconds", type=float, default=25.0, help="duration of the load; default 25")
     attribute_command.add_attribute_parser(commands)
     _add_carbon_options(report_commands.add_merge_parser(commands))
     report_commands.add_recover_parser(commands)
-    verify = commands.add_parser("verify", help="check a bundle by recomputing every value in it")
-    verify.add_argument("directory", metavar="DIR")
+    verify = commands.add_parser("verify", help="check the files of a run by recomputing every value")
+    verify.add_argument("directory", metavar="DIR", help="the folder of a run")
     verify.add_argument(
         "--chain",
         metavar="FILE",
         help="the project's chain: check that it contains this run, and that no run was removed",
     )
-    verify.add_argument("--runs", metavar="DIR", help="the folder that must contain every bundle of the chain")
+    verify.add_argument("--runs", metavar="DIR", help="the folder that must contain every run of the chain")
     verify.add_argument(
         "--allowed-signers", metavar="FILE", help="OpenSSH's file of allowed keys, which identifies the signer"
     )
@@ -90,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="HEAD",
         help="exit with 1 unless --chain contains this head, which you stored elsewhere",
     )
-    demo = commands.add_parser("demo", help="train a small CNN on handwritten digits and print its energy report")
+    demo = commands.add_parser("demo", help="train a small network on handwritten digits and report its energy")
     _add_measurement_options(demo)
     demo.add_argument("--epochs", type=int, default=12)
     _add_bundle_commands(commands)
@@ -101,14 +138,14 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_bundle_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands that read finished bundles."""
     again = commands.add_parser(
-        "reprice", help="compute impacts with other factors: a copy of a bundle with one more scenario"
+        "reprice", help="compute the grams again with other carbon numbers, in a copy of a run's files"
     )
-    again.add_argument("directory", metavar="DIR", help="the bundle, which is not changed")
+    again.add_argument("directory", metavar="DIR", help="the folder of a run, which is not changed")
     again.add_argument(
-        "--scenario", help="name of the new impacts; default: the name of the factors' file, or today's date"
+        "--scenario", help="name of the new numbers; default: the name of the factors' file, or today's date"
     )
-    again.add_argument("--to", metavar="NEWDIR", help="the new bundle; default: DIR.SCENARIO")
-    again.add_argument("--chain", metavar="FILE", help="add the new bundle to this chain")
+    again.add_argument("--to", metavar="NEWDIR", help="the folder to make; default: DIR.SCENARIO")
+    again.add_argument("--chain", metavar="FILE", help="add the new files to this chain")
     again.add_argument(
         "--electricity-maps",
         metavar="ZONE",
@@ -117,8 +154,8 @@ def _add_bundle_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     )
     again.add_argument("--electricity-maps-url", metavar="URL", help="another address of the Electricity Maps API")
     _add_carbon_options(again)
-    out = commands.add_parser("export", help="write a bundle in another tool's format")
-    out.add_argument("directories", metavar="DIR", nargs="+")
+    out = commands.add_parser("export", help="write a run in another tool's format")
+    out.add_argument("directories", metavar="DIR", nargs="+", help="the folders of runs")
     out.add_argument(
         "--to",
         required=True,
@@ -126,7 +163,7 @@ def _add_bundle_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
         help="perfetto, codecarbon, boamps, huggingface, sci, ai-act, xlsx, parquet",
     )
     out.add_argument("--out", metavar="PATH", help="the new file; default: the format's usual name, here")
-    out.add_argument("--scenario", default="as_run", help="scenario of the impacts: as_run, or repriced:NAME")
+    out.add_argument("--scenario", default="as_run", help="which carbon numbers: as_run, or repriced:NAME")
     out.add_argument(
         "--set",
         dest="pairs",
@@ -138,7 +175,7 @@ def _add_bundle_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     run_list = commands.add_parser("runs", help="list saved runs, and their sums by project and month")
     _add_store_options(run_list)
     run_list.add_argument("--month", metavar="YYYY-MM", help="only this month (UTC)")
-    run_list.add_argument("--rebuild", action="store_true", help="rebuild the index from the bundles")
+    run_list.add_argument("--rebuild", action="store_true", help="rebuild the index from the files of the runs")
 
 
 def _add_store_options(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +184,11 @@ def _add_store_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_carbon_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--region", help="region of the electricity grid, such as FRA or USA/california")
+    parser.add_argument(
+        "--region",
+        help="where the electricity comes from: a country (FRA, France), a state (USA/california) or a "
+        "cloud's region (eu-west-3); without it no grams",
+    )
     parser.add_argument(
         "--intensity",
         type=float,
@@ -156,7 +197,7 @@ def _add_carbon_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--market", type=float, metavar="G_PER_KWH", help="gCO2e/kWh of your electricity contract")
     parser.add_argument("--facility", metavar="SITE", help="a site with published PUE, such as scaleway/fr-par-2")
-    parser.add_argument("--pue", type=float, help="facility energy over IT energy")
+    parser.add_argument("--pue", type=float, help="energy of the whole building over that of its computers (PUE)")
     parser.add_argument(
         "--price-per-kwh", metavar="PRICE", help="price of electricity with its currency, such as '0.32 EUR'"
     )
@@ -164,10 +205,10 @@ def _add_carbon_options(parser: argparse.ArgumentParser) -> None:
         "--factors",
         action="append",
         metavar="FILE",
-        help="a file of factors, of hourly grid values, or of Electricity Maps history",
+        help="a file of carbon numbers, of hourly grid values, or of Electricity Maps history",
     )
     parser.add_argument(
-        "--allow-expired", action="store_true", help="apply factors outside of their dates; their rows are marked"
+        "--allow-expired", action="store_true", help="use carbon numbers outside of their dates; their rows are marked"
     )
 
 

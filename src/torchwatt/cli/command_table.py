@@ -79,7 +79,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    return show_bundle(_find_bundle(arguments), everything=arguments.all)
+    return show_bundle(_find_bundle(arguments), by=arguments.by, everything=arguments.all, markdown=arguments.markdown)
 
 
 def _find_bundle(arguments: argparse.Namespace) -> str:

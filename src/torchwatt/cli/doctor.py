@@ -19,6 +19,7 @@ from torchwatt.core.version import __version__
 from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.calibrations import calibrations_file
 from torchwatt.sensors.protocol import Discovery
+from torchwatt.views.report_summary import join_words
 
 if TYPE_CHECKING:
     from torchwatt.offline.sensor_calibration import SensorCalibration
@@ -43,18 +44,36 @@ REPORTED_PACKAGES = (
 
 
 def print_discovery(*, as_json: bool = False) -> int:
-    """Print one line per meter and per missing meter, or all of it as JSON, for a bug report.
+    """Print one line per meter and per missing meter and a verdict, or all of it as JSON, for a bug report.
 
     Returns:
-        The exit status: 0 if any domain is measured, else 1.
+        The exit status: 0 if a run would report joules, measured or estimated, else 1.
     """
     discovery = discover()
     meters = [m for m in discovery.meters if any(c.quantity != "gauge" for c in m.channels)]
+    verdict = describe_verdict(meters, discovery.unavailable)
     if as_json:
-        print(json.dumps(_discovery_facts(discovery, meters), indent=2))
+        facts = _discovery_facts(discovery, meters)
+        print(json.dumps({**facts, "works": bool(meters), "verdict": verdict}, indent=2))
     else:
         _print_meters(discovery, meters)
-    return 0 if any(m.provenance == "measured" for m in meters) else 1
+        print(f"\n{escape_unprintable(verdict)}")
+    return 0 if meters else 1
+
+
+def describe_verdict(meters: Sequence[Meter], unavailable: Sequence[Unavailable]) -> str:
+    """Return one sentence: whether a run works here, what it measures, what it estimates, and what is unknown."""
+    measured = [str(meter.domain) for meter in meters if meter.provenance == "measured"]
+    estimated = [str(meter.domain) for meter in meters if meter.provenance != "measured"]
+    if not meters:
+        return "A run works here but reports no joules: there is no meter and nothing to estimate from."
+    parts = [f"measured: {join_words(measured)}"] if measured else ["no power meter was found"]
+    if estimated:
+        parts.append(f"estimated: {join_words(estimated)}")
+    fixable = list(dict.fromkeys(gone.domain for gone in unavailable if gone.fix))
+    if fixable:
+        parts.append(f"the fixes above would add: {join_words(fixable)}")
+    return f"A run works here; {'; '.join(parts)}."
 
 
 def _discovery_facts(discovery: Discovery, meters: Sequence[Meter]) -> dict[str, Any]:

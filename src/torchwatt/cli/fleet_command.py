@@ -26,12 +26,12 @@ MAX_CELL_CHARS = 32
 
 def add_fleet_parser(commands: Any) -> None:
     """Add the command's arguments."""
-    fleet = commands.add_parser("fleet", help="many runs in one lake of Parquet files, and their sums")
+    fleet = commands.add_parser("fleet", help="collect many runs in one folder of Parquet files, and add them up")
     doing = fleet.add_subparsers(dest="doing", required=True, metavar="ingest|rollup|verify|sql")
-    add = doing.add_parser("ingest", help="add bundles to a lake; runs already in it are not changed")
+    add = doing.add_parser("ingest", help="add runs to the folder; runs already in it are not changed")
     _add_lake_argument(add)
-    add.add_argument("places", metavar="DIR", nargs="+", help="a store, a folder of bundles, or a bundle")
-    add.add_argument("--project", help="project of all bundles; default: the name of the folder that contains them")
+    add.add_argument("places", metavar="DIR", nargs="+", help="a store, a folder of runs, or the folder of a run")
+    add.add_argument("--project", help="project of all runs; default: the name of the folder that contains them")
     add.add_argument("--samples", action="store_true", help="also copy the power curves")
     add.add_argument("--replace", action="store_true", help="replace a run whose content differs")
     add.add_argument(
@@ -46,7 +46,7 @@ def add_fleet_parser(commands: Any) -> None:
     sums.add_argument("--project", help="only this project")
     sums.add_argument("--month", metavar="YYYY-MM", help="only runs that began in this month (UTC)")
     sums.add_argument("--out", metavar="FILE", help="write FILE.csv or FILE.parquet; default: print a table")
-    check = doing.add_parser("verify", help="check that the lake's files are complete and its sums correct")
+    check = doing.add_parser("verify", help="check that the files are complete and the sums correct")
     _add_lake_argument(check)
     text = doing.add_parser("sql", help="print the views as SQL, for duckdb")
     _add_lake_argument(text)

@@ -23,17 +23,18 @@ def add_journal_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--journal",
         metavar="DIR",
-        help="a new folder for the journal, which stays; default: in the store, removed when the run ends normally",
+        help="a new folder for the readings so far, from which `torchwatt recover` makes the report of a killed run; "
+        "default: in the store, removed when the run ends normally",
     )
-    parser.add_argument("--no-journal", action="store_true", help="write no journal; a killed run is then lost")
+    parser.add_argument(
+        "--no-journal", action="store_true", help="save no readings during the run: a killed run is lost"
+    )
 
 
 def add_recover_parser(commands: Any) -> None:
     """Add the command's arguments."""
-    parser = commands.add_parser("recover", help="make the report of a killed run from its journal")
-    parser.add_argument(
-        "journal", metavar="DIR|RUN", help="a journal, or the id of a run whose journal is in the store"
-    )
+    parser = commands.add_parser("recover", help="make the report of a run that was killed")
+    parser.add_argument("journal", metavar="DIR|RUN", help="the folder of --journal, or the id of a killed run")
     add_output_options(parser)
     parser.add_argument("--keep", action="store_true", help="save the run in the store, and remove its journal there")
     parser.add_argument(
@@ -109,7 +110,7 @@ PARTIAL_STATUS = 1  # exit status of a job with missing ranks
 
 def add_merge_parser(commands: _SubParsersAction[ArgumentParser]) -> ArgumentParser:
     """Add the command's arguments."""
-    parser = commands.add_parser("merge", help="merge the ranks of a job, each joule counted once")
+    parser = commands.add_parser("merge", help="add up the processes of a distributed job, each joule counted once")
     parser.add_argument("directory", metavar="DIR", help="the folder of profile(job=DIR) or TORCHWATT_JOB")
     add_output_options(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="print no report")

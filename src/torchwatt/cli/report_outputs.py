@@ -18,10 +18,10 @@ def add_output_options(parser: ArgumentParser, *, csv: str = "--csv", html: bool
     """Add the options that `ReportOutputs` reads."""
     parser.add_argument(
         csv, dest="csv", metavar="DIR",
-        help="write the audit tables into a folder; if it is not empty, into DIR-2 beside it",
+        help="write all numbers as tables into a folder; if it is not empty, into DIR-2 beside it",
     )  # fmt: skip
     parser.add_argument(
-        "--overwrite", action="store_true", help=f"replace the bundle at {csv}; anything but a bundle is never replaced"
+        "--overwrite", action="store_true", help=f"replace older tables at {csv}; nothing else is ever replaced"
     )
     if html:
         parser.add_argument("--html", metavar="FILE", help="write the report as one HTML page, replacing an older one")

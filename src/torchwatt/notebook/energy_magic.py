@@ -16,6 +16,7 @@ from IPython.core.magic import (
     no_var_expand,
     output_can_be_silenced,
 )
+from IPython.display import display
 
 from torchwatt.notebook import magic_options
 from torchwatt.notebook.cell_compiler import ASYNC_MAGIC, MAGIC, AwaitHook, CellCode, compile_cell, compile_statement
@@ -143,6 +144,8 @@ class EnergyMagics(Magics):
         if word == "history":
             return history_channel().history
         self.auto.on(arguments) if word == "on" else self.auto.off()
+        text = "Every following cell is measured, until %energy off." if word == "on" else "Cells are not measured."
+        display({"text/plain": text}, raw=True)  # type: ignore[no-untyped-call]
         return None
 
     def _again(self, arguments: MagicArguments) -> Run:

@@ -6,7 +6,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from math import fsum
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import cast
 from torchwatt.audit import Bundle, read_bundle
 from torchwatt.audit.bundle_cells import AS_RUN, number, text, timestamp
 from torchwatt.audit.bundle_writer import write_repriced
+from torchwatt.audit.report_loader import row_factor
 from torchwatt.audit.seal import NO_SEAL, Seal
 from torchwatt.carbon import CarbonOptions, PricedImpacts, PricedSubject, PricingNote, RunUsage
 from torchwatt.carbon.grid_series import GridSeries
@@ -119,10 +120,7 @@ def _run_factor(bundle: Bundle, kind: str) -> Factor | None:
     named = text(bundle.run, "pue_factor_id") if kind == "pue" else ""
     used = ";".join(text(row, "factor_ids") for row in bundle["impact"] if row["scenario"] == AS_RUN).split(";")
     rows = [row for row in bundle["factor"] if row["kind"] == kind and row["factor_id"] in {named, *used}]
-    if not rows:
-        return None
-    columns = {item.name: rows[0][item.name] for item in fields(Factor)}
-    return Factor(**{name: value for name, value in columns.items() if value is not None})  # type: ignore[arg-type]
+    return row_factor(rows[0]) if rows else None
 
 
 def bundle_hours(directory: str | os.PathLike[str]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 from torchwatt.core.report import Report, Window
 from torchwatt.core.terms import VALIDATION
 from torchwatt.core.units import NS_PER_S
-from torchwatt.views import LAYER_COLUMNS, layer_rows
+from torchwatt.views import LAYER_COLUMNS, View, layer_groups, layer_rows
 from torchwatt.views.rank_table import rank_energy_j
 
 if TYPE_CHECKING:
@@ -99,6 +99,39 @@ def layer_frame(report: Report) -> pd.DataFrame:
 
     rows = [{key: _escape_surrogates(value) for key, value in row.items()} for row in layer_rows(report)]
     return pd.DataFrame(rows, columns=list(LAYER_COLUMNS))
+
+
+GROUP_COLUMNS = (
+    "name", "modules", "energy_j", "energy_lo_j", "energy_hi_j", "energy_share", "each_lo_j", "each_hi_j", "forward_j",
+    "backward_j", "method", "provenance", "tied", "depth", "energy_total_j",
+)  # fmt: skip
+
+
+def group_frame(report: Report, by: View) -> pd.DataFrame:
+    """Return one row per group of a view; `energy_j` adds up to the report's. See `views.layer_groups`."""
+    import pandas as pd
+
+    rows = [
+        {
+            "name": _escape_surrogates(group.name),
+            "modules": group.count,
+            "energy_j": group.energy_j,
+            "energy_lo_j": group.lo_j,
+            "energy_hi_j": group.hi_j,
+            "energy_share": group.share,
+            "each_lo_j": group.each_lo_j,
+            "each_hi_j": group.each_hi_j,
+            "forward_j": group.phases.get("forward"),
+            "backward_j": group.phases.get("backward"),
+            "method": group.method,
+            "provenance": group.provenance,
+            "tied": group.unclear,
+            "depth": group.depth,
+            "energy_total_j": group.total_j,
+        }
+        for group in layer_groups(report, by)
+    ]
+    return pd.DataFrame(rows, columns=list(GROUP_COLUMNS))
 
 
 def _escape_surrogates(value: object) -> object:

@@ -15,7 +15,17 @@ from torchwatt.core.report import Report
 from torchwatt.reports import dataframes
 from torchwatt.reports.experiment_loggers import log_report
 from torchwatt.reports.output_files import keep_run, write_csv, write_html, write_perfetto
-from torchwatt.views import MIME, SpanTimeline, to_html_fragment, to_payload, to_text
+from torchwatt.views import (
+    MIME,
+    VIEWS,
+    SpanTimeline,
+    View,
+    answer,
+    to_html_fragment,
+    to_markdown,
+    to_payload,
+    to_text,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +35,11 @@ if TYPE_CHECKING:
 
 # With the payload and the text, a report adds less than 200 KB to a notebook, whatever ran.
 MAX_HTML_BYTES = 90_000
+
+
+def terminal_width() -> int:
+    """Return the width of the terminal, from 100 to 140 columns; 100 without a terminal."""
+    return min(max(get_terminal_size((100, 24)).columns, 100), 140)
 
 
 class ReportResult(ABC):
@@ -67,6 +82,27 @@ class ReportResult(ABC):
     def layers(self) -> pd.DataFrame:
         """One row per (domain, layer, phase), reserved rows included; self energies add up to `energy_j`."""
         return dataframes.layer_frame(self.report)
+
+    def layers_by(self, by: View) -> pd.DataFrame:
+        """One row per group of layers, reserved rows included; `energy_j` adds up to that of the run.
+
+        Args:
+            by: `hottest` (each module), `blocks` (alike modules of repeated blocks together), `tree` or `type`.
+
+        Raises:
+            ConfigError: There is no such view.
+        """
+        if by not in VIEWS:
+            raise ConfigError(f"no view {by!r} of the layers: give one of {', '.join(VIEWS)}")
+        return dataframes.group_frame(self.report, by)
+
+    def summary(self) -> str:
+        """The answer in one or two sentences, and at most one hint."""
+        return answer(self.report).text
+
+    def to_markdown(self, *, by: View | None = None) -> str:
+        """The report as Markdown: the answer, a table of the layers, and how it was measured."""
+        return to_markdown(self.report, by=by)
 
     @property
     def samples(self) -> pd.DataFrame:
@@ -169,9 +205,8 @@ class ReportResult(ABC):
         return None
 
     def __repr__(self) -> str:
-        # Width of the terminal, from 100 to 140 columns; 100 without a terminal.
-        width = min(max(get_terminal_size((100, 24)).columns, 100), 140)
-        return to_printable(to_text(self.report, width=width))  # printing a run must not raise an encoding error
+        # Printing a run must not raise an encoding error.
+        return to_printable(to_text(self.report, width=terminal_width()))
 
     def _repr_html_(self) -> str:
         return to_html_fragment(self.report, max_bytes=MAX_HTML_BYTES)

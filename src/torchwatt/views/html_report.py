@@ -5,7 +5,15 @@ from __future__ import annotations
 from torchwatt.core.meter import Event
 from torchwatt.core.report import Report
 from torchwatt.views import report_summary
-from torchwatt.views.layer_html import MAX_MODULES, build_layers_block
+from torchwatt.views.answer import answer
+from torchwatt.views.layer_html import (
+    MAX_MODULES,
+    MAX_ROWS,
+    build_group_tables,
+    build_tree_block,
+    group_views,
+    provenance_chip,
+)
 from torchwatt.views.markup import BORDER, escape_text, html_tag, muted_text, text_chip
 from torchwatt.views.module_tree import build_layer_tree
 from torchwatt.views.number_format import DASH, format_energy, format_power, format_time, format_wh
@@ -17,7 +25,8 @@ _CARD = (
     "margin:0 10px 10px 0;flex:1 1 210px;max-width:480px"
 )
 _CARDS = "display:flex;flex-wrap:wrap"
-_CAPS = (MAX_MODULES, 200, 100, 50, 20, 5, 1)  # modules of the tree, tried in turn
+# (modules of the tree, rows of the other views), tried in turn.
+_CAPS = ((MAX_MODULES, MAX_ROWS), (200, MAX_ROWS), (100, MAX_ROWS), (50, MAX_ROWS), (20, 10), (5, 5), (1, 1))
 _MAX_EVENTS = 50
 _MAX_TEXT = 400
 
@@ -29,15 +38,33 @@ def to_html_fragment(report: Report, max_bytes: int | None = None) -> str:
         report: The report to show.
         max_bytes: Fold layers into their parents until the result is smaller.
     """
-    upper = _head_block(report) + _domain_block(report) + _missing_block(report) + _curve_block(report)
-    lower = rank_block(report) + _event_block(report) + _foot_block(report)
-    booked, fragment = build_layer_tree(report), ""
-    for max_modules in _CAPS:
-        blocks = upper + build_layers_block(booked, report.energy_j, max_modules) + lower
+    return _build_report(report, max_bytes, _TITLE_DIV)
+
+
+def _build_report(report: Report, max_bytes: int | None, title: str) -> str:
+    head, curve = _head_block(report, title), _curve_block(report)
+    lower = rank_block(report) + _measurement_block(report)
+    booked, views, fragment = build_layer_tree(report), group_views(report), ""
+    for max_modules, max_rows in _CAPS:
+        layers = build_group_tables(report, views, max_rows) + curve
+        blocks = head + layers + build_tree_block(booked, report.energy_j, max_modules) + lower
         fragment = html_tag("div", blocks, "max-width:980px;line-height:1.45;text-align:left;font-size:13px")
         if max_bytes is None or len(fragment.encode()) < max_bytes:
             break
     return fragment
+
+
+def _measurement_block(report: Report) -> str:
+    """Return how the numbers were obtained, in one fold: sentences, meters, missing meters, events, software."""
+    sentences = report_summary.measurement_notes(report)
+    notes = "".join(html_tag("div", escape_text(sentence), "margin:3px 0") for sentence in sentences)
+    warnings = len(report_summary.select_warnings(report))
+    count = f" ({warnings} warning{'s' * (warnings > 1)})" if warnings else ""
+    title = html_tag("summary", f"How this was measured{count}", "font-size:15px;font-weight:600;cursor:pointer")
+    content = html_tag("div", notes, "margin:6px 0") * bool(notes) + _domain_block(report) + _missing_block(report)
+    opened = "" if report.ledgers else " open"
+    content += _event_block(report) + _foot_block(report)
+    return f'<details{opened} style="margin-top:14px">{title}{content}</details>'
 
 
 def write_heading(content: str) -> str:
@@ -45,8 +72,12 @@ def write_heading(content: str) -> str:
     return html_tag("div", content, "font-size:15px;font-weight:600;margin:14px 0 6px 0")
 
 
-def _head_block(report: Report) -> str:
-    title = html_tag("span", escape_text(report.name or "torchwatt run"), "font-size:20px;font-weight:600")
+_TITLE_DIV, _TITLE_H1 = "span", "h1"  # a page has a heading; in a notebook it would be one of the notebook's own
+
+
+def _head_block(report: Report, tag: str) -> str:
+    style = "font-size:20px;font-weight:600;display:inline;margin:0"
+    title = html_tag(tag, escape_text(report.name or "torchwatt run"), style)
     words = [format_time(report.duration_s), report.exit_reason]
     status = (
         muted_text(escape_text(report.status), "13px")
@@ -55,8 +86,12 @@ def _head_block(report: Report) -> str:
     )
     details = muted_text(escape_text(" · ".join(w for w in words if w)), "13px")
     line = html_tag("div", f"{title} &nbsp;{status} {muted_text('·', '13px')} {details}", "margin:4px 0 10px 0")
-    notes = "".join(html_tag("div", escape_text(note)) for note in report_summary.head_notes(report))
-    return line + html_tag("div", "".join(_figure_cards(report)), _CARDS) + notes
+    result = answer(report)
+    style = "margin:4px 0"
+    text = "".join(html_tag("div", escape_text(part), f"font-size:15px;{style}") for part in result.sentences)
+    hint = f"{html_tag('b', 'Hint:')} {escape_text(result.hint)}"
+    text += html_tag("div", hint, style) if result.hint else ""
+    return line + text + html_tag("div", "".join(_figure_cards(report)), _CARDS + ";margin-top:10px")
 
 
 def _figure_cards(report: Report) -> list[str]:
@@ -80,7 +115,7 @@ def _figure_cards(report: Report) -> list[str]:
 
 
 def _figure_card(label: str, value: str, detail: str, provenance: str | None) -> str:
-    pill = f" &nbsp;{text_chip(provenance)}" if provenance else ""
+    pill = f" &nbsp;{provenance_chip(provenance)}" if provenance else ""
     body = html_tag("div", muted_text(escape_text(label)) + pill)
     body += html_tag("div", escape_text(value), "font-size:22px;font-weight:600;white-space:nowrap;margin:2px 0")
     return html_tag("div", body + html_tag("div", muted_text(escape_text(detail))), _CARD)
@@ -100,7 +135,9 @@ def _domain_block(report: Report) -> str:
 
 def _domain_card(item: report_summary.DomainText) -> str:
     name = html_tag("span", escape_text(item.domain), "font-weight:600")
-    body = html_tag("div", f"{name} &nbsp;{text_chip(item.provenance)} &nbsp;{muted_text(escape_text(item.share))}")
+    body = html_tag(
+        "div", f"{name} &nbsp;{provenance_chip(item.provenance)} &nbsp;{muted_text(escape_text(item.share))}"
+    )
     bounds = f" &nbsp;{muted_text(escape_text(f'{report_summary.REPEAT_LABEL}: {item.bounds}'))}" if item.bounds else ""
     body += html_tag(
         "div", html_tag("span", escape_text(item.energy), "font-size:18px;font-weight:600") + bounds, "margin:2px 0"
@@ -189,14 +226,11 @@ def _window_block(report: Report) -> str:
 def _foot_block(report: Report) -> str:
     carbon = report_summary.describe_carbon(report)
     legend = " &nbsp; ".join(
-        f"{text_chip(word)} {muted_text(escape_text(meaning), '11px')}"
+        f"{provenance_chip(word)} {muted_text(escape_text(meaning), '11px')}"
         for word, meaning in report_summary.PROVENANCE_MEANING.items()
     )
     lines = [*(carbon.notes if carbon.grams != DASH else ()), f"Measuring: {report_summary.describe_cost(report)}."]
-    versions = [
-        f"{name} {report.software[name]}" for name in ("torchwatt", "python", "torch", "os") if name in report.software
-    ]
-    lines.append(f"Run {report.run_id}" + (f" · {' · '.join(versions)}" if versions else ""))
+    lines.append(f"Run {report_summary.describe_run(report)}")
     footer = "".join(html_tag("div", muted_text(escape_text(line), "11px")) for line in lines)
     return (
         html_tag(
@@ -213,7 +247,17 @@ _CSS = """
 @media (prefers-color-scheme: dark) { :root { --page: #14181d; --ink: #dde3ea; } }
 body { margin: 0; padding: 28px 24px 60px; background: var(--page); color: var(--ink);
   font: 14px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; font-variant-numeric: tabular-nums; }
-body > div { margin: 0 auto; }
+main > div { margin: 0 auto; }
+summary:focus-visible { outline: 2px solid #2f81d6; }
+@media (max-width: 900px) { main table { display: block; overflow-x: auto; } }
+@media (max-width: 640px) {
+  body { padding: 12px 10px 40px; }
+  table[cellpadding="4"] :is(td, th):nth-child(n+5):not(:last-child) { display: none; }
+  table[cellpadding="4"] :is(td, th):nth-child(3) { white-space: normal !important; }
+  table[style*="font-size:11px"] :is(td, th):nth-child(n+5) { display: none; }
+  [style*="float:right"] { float: none !important; display: block; text-align: left !important; }
+  [style*="float:right"] > span:last-child { display: none !important; }
+}
 table { border-collapse: collapse; }
 td, th { border-bottom: 1px solid var(--rule); }
 th { font-weight: 500; opacity: .7; }
@@ -230,5 +274,6 @@ def to_html_page(report: Report) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">\n"
-        f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n{to_html_fragment(report)}\n</body>\n</html>\n"
+        f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
+        f"<main>\n{_build_report(report, None, _TITLE_H1)}\n</main>\n</body>\n</html>\n"
     )

@@ -1,13 +1,15 @@
-"""The layers as HTML: the largest as a table with bars, all of them as an expandable tree."""
+"""The layers as HTML: three views as tables with bars, and an expandable tree."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import fsum
 
 from torchwatt.core.ledger import Entry
+from torchwatt.core.report import Report
 from torchwatt.core.terms import ROOT, Phase
-from torchwatt.views.layer_sums import TIE_LEGEND, FoldedLayers, LayerSum, find_ties, fold_layers
+from torchwatt.views.layer_groups import LayerGroup, View, cut_groups, default_view, layer_groups
+from torchwatt.views.layer_sums import TIE_LEGEND
 from torchwatt.views.markup import (
     BACKWARD,
     BORDER,
@@ -19,17 +21,32 @@ from torchwatt.views.markup import (
     muted_text,
     text_chip,
 )
-from torchwatt.views.module_tree import LayerTree, ModuleNode, fold_tree, smaller_label
-from torchwatt.views.number_format import DASH, format_energy, format_interval, format_share, format_time
+from torchwatt.views.module_tree import LayerTree, ModuleNode, fold_tree
+from torchwatt.views.number_format import (
+    DASH,
+    format_energy,
+    format_interval,
+    format_share,
+    format_time,
+    shorten_middle,
+)
+from torchwatt.views.report_summary import PROVENANCE_GLYPHS
 
 MAX_MODULES = 500  # of the tree
-_TOP_LAYERS = 12
-_MAX_NAME = 64
+MAX_ROWS = 20  # of modules, of the other views
+_MAX_NAME, _MAX_TITLE = 64, 300
 # Explicit, since some pages remove the padding of tables; tables with many cells use cellspacing instead.
 _PADDING = "padding:3px 6px"
 _NUMBER = "display:inline-block;width:76px"
 _NUMBERS = "float:right;text-align:right;white-space:nowrap"
-_HEAD = ("layer", "forward", "backward", "other", "self", "", "share", "provenance")
+_EACH = "each module"
+_HEAD = ("layer", "energy", "90 % of repeats", "share", _EACH, "forward", "backward", "other", "", "provenance")
+_LEFT = frozenset({"layer", "provenance"})
+_VIEW_TITLES: dict[View, str] = {
+    "hottest": "Hottest: each module by itself, without the modules inside it",
+    "blocks": "Blocks: alike modules of repeated blocks together",
+    "type": "Types: modules of a kind together",
+}
 _DETAIL = (
     "domain",
     "phase",
@@ -45,13 +62,9 @@ _DETAIL = (
 )
 
 
-def build_layers_block(booked: LayerTree, run_j: float | None, max_modules: int = MAX_MODULES) -> str:
-    """Return the table and the tree; empty where nothing was metered."""
-    if run_j is None:
-        return ""
-    return (
-        _layers_title() + _top_table(booked.modules, booked.reserved, run_j) + _tree_block(booked, run_j, max_modules)
-    )
+def build_tree_block(booked: LayerTree, run_j: float | None, max_modules: int = MAX_MODULES) -> str:
+    """Return the tree of modules; empty where nothing was metered."""
+    return "" if run_j is None else _tree_block(booked, run_j, max_modules)
 
 
 def _layers_title() -> str:
@@ -64,79 +77,86 @@ def _layers_title() -> str:
     return html_tag("div", f"{title} &nbsp; {swatches}", "margin:16px 0 6px 0")
 
 
-def _top_table(layers: Sequence[LayerSum], reserved: Sequence[LayerSum], run_j: float) -> str:
-    shown, folded = fold_layers(layers, _TOP_LAYERS)
-    scale_j = max((layer.energy_j for layer in (*shown, *reserved)), default=0.0)
+def build_group_tables(report: Report, views: Mapping[View, Sequence[LayerGroup]], max_rows: int = MAX_ROWS) -> str:
+    """Return the default view of the layers as a table, and the others behind folds; empty without a meter.
+
+    Args:
+        report: The report.
+        views: The rows of each view (see `group_views`).
+        max_rows: The rows of modules in each table; the others become one row.
+    """
+    if report.energy_j is None:
+        return ""
+    first = default_view(report)
+    tables = _group_table(report, views[first], max_rows)
+    for view, title in _VIEW_TITLES.items():
+        if view != first:
+            summary = html_tag("summary", title, "cursor:pointer;margin-top:6px")
+            tables += f"<details>{summary}{_group_table(report, views[view], max_rows)}</details>"
+    return _layers_title() + html_tag("div", muted_text(_VIEW_TITLES[first])) + tables
+
+
+def group_views(report: Report) -> dict[View, tuple[LayerGroup, ...]]:
+    """Return the rows of the views that are tables."""
+    return {view: layer_groups(report, view) for view in _VIEW_TITLES}
+
+
+def _group_table(report: Report, everything: Sequence[LayerGroup], max_rows: int) -> str:
+    groups, run_j = cut_groups(everything, max_rows), report.energy_j or 0.0
+    scale_j = max((group.energy_j for group in groups), default=0.0)
+    several = any(group.each_lo_j is not None for group in groups)
+    heads = [name for name in _HEAD if several or name != _EACH]
     head = html_tag(
         "tr",
         "".join(
-            html_tag("th", name, f"{_PADDING};text-align:{'left' if i in {0, 7} else 'right'}")
-            for i, name in enumerate(_HEAD)
+            html_tag("th", name, f"{_PADDING};text-align:{'left' if name in _LEFT else 'right'}") for name in heads
         ),
     )
-    unordered = find_ties(layers)
-    rows = [_layer_row(layer, scale_j, run_j, tied=layer.fqn in unordered) for layer in shown]
-    if folded is not None:
-        rows.append(_folded_row(folded, run_j))
-    rows += [_layer_row(layer, scale_j, run_j) for layer in reserved]
-    total_j = fsum(e.energy_self_j for layer in (*layers, *reserved) for e in layer.entries)
-    rows.append(_sum_row(total_j, run_j))
+    rows = [_group_row(group, scale_j, several=several) for group in groups]
+    rows.append(_sum_row(report, run_j, len(heads)))
     style = "width:100%;border-collapse:collapse;font-size:12px;margin:0"
-    legend = html_tag("div", muted_text(TIE_LEGEND)) * any(layer.fqn in unordered for layer in shown)
+    legend = html_tag("div", muted_text(TIE_LEGEND)) * any(group.unclear for group in groups)
     return html_tag("table", head + "".join(rows), style, cellpadding="4") + legend
 
 
-def _layer_row(layer: LayerSum, scale_j: float, run_j: float, *, tied: bool = False) -> str:
-    forward, backward, remainder = _split_phases(
-        {phase: phase_sum.energy_j for phase, phase_sum in layer.phases.items()}
-    )
-    name = escape_text(_shorten_name(layer.fqn)) + (
-        f" {muted_text(escape_text(layer.class_name[:40]), '11px')}" if layer.class_name else ""
-    )
-    name += f" {muted_text('~')}" * tied
+def _group_row(group: LayerGroup, scale_j: float, *, several: bool) -> str:
+    forward, backward, remainder = _split_phases(group.phases)
+    name = escape_text(shorten_middle(group.name, _MAX_NAME)) + (f" x{group.count}" if group.count > 1 else "")
+    name += f" {muted_text('~')}" * group.unclear
+    style = f"{_PADDING};text-align:left;word-break:break-all" + (";opacity:0.8" if not group.count else "")
     parts = [(FORWARD, forward or 0.0), (BACKWARD, backward or 0.0), (OTHER, remainder or 0.0)]
-    cells = [
-        html_tag(
-            "td", name, f"{_PADDING};text-align:left;word-break:break-all" + (";opacity:0.8" if layer.reserved else "")
-        )
-    ]
-    cells += [_right_cell(format_energy(value)) for value in (forward, backward, remainder, layer.energy_j)]
-    cells.append(html_tag("td", html_tag("div", "", bar_style(parts, scale_j)), "width:24%;min-width:90px"))
-    cells += [
-        _right_cell(format_share(_energy_share(layer.energy_j, run_j))),
-        html_tag("td", text_chip(layer.provenance), f"{_PADDING};text-align:left"),
-    ]
+    each = "" if group.each_lo_j is None else format_interval(group.each_lo_j, group.each_hi_j)
+    interval = DASH if group.lo_j is None else format_interval(group.lo_j, group.hi_j)
+    texts = [format_energy(group.energy_j), interval, format_share(group.share), *([each] if several else [])]
+    texts += [format_energy(forward), format_energy(backward), format_energy(remainder)]
+    full_name = {"title": escape_text(group.name[:_MAX_TITLE])} if len(group.name) > _MAX_NAME else {}
+    cells = [html_tag("td", name, style, **full_name), *map(_right_cell, texts)]
+    cells.append(html_tag("td", html_tag("div", "", bar_style(parts, scale_j)), "width:20%;min-width:90px"))
+    chip = provenance_chip(group.provenance) if group.provenance else DASH
+    cells.append(html_tag("td", chip, f"{_PADDING};text-align:left"))
     return html_tag("tr", "".join(cells))
 
 
-def _folded_row(folded: FoldedLayers, run_j: float) -> str:
-    name = html_tag(
-        "td",
-        muted_text(f"{smaller_label(folded.layers)}, see the tree below"),
-        f"{_PADDING};text-align:left",
-        colspan="4",
-    )
-    share = _right_cell(format_share(_energy_share(folded.energy_j, run_j)))
-    return html_tag(
-        "tr", name + _right_cell(format_energy(folded.energy_j)) + html_tag("td", "") + share + html_tag("td", "")
-    )
+def provenance_chip(provenance: str) -> str:
+    """Return a provenance with its glyph in a rounded border."""
+    return text_chip(f"{PROVENANCE_GLYPHS[provenance]} {provenance}")
 
 
-def _sum_row(total_j: float, run_j: float) -> str:
+def _sum_row(report: Report, run_j: float, columns: int) -> str:
+    booked_j = fsum(entry.energy_self_j for ledger in report.counted for entry in ledger.entries)
+    interval = format_interval(*report.interval_j) if report.interval_j is not None else DASH
     style = f"{_PADDING};border-top:{BORDER};font-weight:600"
-    cells = html_tag("td", "all of the above", f"{style};text-align:left", colspan="4")
-    cells += html_tag("td", format_energy(total_j), f"{style};text-align:right;white-space:nowrap") + html_tag(
-        "td", "", style
-    )
-    cells += html_tag("td", format_share(_energy_share(total_j, run_j)), f"{style};text-align:right;white-space:nowrap")
-    return html_tag("tr", cells + html_tag("td", "", style))
+    cells = html_tag("td", "all of the above", f"{style};text-align:left")
+    for text in (format_energy(booked_j), interval, format_share(_energy_share(booked_j, run_j))):
+        cells += html_tag("td", text, f"{style};text-align:right;white-space:nowrap")
+    return html_tag("tr", cells + html_tag("td", "", style, colspan=str(columns - 4)))
 
 
 def _right_cell(content: str) -> str:
     return html_tag("td", content, f"{_PADDING};text-align:right;white-space:nowrap")
 
 
-def _split_phases(by_phase: dict[Phase, float]) -> tuple[float | None, float | None, float | None]:
+def _split_phases(by_phase: Mapping[Phase, float]) -> tuple[float | None, float | None, float | None]:
     """Return forward, backward and the sum of the others; None for a phase without entries."""
     remaining_j = [energy_j for phase, energy_j in by_phase.items() if phase not in {"forward", "backward"}]
     return by_phase.get("forward"), by_phase.get("backward"), fsum(remaining_j) if remaining_j else None
@@ -144,10 +164,6 @@ def _split_phases(by_phase: dict[Phase, float]) -> tuple[float | None, float | N
 
 def _energy_share(energy_j: float, run_j: float) -> float | None:
     return energy_j / run_j if run_j > 0 else None
-
-
-def _shorten_name(name: str) -> str:
-    return name if len(name) <= _MAX_NAME else f"{name[:20]}...{name[-_MAX_NAME + 23 :]}"
 
 
 def _tree_block(booked: LayerTree, run_j: float, max_modules: int) -> str:
@@ -177,14 +193,14 @@ def _node_block(node: ModuleNode, scale_j: float, run_j: float, *, open_: bool =
 
 
 def _node_line(node: ModuleNode, scale_j: float, run_j: float) -> str:
-    forward, backward, remainder = _split_phases(dict(node.total_by_phase))
+    forward, backward, remainder = _split_phases(node.total_by_phase)
     numbers = [format_energy(v) for v in (forward, backward, node.total_j)] + [
         format_share(_energy_share(node.total_j, run_j))
     ]
     parts = [(FORWARD, forward or 0.0), (BACKWARD, backward or 0.0), (OTHER, remainder or 0.0)]
     spans = " ".join(html_tag("span", number, _NUMBER) for number in numbers)
     block = f"display:inline-block;width:140px;margin-left:10px;vertical-align:middle;{bar_style(parts, scale_j)}"
-    name = muted_text(node.name) if node.smaller else escape_text(_shorten_name(node.name))
+    name = muted_text(node.name) if node.smaller else escape_text(shorten_middle(node.name, _MAX_NAME))
     kind = (
         f" {muted_text(escape_text(node.layer.class_name[:40]), '11px')}"
         if node.layer and node.layer.class_name

@@ -99,3 +99,11 @@ def _decimals(value: float) -> int:
     if value == 0:
         return 0
     return max(min(2 - floor(log10(float(f"{abs(value):.2e}"))), 2), 0)
+
+
+def shorten_middle(name: str, width: int) -> str:
+    """Replace the middle of a long name by `...`: its start says where a layer is, its end which one it is."""
+    if len(name) <= width:
+        return name
+    start = max((width - 3) // 3, 0)
+    return f"{name[:start]}...{name[len(name) - (width - 3 - start) :]}"

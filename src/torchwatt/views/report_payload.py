@@ -12,6 +12,8 @@ from torchwatt.core.ledger import common_calls
 from torchwatt.core.report import Report
 from torchwatt.core.terms import Phase
 from torchwatt.views import report_summary
+from torchwatt.views.answer import answer
+from torchwatt.views.layer_groups import LayerGroup, View, cut_groups, default_view, layer_groups
 from torchwatt.views.layer_sums import LayerSum
 from torchwatt.views.module_tree import LayerTree, ModuleNode, build_layer_tree, fold_tree
 from torchwatt.views.power_chart import build_power_line
@@ -20,27 +22,36 @@ MIME = "application/vnd.torchwatt.report.v1+json"
 PAYLOAD_VERSION = 1
 MAX_PAYLOAD_BYTES = 95_000
 
+GROUPED_VIEWS: tuple[View, ...] = ("hottest", "blocks", "type")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TEXT = 300
 _MAX_HALFWAY_DIGITS = len("-1.2345")  # the most characters of a value half-way between two displayed numbers
-# (layers, points of each curve, events, domains), tried in turn until the value is small enough.
+# (layers, points of each curve, events, domains, groups of a view), tried in turn until the value is small enough.
 _CAPS = (
-    (400, 300, 50, 64),
-    (280, 200, 40, 64),
-    (200, 150, 30, 64),
-    (100, 100, 20, 32),
-    (40, 50, 10, 16),
-    (10, 20, 5, 8),
-    (0, 0, 0, 4),
+    (400, 300, 50, 64, 40),
+    (280, 200, 40, 64, 40),
+    (200, 150, 30, 64, 30),
+    (150, 100, 20, 32, 20),
+    (100, 100, 20, 32, 20),
+    (40, 50, 10, 16, 20),
+    (10, 20, 5, 8, 5),
+    (0, 0, 0, 4, 0),
 )
 
 
 def to_payload(report: Report) -> dict[str, Any]:
     """Return the report as a JSON value below 95 KB; layers that do not fit are folded into their parents."""
     booked = build_layer_tree(report)
-    value: dict[str, Any] = {}
-    for caps in _CAPS:
-        value = _build_payload(report, booked, *caps)
+    views = {view: layer_groups(report, view) for view in GROUPED_VIEWS}
+    result, value = answer(report), dict[str, Any]()
+    fixed = {
+        "answer": {"sentences": [payload_text(text) for text in result.sentences], "hint": payload_text(result.hint)},
+        "how": [payload_text(sentence) for sentence in report_summary.measurement_notes(report)],
+        "default_view": default_view(report),
+    }
+    for *caps, rows in _CAPS:
+        value = {**_build_payload(report, booked, *caps), **fixed}
+        value["groups"] = {view: [_group_value(group) for group in cut_groups(views[view], rows)] for view in views}
         if len(json.dumps(value, allow_nan=False)) < MAX_PAYLOAD_BYTES:
             break
     return value
@@ -159,6 +170,20 @@ def layers_payload(booked: LayerTree, max_modules: int) -> dict[str, Any]:
         _flatten_node(node, None, rows)
     # `folded` held the omitted layers in older reports; they are now rows of their parents.
     return {"layers": rows, "reserved": [_layer_value(layer) for layer in booked.reserved], "folded": None}
+
+
+def _group_value(group: LayerGroup) -> dict[str, Any]:
+    return {
+        "name": payload_text(group.name),
+        "count": group.count,
+        "energy_j": json_number(group.energy_j),
+        "share": json_number(group.share),
+        "interval_j": _json_bounds((group.lo_j, group.hi_j)),
+        "each_j": _json_bounds((group.each_lo_j, group.each_hi_j)),
+        "by_phase": _phase_values(group.phases),
+        "provenance": group.provenance,
+        "unclear": group.unclear,
+    }
 
 
 def _flatten_node(node: ModuleNode, parent: int | None, rows: list[dict[str, Any]]) -> None:

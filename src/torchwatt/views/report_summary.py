@@ -39,6 +39,11 @@ PROVENANCE_MEANING = {
     "declared": "stated by the user",
     "assumed": "a default of torchwatt",
 }
+# The same glyphs as in `extension/src/provenance.ts`.
+PROVENANCE_GLYPHS = {
+    "measured": "●", "derived": "◆", "apportioned": "◐", "sourced": "■", "modelled": "○", "declared": "◇",
+    "assumed": "□",
+}  # fmt: skip
 
 
 REPEAT_LABEL, METER_LABEL = "90 % of repeats", "another meter"
@@ -217,6 +222,60 @@ def head_notes(report: Report) -> tuple[str, ...]:
     return tuple(e.message if e.subject in prefixed else f"{e.subject}: {e.message}" for e in events)
 
 
+def measurement_notes(report: Report) -> tuple[str, ...]:
+    """Return how the numbers were obtained, in sentences: missing meters, the total's boundary, intervals, tracing."""
+    notes = [missing_meters_text(report), *head_notes(report)]
+    if report.interval_j is not None:
+        notes.append("An interval says what 90 % of repeats of this run would give.")
+    if bounds := bounds_text(report.energy_j, report.systematic_j):
+        notes.append(f"By the accuracy of the meters, other meters would give {bounds} in total (90 %).")
+    if coverage := coverage_text(report):
+        notes.append(f"The run was {coverage}; the joules of the rest are unknown and not in the total.")
+    if report.traced_steps and report.traced_steps < report.step_count:
+        notes.append(
+            f"Layers were traced in {report.traced_steps} of {report.step_count} steps; the other steps are filled in "
+            "from them."
+        )
+    return tuple(note for note in notes if note)
+
+
+def missing_meters_text(report: Report) -> str:
+    """Return one sentence on the domains without a meter, and which of them are estimated; "" if none is missing."""
+    kinds = {_kind_label(gone.domain): is_modelled_instead(report, gone) for gone in missing_meters(report)}
+    if not kinds:
+        return ""
+    estimated = [kind for kind, modelled in kinds.items() if modelled]
+    verb = "is" if len(estimated) == 1 else "are"
+    estimate = f"; {join_words(estimated)} {verb} estimated" if estimated else ""
+    return f"No power meter found for {join_words(list(kinds))}{estimate}."
+
+
+def missing_meters(report: Report) -> tuple[Unavailable, ...]:
+    """Return what has no meter, GPUs and CPUs first; the order does not depend on that of their discovery."""
+    order = ("gpu", "cpu")
+    return tuple(
+        sorted(
+            report.unavailable,
+            key=lambda gone: (
+                order.index(kind) if (kind := domain_kind(gone.domain)) in order else len(order),
+                gone.domain,
+                gone.reason,
+            ),
+        )
+    )
+
+
+def _kind_label(domain: str) -> str:
+    """Return `GPU` for `gpu` and `DRAM 0` for `dram:0`."""
+    name, _, index = domain.partition(":")
+    return f"{name.upper()} {index}".strip()
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Join words by commas and a last `and`."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
 def is_modelled_instead(report: Report, gone: Unavailable) -> bool:
     """Return whether a model replaces this missing meter in the total."""
     kind = domain_kind(gone.domain)
@@ -252,11 +311,8 @@ def energy_rates(report: Report) -> tuple[EnergyRate, ...]:
     """Return joules per step and per counted unit."""
     energy_rates = list(step_rates(report))
     for unit, count in sorted(report.units.items()):
-        energy_rates.append(
-            EnergyRate(
-                f"per {unit}", format_energy(report.energy_per(count)), f"{format_count(count)} counted, total / count"
-            )
-        )
+        per_unit = format_energy(report.energy_per(count))
+        energy_rates.append(EnergyRate(f"per {unit}", per_unit, f"{format_count(count)} counted, total / count"))
     if (cost := report.cost) is not None:
         energy_rates.append(_cost_rate(report, cost))
     return tuple(energy_rates)
@@ -268,8 +324,8 @@ def _cost_rate(report: Report, cost: Impact) -> EnergyRate:
     price, pue = used["price"], used.get("pue")
     building = "" if pue is None else f" × PUE {pue.value:.2f} ({pue.provenance})"
     price_text = f"{price.value:g} {price.unit.partition('/')[0].strip('{}')}/kWh ({price.provenance})"
-    detail = f"{format_wh(report.energy_j)}{building} at {price_text}"
-    return EnergyRate("cost", format_money(cost.value, cost.unit.strip("{}")), detail)
+    amount = format_money(cost.value, cost.unit.strip("{}"))
+    return EnergyRate("cost", amount, f"{format_wh(report.energy_j)}{building} at {price_text}")
 
 
 STAGE_LABELS = {TRAIN: "training step", VALIDATION: "validation step", INFERENCE: "inference step", "": "other step"}
@@ -324,6 +380,14 @@ def describe_cost(report: Report) -> str:
         filled = ", the others filled in from them" if report.traced_steps < report.step_count else ""
         words.append(f"{report.traced_steps} of {report.step_count} steps traced{filled}")
     return " · ".join(words)
+
+
+def describe_run(report: Report) -> str:
+    """Return the run's id and the versions of the software."""
+    names = ("torchwatt", "python", "torch", "os")
+    return " · ".join(
+        (report.run_id, *(f"{name} {report.software[name]}" for name in names if name in report.software))
+    )
 
 
 def select_warnings(report: Report) -> tuple[Event, ...]:

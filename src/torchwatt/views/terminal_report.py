@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import fsum
 from textwrap import wrap
 
+from torchwatt.core.ledger import Entry
 from torchwatt.core.plain_text import escape_unprintable
 from torchwatt.core.report import Report
-from torchwatt.core.terms import ROOT, Phase
+from torchwatt.core.terms import Phase
 from torchwatt.views import report_summary
-from torchwatt.views.layer_sums import (
-    TIE_LEGEND,
-    FoldedLayers,
-    LayerSum,
-    PhaseSum,
-    class_names,
-    find_ties,
-    fold_layers,
-    sum_layers,
-)
-from torchwatt.views.module_tree import find_containers, smaller_label, sum_totals
+from torchwatt.views.answer import answer
+from torchwatt.views.layer_groups import LayerGroup, View, cut_groups, default_view, layer_groups, tree_groups
+from torchwatt.views.layer_sums import TIE_LEGEND
 from torchwatt.views.number_format import (
     DASH,
     format_energy,
@@ -30,6 +24,7 @@ from torchwatt.views.number_format import (
     format_share,
     format_time,
     format_wh,
+    shorten_middle,
 )
 from torchwatt.views.rank_table import rank_lines
 
@@ -37,38 +32,63 @@ _LABEL_WIDTH = 11
 _MAX_EVENTS = 12
 _MAX_WINDOWS = 12
 _MAX_TEXT = 300
-_COLUMNS = (("phase", 9), ("self", 9), ("90 % of repeats", 16), ("total", 9), ("share", 7), ("provenance", 11))
-_FIXED_WIDTH = sum(width + 2 for _, width in _COLUMNS)
+MIN_WIDTH = 88
+MAX_LAYERS = 20  # rows of modules by default
+_BAR_WIDTH, _BAR_RANK = 10, 3
+_WIDEST_NAME = 44  # optional columns leave so much room for names
 
 
-def to_text(report: Report, *, max_layers: int = 20, width: int = 100) -> str:
-    """Return a report as a table; ASCII but for `±`, `—`, `·` and the user's own names.
+def to_text(report: Report, *, max_layers: int | None = MAX_LAYERS, width: int = 100, by: View | None = None) -> str:
+    """Return a report as text: the answer, the layers, and how it was measured.
+
+    The text is ASCII but for `±`, `—`, `·`, the glyphs of provenance and the user's own names.
 
     Args:
         report: The report to show.
-        max_layers: How many layers to list; the others are summed in one line.
+        max_layers: How many rows of modules to list; the others are summed in one row. None lists all.
         width: Characters a line, 88 or more.
+        by: The view of the layers; default: `blocks` if the model repeats blocks, else `hottest`.
     """
-    width = max(width, 88)
-    blocks = [_head_lines(report, width), _domain_lines(report, width), _layer_table_lines(report, max_layers, width)]
-    blocks += [rank_lines(report, width), _tail_lines(report, width)]
+    width = max(width, MIN_WIDTH)
+    blocks = [_answer_lines(report, width), _layer_table_lines(report, max_layers, width, by or default_view(report))]
+    blocks += [rank_lines(report, width), _measurement_lines(report, width)]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
-def _head_lines(report: Report, width: int) -> list[str]:
+def _answer_lines(report: Report, width: int) -> list[str]:
     title = ["torchwatt", escape_unprintable(report.name), report.status, format_time(report.duration_s)]
     if report.exit_reason:
         title.append(escape_unprintable(report.exit_reason))
+    lines = [_shorten_end(" · ".join(word for word in title if word), width)]
+    result = answer(report)
+    for sentence in (*result.sentences, f"Hint: {result.hint}" if result.hint else ""):
+        lines += _wrap_sentence(sentence, width)
+    return lines
+
+
+def _wrap_sentence(sentence: str, width: int) -> list[str]:
+    """Wrap a sentence; a number and its unit stay on one line."""
+    text = re.sub(r"(?<=[\d.]) (?=[%a-zA-Zµ])", "\N{NO-BREAK SPACE}", _to_ascii(escape_unprintable(sentence)))
+    lines = wrap(text, width, break_on_hyphens=False)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
+
+
+def _measurement_lines(report: Report, width: int) -> list[str]:
+    """Return how the numbers were obtained: sentences first, then the figures of total, domains and overhead."""
+    lines = ["How this was measured"]
+    for sentence in report_summary.measurement_notes(report):
+        lines += _wrap_sentence(sentence, width)
+    return [*lines, "", *_head_lines(report, width), *_domain_lines(report, width), *_tail_lines(report, width)]
+
+
+def _head_lines(report: Report, width: int) -> list[str]:
     carbon = report_summary.describe_carbon(report)
     energy = f"{report_summary.energy_text(report)} · {format_wh(report.energy_j)} · {report.provenance}"
     systematic = report_summary.systematic_text(report)
     if report.energy_j is None:
         energy = f"{DASH} · nothing was metered"
-    lines = [_shorten_end(" · ".join(word for word in title if word), width)]
-    lines += _label_lines("energy", energy, width)
+    lines = _label_lines("energy", energy, width)
     lines += _label_lines("", systematic, width)
-    for note in report_summary.head_notes(report):
-        lines += _label_lines("", note, width)
     lines += _label_lines("power", f"{format_power(report.mean_power_w)} mean", width)
     grams = "" if carbon.grams == DASH else f"{carbon.grams} · "
     lines += _label_lines("carbon", grams + carbon.basis, width)
@@ -87,112 +107,138 @@ def _domain_lines(report: Report, width: int) -> list[str]:
         lines += _label_lines(item.domain, numbers + (f" · {item.meter}" if item.meter else ""), width)
         lines += _label_lines("", item.sentence, width)
     lines += _label_lines("", remainder, width)
-    for gone in report.unavailable:
-        # The fix is in the events file, the page and `torchwatt doctor`; the terminal only refers to it.
-        substitute = "no meter, modelled instead" if report_summary.is_modelled_instead(report, gone) else DASH
-        reason = _to_ascii(escape_unprintable(f"{substitute} · {gone.reason}"))
-        lines.append(_shorten_end(f"{gone.domain:{_LABEL_WIDTH - 1}} {reason}", width))
-    if report.unavailable and any(gone.fix for gone in report.unavailable):
-        lines += _label_lines("", "`torchwatt doctor` lists what would help", width)
+    # The fixes are in the events file, the page and `torchwatt doctor`; the terminal only refers to them.
+    reasons = [
+        f"{gone.domain}: {gone.reason.removeprefix(f'{gone.domain}: ')}"
+        for gone in report_summary.missing_meters(report)
+    ]
+    if any(gone.fix for gone in report.unavailable):
+        reasons.append("`torchwatt doctor` lists what would help")
+    lines += _label_lines("no meter", " · ".join(reasons), width)
     return lines
 
 
 @dataclass(frozen=True, slots=True)
-class _TableLayout:
-    """Totals and layout that all lines of the layer table share."""
+class _Column:
+    """One column of the layer table; the last cell is that of the total.
 
-    total_j: Mapping[str, Mapping[Phase, float]]
-    run_j: float
-    name_width: int
-    backward: bool  # the run has a backward pass, so each module gets a line for it
-    ties: frozenset[str]  # layers whose order is uncertain
+    `rank` is 0 for a column that is always shown; the others are left out from the highest rank on where they do not
+    fit.
+    """
+
+    title: str
+    cells: tuple[str, ...]
+    rank: int = 0
+
+    @property
+    def width(self) -> int:
+        return max(len(self.title), *map(len, self.cells))
 
 
-def _layer_table_lines(report: Report, max_layers: int, width: int) -> list[str]:
+def _layer_table_lines(report: Report, max_layers: int | None, width: int, by: View) -> list[str]:
+    """Return the table of the layers; columns that do not fit beside the names are left out."""
     if report.energy_j is None:
         return []
-    everything = sum_layers(report)
-    layers = [layer for layer in everything if not layer.reserved]
-    entries = [entry for ledger in report.counted for entry in ledger.entries]
-    backward = any(entry.phase == "backward" for entry in entries)
-    modules = class_names(report)
-    container_of = find_containers((entry.fqn for entry in entries), modules)
-    total_j = sum_totals(((entry.fqn, entry.phase, entry.energy_self_j) for entry in entries), container_of)
-    sheet = _TableLayout(total_j, report.energy_j, width - _FIXED_WIDTH, backward, find_ties(layers))
-    shown, folded = _select_layers(
-        layers, max(max_layers, 0), LayerSum(ROOT, modules.get(ROOT, ""), {}, ()), container_of
-    )
-    over = " + ".join(str(ledger.domain) for ledger in report.counted)
-    lines = [f"layers, {over}", _table_line("layer", [name for name, _ in _COLUMNS], sheet), "-" * width]
-    for layer in shown:
-        lines += _module_lines(layer, sheet, is_module=not modules or layer.fqn in modules)
-    if folded is not None:
-        lines.append(_folded_line(folded, sheet))
-    for layer in everything:
-        if layer.reserved:
-            lines += _reserved_lines(layer, sheet)
-    booked_j = fsum(entry.energy_self_j for entry in entries)
-    share = format_share(booked_j / sheet.run_j if sheet.run_j > 0 else None)
-    provenance = str(report.provenance or DASH)
-    interval = format_interval(*report.interval_j) if report.interval_j is not None else ""
-    cells = ["", format_energy(booked_j), interval, "", share, provenance]
-    lines += ["-" * width, _table_line("all of the above", cells, sheet)]
-    if any(layer.fqn in sheet.ties for layer in shown):
+    groups = _select_groups(report, by, max_layers)
+    names = [_row_name(group, by) for group in groups]
+    columns = _table_columns(report, groups, by)
+    room = width - min(max(map(len, names), default=0), _WIDEST_NAME)
+    kept = _fitting_columns(columns, room)
+    name_width = width - sum(column.width + 2 for column in kept)
+    domains = sorted(report.counted, key=lambda ledger: (-ledger.energy_j, str(ledger.domain)))
+    over = " + ".join(str(ledger.domain) for ledger in domains)
+    lines = [
+        f"layers, {by}, {over}",
+        _table_line("layer" if by in {"hottest", "tree"} else by, [column.title for column in kept], kept, name_width),
+        "-" * width,
+    ]
+    for n, name in enumerate(names):
+        lines.append(_table_line(name, [column.cells[n] for column in kept], kept, name_width))
+    total = [column.cells[len(names)] for column in kept]
+    lines += ["-" * width, _table_line("all of the above", total, kept, name_width)]
+    if any(group.unclear for group in groups):
         lines.append(TIE_LEGEND)
+    used = {str(group.provenance) for group in groups if group.provenance} | {str(report.provenance)}
+    lines.append(
+        "   ".join(f"{glyph} {word}" for word, glyph in report_summary.PROVENANCE_GLYPHS.items() if word in used)
+    )
     return [_to_ascii(line) for line in lines]
 
 
-def _select_layers(
-    layers: Sequence[LayerSum], max_layers: int, root: LayerSum, container_of: Container[str]
-) -> tuple[tuple[LayerSum, ...], FoldedLayers | None]:
-    """Keep the layers with the most joules of their own, and the root module, whose total contains all modules."""
-    shown, folded = fold_layers(layers, max_layers)
-    if max_layers == 0 or ROOT not in container_of or any(layer.fqn == ROOT for layer in shown):
-        return shown, folded
-    root = next((layer for layer in layers if layer.fqn == ROOT), root)
-    shown, folded = fold_layers([layer for layer in layers if layer.fqn != ROOT], max_layers - 1)
-    return (root, *shown), folded
+def _fitting_columns(columns: Sequence[_Column], room: int) -> list[_Column]:
+    """Return the columns that fit, in order: those without a rank first, then by rank; equal ranks go together."""
+    kept = [column for column in columns if not column.rank]
+    for rank in sorted({column.rank for column in columns if column.rank and any(column.cells)}):
+        more = [column for column in columns if column.rank == rank]
+        if sum(column.width + 2 for column in (*kept, *more)) <= room:
+            kept += more
+    return [column for column in columns if column in kept]
 
 
-def _module_lines(layer: LayerSum, sheet: _TableLayout, *, is_module: bool) -> Iterator[str]:
-    """Yield a module's forward and backward lines even if one is unknown: a missing line would read as zero."""
-    phases: list[Phase] = (["forward", "backward"] if sheet.backward else ["forward"]) if is_module else []
-    phases += [phase for phase in layer.phases if phase not in phases]
-    name = escape_unprintable(layer.fqn) + (" ~" if layer.fqn in sheet.ties else "")
-    for phase in phases:
-        yield _table_line(name, _phase_cells(layer, phase, sheet), sheet)
-        name = ""
+def _select_groups(report: Report, by: View, max_layers: int | None) -> tuple[LayerGroup, ...]:
+    if by == "tree":
+        return tree_groups(report, max_layers)
+    groups = layer_groups(report, by)
+    return groups if max_layers is None else cut_groups(groups, max(max_layers, 0))
 
 
-def _reserved_lines(layer: LayerSum, sheet: _TableLayout) -> Iterator[str]:
-    for phase in layer.phases:
-        yield _table_line(layer.fqn, _phase_cells(layer, phase, sheet), sheet)
+def _row_name(group: LayerGroup, by: View) -> str:
+    name = escape_unprintable(group.name)
+    if by == "tree":
+        return "  " * group.depth + (name.rpartition(".")[2] if group.depth else name)
+    counted = group.count > 1 and name != f"{group.count} more"
+    return name + (f" x{group.count}" if counted else "") + (" ~" if group.unclear else "")
 
 
-def _phase_cells(layer: LayerSum, phase: Phase, sheet: _TableLayout) -> list[str]:
-    phase_sum: PhaseSum | None = layer.phases.get(phase)
-    if phase_sum is None:
-        total = sheet.total_j.get(layer.fqn, {}).get(phase)
-        return [phase, DASH, DASH, format_energy(total), DASH, DASH]
-    return [
-        "" if layer.fqn == f"({phase})" else phase,
-        format_energy(phase_sum.energy_j),
-        format_interval(phase_sum.lo_j, phase_sum.hi_j),
-        DASH if layer.reserved else format_energy(sheet.total_j[layer.fqn][phase]),
-        format_share(phase_sum.energy_j / sheet.run_j if sheet.run_j > 0 else None),
-        phase_sum.provenance,
+def _table_columns(report: Report, groups: Sequence[LayerGroup], by: View) -> tuple[_Column, ...]:
+    run_j = report.energy_j or 0.0
+    entries = [entry for ledger in report.counted for entry in ledger.entries]
+    booked_j = fsum(entry.energy_self_j for entry in entries)
+    most_j = max((group.energy_j for group in groups), default=0.0)
+    interval = format_interval(*report.interval_j) if report.interval_j is not None else ""
+    glyphs = report_summary.PROVENANCE_GLYPHS
+    share = format_share(booked_j / run_j if run_j > 0 else None)
+    columns = [
+        _Column("self" if by == "tree" else "energy", (*map(_energy_text, groups), format_energy(booked_j))),
+        _Column("90 % of repeats", (*(format_interval(g.lo_j, g.hi_j) for g in groups), interval)),
+        _Column("share", (*(format_share(g.share if g.entries else None) for g in groups), share)),
+        _Column("each module", (*map(_each_text, groups), ""), rank=1),
+        *_phase_columns(groups, entries),
+        _Column("", (*(_bar_text(group.energy_j, most_j) for group in groups), ""), rank=_BAR_RANK),
+        _Column("", (*(glyphs.get(str(g.provenance), "") for g in groups), glyphs[str(report.provenance)])),
     ]
+    if by == "tree":
+        columns.insert(0, _Column("total", (*(format_energy(group.total_j) for group in groups), "")))
+    return tuple(columns)
 
 
-def _folded_line(folded: FoldedLayers, sheet: _TableLayout) -> str:
-    share = format_share(folded.energy_j / sheet.run_j if sheet.run_j > 0 else None)
-    return _table_line(smaller_label(folded.layers), ["", format_energy(folded.energy_j), "", "", share, ""], sheet)
+def _phase_columns(groups: Sequence[LayerGroup], entries: Sequence[Entry]) -> Iterator[_Column]:
+    """Yield forward, and backward if there was a backward pass."""
+    phases: tuple[Phase, ...] = ("forward", "backward")
+    for phase in phases:
+        total_j = [entry.energy_self_j for entry in entries if entry.phase == phase]
+        if total_j:
+            cells = (*(format_energy(group.phases.get(phase)) for group in groups), format_energy(fsum(total_j)))
+            yield _Column(phase, cells, rank=2)
 
 
-def _table_line(name: str, cells: Sequence[str], sheet: _TableLayout) -> str:
-    text = _shorten_name(name, sheet.name_width).ljust(sheet.name_width)
-    for cell, (column, width) in zip(cells, _COLUMNS, strict=True):
-        text += "  " + (cell.ljust(width) if column in {"phase", "provenance"} else cell.rjust(width))
+def _bar_text(energy_j: float, most_j: float) -> str:
+    return "#" * round(_BAR_WIDTH * max(energy_j, 0.0) / most_j) if most_j > 0 else ""
+
+
+def _energy_text(group: LayerGroup) -> str:
+    return format_energy(group.energy_j) if group.entries else DASH
+
+
+def _each_text(group: LayerGroup) -> str:
+    return "" if group.each_lo_j is None else format_interval(group.each_lo_j, group.each_hi_j)
+
+
+def _table_line(name: str, cells: Sequence[str], columns: Sequence[_Column], name_width: int) -> str:
+    text = shorten_middle(name, name_width).ljust(name_width)
+    for cell, column in zip(cells, columns, strict=True):
+        is_bar = set(cell) == {"#"}
+        text += "  " + (cell.ljust(column.width) if is_bar else cell.rjust(column.width))
     return text.rstrip()
 
 
@@ -211,7 +257,41 @@ def _tail_lines(report: Report, width: int) -> list[str]:
         lines += _label_lines("", f"... and {len(events) - _MAX_EVENTS} more warnings", width)
     quiet = sum(event.severity == "info" for event in report.events)
     notes = f" · {quiet} note{'s' if quiet > 1 else ''} in the events" if quiet else ""
-    return [*lines, *_label_lines("measuring", report_summary.describe_cost(report) + notes, width)]
+    lines += _label_lines("measuring", report_summary.describe_cost(report) + notes, width)
+    return [*lines, *_label_lines("run", report_summary.describe_run(report), width)]
+
+
+def to_markdown(report: Report, *, max_layers: int | None = MAX_LAYERS, by: View | None = None) -> str:
+    """Return a report as Markdown: the answer, a table of the layers, and how it was measured; see `to_text`."""
+    view = by or default_view(report)
+    parts = [f"# {_markdown_text(report.name or 'torchwatt run')}"]
+    result = answer(report)
+    parts.append(_markdown_text(" ".join(result.sentences)))
+    if result.hint:
+        parts.append(f"**Hint:** {_markdown_text(result.hint)}")
+    if report.energy_j is not None:
+        parts.append("\n".join(_markdown_table(report, _select_groups(report, view, max_layers), view)))
+    lines = _measurement_lines(report, 10**6)[1:]
+    notes = [f"- {_markdown_text(' '.join(line.split()))}" for line in lines if line.strip()]
+    return "\n\n".join([*parts, "## How this was measured", "\n".join(notes)]) + "\n"
+
+
+def _markdown_table(report: Report, groups: Sequence[LayerGroup], by: View) -> Iterator[str]:
+    columns = [column for column in _table_columns(report, groups, by) if any(column.cells)]
+    columns = [column for column in columns if column.rank != _BAR_RANK]
+    titles = [column.title or "provenance" for column in columns]
+    yield f"| layer | {' | '.join(titles)} |"
+    yield f"| :-- | {' | '.join(['--:'] * len(columns))} |"
+    names = [f"`{_row_name(group, by).replace('`', chr(39))}`" for group in groups]
+    meaning = {glyph: word for word, glyph in report_summary.PROVENANCE_GLYPHS.items()}
+    for n, name in enumerate([*names, "all of the above"]):
+        cells = [meaning.get(column.cells[n], column.cells[n]) for column in columns]
+        yield f"| {' | '.join([name.replace('|', chr(92) + '|'), *cells])} |"
+
+
+def _markdown_text(text: str) -> str:
+    """Escape what Markdown or HTML would interpret."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", escape_unprintable(text))
 
 
 def _label_lines(label: str, text: str, width: int) -> list[str]:
@@ -226,11 +306,6 @@ def _label_lines(label: str, text: str, width: int) -> list[str]:
 
 def _to_ascii(text: str) -> str:
     return text.replace("µ", "u")
-
-
-def _shorten_name(text: str, width: int) -> str:
-    """Truncate the front of a dotted name, since its end distinguishes layers."""
-    return text if len(text) <= width else "..." + text[-(width - 3) :]
 
 
 def _shorten_end(text: str, width: int) -> str:

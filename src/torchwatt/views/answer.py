@@ -1,0 +1,250 @@
+"""The answer of a report in one or two sentences, and at most one hint; the same text in every view."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import fsum
+
+from torchwatt.core.ledger import Ledger
+from torchwatt.core.report import Report
+from torchwatt.core.terms import (
+    COMMUNICATION,
+    COMPILE,
+    DATA,
+    IDLE,
+    OPTIMIZER,
+    OTHER_PROCESSES,
+    OUTSIDE,
+    PROFILER,
+    RESERVED,
+    ROOT,
+    TRANSFER,
+    UNATTRIBUTED,
+)
+from torchwatt.views import report_summary
+from torchwatt.views.layer_groups import fold_names
+from torchwatt.views.layer_sums import LayerSum, sum_layers
+from torchwatt.views.number_format import format_energy, format_time
+
+# Of the joules: as many groups are named as make this share, but no more than the most.
+_MAIN_SHARE, _MAX_GROUPS = 0.8, 5
+# A group of modules above this share is replaced by what it contains; a repeated block already above the smaller one.
+_SPLIT_SHARE, _SPLIT_BLOCK_SHARE = 0.6, 0.3
+
+# PyTorch's TensorBoard plugin advises on data loading above 5 % of the step time, on communication above 10 % (kineto,
+# tb_plugin/torch_tb_profiler/profiler/run_generator.py: `dataloader_ratio > 0.05`, `communication_ratio > 0.1`).
+DATA_TIME_SHARE = 0.05
+COMMUNICATION_TIME_SHARE = 0.1
+# Repeats of a run differed by 7 to 18 % (docs/attribution.md): what is smaller cannot be told from their difference.
+COMPILE_TIME_SHARE = 0.18
+IDLE_ENERGY_SHARE = 0.18
+
+_ROW_NAMES = {
+    OPTIMIZER: "the optimizer",
+    UNATTRIBUTED: "work outside of modules",
+    OUTSIDE: "before the first and after the last module",
+    TRANSFER: "transfers",
+    COMMUNICATION: "communication",
+    COMPILE: "compiling",
+    PROFILER: "torchwatt itself",
+    OTHER_PROCESSES: "other processes",
+    IDLE: "idle",
+    DATA: "waiting for data",
+    ROOT: "the model outside of its modules",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One or two sentences, and a hint with its evidence; "" without one."""
+
+    sentences: tuple[str, ...]
+    hint: str
+
+    @property
+    def text(self) -> str:
+        """Return sentences and hint as one line."""
+        return " ".join(part for part in (*self.sentences, self.hint) if part)
+
+
+def answer(report: Report) -> Answer:
+    """Return the total, where most of it went and what was idle or waiting, and the hint with the most joules."""
+    if report.energy_j is None:
+        return Answer((f"Nothing was metered in {format_time(report.duration_s)}.",), "")
+    sentences = (_total_sentence(report), _group_sentence(report))
+    hints = [hint for make_hint in HINTS if (hint := make_hint(report)) is not None]
+    best = max(hints, key=lambda hint: hint.energy_j, default=None)
+    return Answer(tuple(filter(None, sentences)), best.text if best else "")
+
+
+def _total_sentence(report: Report) -> str:
+    energy = report_summary.energy_text(report).replace(" · ", ", ")
+    parts = [f"{energy} in {format_time(report.duration_s)}"]
+    rates = report_summary.energy_rates(report)
+    steps = [rate for rate in rates if rate.label.endswith(" step")][:1]
+    units = [rate for rate in rates if rate.label.removeprefix("per ") in report.units][:1]
+    parts += [f"{rate.value} {rate.label}" for rate in (*steps, *units)]
+    return f"{', '.join(parts)}; {_provenance_text(report)}."
+
+
+def _provenance_text(report: Report) -> str:
+    """Return which part of the total is known how: `97 % measured, 3 % modelled`."""
+    by_provenance: dict[str, list[float]] = defaultdict(list)
+    for ledger in report.counted:
+        by_provenance[ledger.provenance].append(ledger.energy_j)
+    if len(by_provenance) == 1:
+        return f"all of it {next(iter(by_provenance))}"
+    total_j = report.energy_j or 0.0
+    shares = sorted(((fsum(joules), name) for name, joules in by_provenance.items()), reverse=True)
+    return ", ".join(f"{_share(joules, total_j)} {name}" for joules, name in shares)
+
+
+def _group_sentence(report: Report) -> str:
+    """Return the groups that make most of the joules, and what was idle or waiting; "" without layers."""
+    layers, run_j = sum_layers(report), report.energy_j or 0.0
+    if run_j <= 0 or all(layer.reserved for layer in layers):
+        return ""
+    groups = sorted(main_groups(report).items(), key=lambda item: (-item[1], item[0]))
+    named: list[tuple[str, float]] = []
+    while groups and len(named) < _MAX_GROUPS and fsum(joules for _, joules in named) < _MAIN_SHARE * run_j:
+        named.append(groups.pop(0))
+    if not any(name not in RESERVED for name, _ in named):  # the largest part of the model is always named
+        largest = next((group for group in groups if group[0] not in RESERVED), None)
+        if largest is not None:
+            groups.remove(largest)
+            named.append(largest)
+    sum_j = fsum(joules for _, joules in named)
+    words = [f"{_ROW_NAMES.get(name, name)} {_share(joules, run_j)}" for name, joules in named]
+    together = f" (together {_share(sum_j, run_j)})" if len(named) > 1 else ""
+    text = f"Most of it: {', '.join(words)}{together}"
+    remaining = dict(groups)
+    waits = [f"{_ROW_NAMES[name]} {_share(remaining[name], run_j)}" for name in (IDLE, DATA) if name in remaining]
+    return f"{text}; {', '.join(waits)}." if waits else f"{text}."
+
+
+def _share(energy_j: float, run_j: float) -> str:
+    percent = 100 * energy_j / run_j
+    return f"{percent:.0f} %" if percent >= 1 or percent <= 0 else "under 1 %"
+
+
+def main_groups(report: Report) -> dict[str, float]:
+    """Return joules by group: the parts of the model at the level that tells most, and the reserved rows.
+
+    Groups are containers of folded names, such as `h.*.mlp`, each with all modules inside; they add up to the total.
+    """
+    layers = sum_layers(report)
+    modules = [layer for layer in layers if not layer.reserved]
+    folded = fold_names((layer.fqn for layer in modules), report.modules)
+    groups = {layer.fqn: layer.energy_j for layer in layers if layer.reserved}
+    groups |= _split_groups([(folded[layer.fqn], layer) for layer in modules])
+    return groups
+
+
+def _split_groups(named: Sequence[tuple[str, LayerSum]]) -> dict[str, float]:
+    inside: dict[str, list[float]] = defaultdict(list)
+    own: dict[str, list[float]] = defaultdict(list)
+    children: dict[str, set[str]] = defaultdict(set)
+    for name, layer in named:
+        own[name].append(layer.energy_j)
+        parts = name.split(".")
+        for depth in range(1, len(parts) + 1):
+            path = ".".join(parts[:depth])
+            if not path:  # a name that begins with a dot
+                continue
+            inside[path].append(layer.energy_j)
+            children[".".join(parts[: depth - 1])].add(path)
+    total = {path: fsum(joules) for path, joules in inside.items()}
+    modules_j = fsum(layer.energy_j for _, layer in named)
+    groups: dict[str, float] = {}
+    waiting = sorted(children[""])
+    while waiting:
+        path = waiting.pop()
+        if not _is_split(path, total, children, modules_j):
+            groups[path] = total[path]
+            continue
+        waiting += sorted(children[path])
+        if path in own:
+            groups[f"{path} itself"] = fsum(own[path])
+    return groups
+
+
+def _is_split(path: str, total: Mapping[str, float], children: Mapping[str, set[str]], modules_j: float) -> bool:
+    inside = children.get(path, set())
+    is_block = len(inside) == 1 or path.endswith(("*", "}"))
+    return bool(inside) and total[path] > (_SPLIT_BLOCK_SHARE if is_block else _SPLIT_SHARE) * modules_j
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """A sentence with its evidence, and the joules it is about."""
+
+    text: str
+    energy_j: float
+
+
+def data_hint(report: Report) -> Hint | None:
+    """Hint at data loading if it took more than `DATA_TIME_SHARE` of the time."""
+    share = _time_share(report, DATA)
+    if share <= DATA_TIME_SHARE:
+        return None
+    idle = max((_time_shares(ledger).get(IDLE, 0.0) for ledger in _gpus(report)), default=0.0)
+    device = f", and the GPU was idle for {idle * 100:.0f} % of it" if idle >= share else ""
+    return _row_hint(report, DATA, f"Waiting for data took {share * 100:.0f} % of the time{device}")
+
+
+def communication_hint(report: Report) -> Hint | None:
+    """Hint at communication if it took more than `COMMUNICATION_TIME_SHARE` of the time."""
+    share = _time_share(report, COMMUNICATION)
+    if share <= COMMUNICATION_TIME_SHARE:
+        return None
+    return _row_hint(report, COMMUNICATION, f"Communication took {share * 100:.0f} % of the time")
+
+
+def compile_hint(report: Report) -> Hint | None:
+    """Hint at compiling if it took more than `COMPILE_TIME_SHARE` of the time."""
+    share = _time_share(report, COMPILE)
+    if share <= COMPILE_TIME_SHARE:
+        return None
+    seconds = f"{format_time(share * report.duration_s)} of {format_time(report.duration_s)}"
+    per_step = " and is not in the median per step" if report.step_count > 2 else ""
+    return _row_hint(report, COMPILE, f"Compiling took {seconds}{per_step}")
+
+
+def idle_hint(report: Report) -> Hint | None:
+    """Hint at idle power if measured meters booked more than `IDLE_ENERGY_SHARE` of the joules while nothing ran."""
+    idle_j = _row_j(report, IDLE, measured=True)
+    if report.energy_j is None or idle_j <= IDLE_ENERGY_SHARE * report.energy_j:
+        return None
+    text = f"{_share(idle_j, report.energy_j)} of the joules were idle power"
+    return Hint(f"{text}: {IDLE} {format_energy(idle_j)} of {format_energy(report.energy_j)}.", idle_j)
+
+
+HINTS: tuple[Callable[[Report], Hint | None], ...] = (data_hint, communication_hint, compile_hint, idle_hint)
+
+
+def _row_hint(report: Report, row: str, text: str) -> Hint:
+    energy_j = _row_j(report, row)
+    return Hint(f"{text}: {row} {format_energy(energy_j)} of {format_energy(report.energy_j)}.", energy_j)
+
+
+def _row_j(report: Report, row: str, *, measured: bool = False) -> float:
+    ledgers = [ledger for ledger in report.counted if not measured or ledger.provenance == "measured"]
+    return fsum(e.energy_self_j for ledger in ledgers for e in ledger.entries if e.fqn == row)
+
+
+def _time_share(report: Report, row: str) -> float:
+    """Return the largest share of the run's time, among the counted domains, that a row took."""
+    return max((_time_shares(ledger).get(row, 0.0) for ledger in report.counted), default=0.0)
+
+
+def _time_shares(ledger: Ledger) -> dict[str, float]:
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for entry in ledger.entries:
+        seconds[entry.fqn].append(entry.time_self_s)
+    return {row: fsum(times) / ledger.window_s for row, times in seconds.items()} if ledger.window_s > 0 else {}
+
+
+def _gpus(report: Report) -> list[Ledger]:
+    return [ledger for ledger in report.counted if ledger.domain.kind == "gpu"]

@@ -1,0 +1,287 @@
+"""The same joules in four views: hottest, blocks, tree and type; the rows of each view add up to the total."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import fsum
+from typing import Literal, get_args
+
+from torchwatt.core.ledger import Entry
+from torchwatt.core.report import Report
+from torchwatt.core.terms import PHASES, RESERVED, Phase, Provenance, weakest_provenance
+from torchwatt.core.trace import ModuleInfo
+from torchwatt.views.layer_sums import LayerSum, class_names, half_interval, is_tied, sum_layers
+from torchwatt.views.module_tree import TOP_CONTAINER, ModuleNode, build_layer_tree, find_containers, fold_tree
+
+View = Literal["hottest", "blocks", "tree", "type"]
+VIEWS: tuple[View, ...] = get_args(View)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """One row of a view: the entries of one or more modules, or of a reserved name, over the counted domains.
+
+    `lo_j` to `hi_j` is the 90 % interval between repeats of the run, None if an entry has none. Entries of a report
+    have no covariances, so the half widths of a group's entries are added, as in every other row: the interval is too
+    wide if they vary independently, never too narrow. `each_lo_j` and `each_hi_j` are the least and the most joules of
+    one module of the group; None for a single one.
+    """
+
+    name: str
+    count: int  # modules; 0 for a reserved name
+    entries: tuple[Entry, ...]
+    share: float | None
+    lo_j: float | None
+    hi_j: float | None
+    each_lo_j: float | None = None
+    each_hi_j: float | None = None
+    unclear: bool = False  # the interval of the difference from the row above includes 0
+    depth: int = 0  # levels below the top, in the tree
+    total_j: float | None = None  # in the tree: with the modules inside
+
+    @property
+    def energy_j(self) -> float:
+        """Return joules of all entries."""
+        return fsum(entry.energy_self_j for entry in self.entries)
+
+    @property
+    def phases(self) -> dict[Phase, float]:
+        """Return joules by phase, for the phases with entries."""
+        by_phase = {phase: [e.energy_self_j for e in self.entries if e.phase == phase] for phase in PHASES}
+        return {phase: fsum(joules) for phase, joules in by_phase.items() if joules}
+
+    @property
+    def provenance(self) -> Provenance | None:
+        """Return the weakest provenance of the entries; None without entries."""
+        return weakest_provenance(*(entry.provenance for entry in self.entries)) if self.entries else None
+
+    @property
+    def method(self) -> str:
+        """Return the methods of the entries, joined by `+`."""
+        return " + ".join(sorted({entry.method for entry in self.entries}))
+
+
+def layer_groups(report: Report, by: View) -> tuple[LayerGroup, ...]:
+    """Return the rows of a view, which add up to the total; most joules first, except for the tree.
+
+    Args:
+        report: The report to show.
+        by: `hottest`: a row per module. `blocks`: alike modules of repeated blocks are one row, as in
+            `h.*.mlp.fc1`. `tree`: a row per module with the modules inside it below. `type`: a row per kind of module.
+    """
+    if by == "tree":
+        return tree_groups(report)
+    layers = sum_layers(report)
+    if by == "hottest":
+        return _make_groups(report, layers, lambda layer: layer.fqn)
+    if by == "type":
+        return _make_groups(report, layers, lambda layer: module_type(layer.class_name))
+    folded = fold_names((layer.fqn for layer in layers), report.modules)
+    return _make_groups(report, layers, lambda layer: folded[layer.fqn])
+
+
+def default_view(report: Report) -> View:
+    """Return `blocks` if modules with modules inside repeat, or if folding at least halves the rows; else `hottest`."""
+    names = {entry.fqn for ledger in report.counted for entry in ledger.entries}
+    folded = fold_names(names, report.modules)
+    repeats = any(short.rpartition(".")[0] != name.rpartition(".")[0] for name, short in folded.items())
+    return "blocks" if repeats or 2 * len(set(folded.values())) <= len(names) else "hottest"
+
+
+def cut_groups(groups: Sequence[LayerGroup], rows: int) -> tuple[LayerGroup, ...]:
+    """Keep `rows` groups of modules, and all reserved ones; the others become one row, "N more", at the end.
+
+    A group that would be the only one to be cut is kept.
+    """
+    modules = [group for group in groups if group.count]
+    if len(modules) <= rows + 1:
+        return tuple(groups)
+    cut = set(map(id, modules[rows:]))
+    remainder = [group for group in groups if id(group) in cut]
+    entries = tuple(entry for group in remainder for entry in group.entries)
+    run_j = fsum(entry.energy_self_j for group in groups for entry in group.entries)
+    return (
+        *(group for group in groups if id(group) not in cut),
+        replace(
+            _group(f"{len(remainder)} more", entries, run_j),
+            count=sum(group.count for group in remainder),
+        ),
+    )
+
+
+def _group(name: str, entries: tuple[Entry, ...], run_j: float) -> LayerGroup:
+    energy_j, half_j = half_interval(entries)
+    known = half_j is not None and bool(entries)
+    lows = [entry.energy_self_lo_j for entry in entries]
+    lo_j = fsum(low for low in lows if low is not None) if known and None not in lows else None
+    return LayerGroup(
+        name=name,
+        count=0 if name in RESERVED else 1,
+        entries=entries,
+        share=energy_j / run_j if run_j > 0 else None,
+        lo_j=lo_j,
+        hi_j=energy_j + half_j if lo_j is not None and half_j is not None else None,
+    )
+
+
+def _make_groups(
+    report: Report, layers: Sequence[LayerSum], name_of: Callable[[LayerSum], str]
+) -> tuple[LayerGroup, ...]:
+    members: dict[str, list[LayerSum]] = defaultdict(list)
+    for layer in layers:
+        members[layer.fqn if layer.reserved else name_of(layer)].append(layer)
+    run_j = report.energy_j or 0.0
+    groups = []
+    for name, of_group in members.items():
+        group = _group(name, tuple(entry for layer in of_group for entry in layer.entries), run_j)
+        if len(of_group) > 1:
+            each_j = [layer.energy_j for layer in of_group]
+            group = replace(group, count=len(of_group), each_lo_j=min(each_j), each_hi_j=max(each_j))
+        groups.append(group)
+    return mark_unclear(sorted(groups, key=lambda group: (-group.energy_j, group.name)))
+
+
+def mark_unclear(groups: Sequence[LayerGroup]) -> tuple[LayerGroup, ...]:
+    """Mark the groups whose order relative to the row above is uncertain."""
+    return tuple(
+        replace(
+            lower, unclear=upper is not None and is_tied(half_interval(upper.entries), half_interval(lower.entries))
+        )
+        for upper, lower in zip([None, *groups], groups, strict=False)
+    )
+
+
+def tree_groups(report: Report, max_modules: int | None = None) -> tuple[LayerGroup, ...]:
+    """Return the modules, each followed by those inside it, and the reserved rows.
+
+    Args:
+        report: The report to show.
+        max_modules: Fold the smaller modules of each container into one row, "(n smaller)"; None: fold none.
+    """
+    booked, run_j = build_layer_tree(report), report.energy_j or 0.0
+    tops = booked.tops if max_modules is None else fold_tree(booked.tops, max_modules)
+    waiting = [(node, TOP_CONTAINER, 0) for node in reversed(tops)]
+    shown: list[tuple[ModuleNode, str, int]] = []
+    while waiting:  # without recursion: a tree may have a thousand levels
+        node, container, depth = waiting.pop()
+        shown.append((node, container, depth))
+        waiting += [(child, node.fqn, depth + 1) for child in reversed(node.children)]
+    folded = _folded_entries(booked.modules, {node.fqn for node, _, _ in shown}, class_names(report))
+    rows = []
+    for node, container, depth in shown:
+        entries = folded.get(container, ()) if node.smaller else node.layer.entries if node.layer else ()
+        group = _group(node.fqn, tuple(entries), run_j)
+        rows.append(replace(group, count=node.smaller or 1, depth=depth, total_j=node.total_j))
+    return (*rows, *(_group(layer.fqn, layer.entries, run_j) for layer in booked.reserved))
+
+
+def _folded_entries(
+    modules: Sequence[LayerSum], shown: Collection[str], classes: Collection[str]
+) -> dict[str, list[Entry]]:
+    """Return the entries of modules that are not shown, by the innermost container that is."""
+    container_of = find_containers((layer.fqn for layer in modules), classes)
+    folded: dict[str, list[Entry]] = defaultdict(list)
+    for layer in modules:
+        name = layer.fqn
+        while name not in shown and name != TOP_CONTAINER:
+            name = container_of[name]
+        if name != layer.fqn:
+            folded[name] += layer.entries
+    return folded
+
+
+def fold_names(names: Iterable[str], modules: Iterable[ModuleInfo]) -> dict[str, str]:
+    """Return the folded name of each name.
+
+    A number between dots becomes `*` if all numbered siblings are alike: of the same class and number of parameters,
+    with alike modules inside. If only some are alike, their numbers are listed, as in `layers.{3-60}.mlp`.
+    """
+    named = list(names)
+    infos = {name: module for module in modules for name in (module.fqn, *module.aliases)}
+    children = _children_of(named)
+    part_of = _folded_parts(children, _find_shapes(children, infos))
+    folded = {"": ""}
+    for name in sorted(children, key=lambda name: name.count(".")):
+        container, _, part = name.rpartition(".")
+        folded[name] = f"{folded[container]}.{part_of.get(name, part)}" if container else part_of.get(name, name)
+    return {name: folded[name] for name in named}
+
+
+def _children_of(names: Iterable[str]) -> dict[str, set[str]]:
+    """Return the direct children of each name and each of its containers; those of the top are under ""."""
+    children: dict[str, set[str]] = {"": set()}
+    for name in names:
+        inner = name
+        while inner:
+            container = inner.rpartition(".")[0] if inner not in RESERVED else ""
+            siblings = children.setdefault(container, set())
+            children.setdefault(inner, set())
+            if inner in siblings:
+                break
+            siblings.add(inner)
+            inner = container
+    return children
+
+
+def _find_shapes(children: Mapping[str, set[str]], infos: Mapping[str, ModuleInfo]) -> dict[str, int]:
+    """Return a number for each name, equal for names of the same class, parameters and modules inside."""
+    numbers: dict[object, int] = {}
+    shape: dict[str, int] = {}
+    for name in sorted(children, key=lambda name: -name.count(".") if name else 1):
+        info = infos.get(name)
+        inside = tuple(sorted((child.rpartition(".")[2], shape[child]) for child in children[name]))
+        key = (info.class_name if info else "", info.params if info else 0, inside)
+        shape[name] = numbers.setdefault(key, len(numbers))
+    return shape
+
+
+def _folded_parts(children: Mapping[str, set[str]], shape: Mapping[str, int]) -> dict[str, str]:
+    """Return the last part of the folded name of each numbered module that has an alike sibling."""
+    parts: dict[str, str] = {}
+    for siblings in children.values():
+        numbered = [name for name in siblings if name.rpartition(".")[2].isdecimal()]
+        alike: dict[int, list[str]] = defaultdict(list)
+        for name in numbered:
+            alike[shape[name]].append(name)
+        for members in alike.values():
+            if len(members) > 1:
+                numbers = sorted(int(name.rpartition(".")[2]) for name in members)
+                label = "*" if len(members) == len(numbered) else f"{{{_list_numbers(numbers)}}}"
+                parts |= dict.fromkeys(members, label)
+    return parts
+
+
+def _list_numbers(numbers: Sequence[int]) -> str:
+    """Write sorted numbers with ranges: `0-2,5`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+# Kinds of modules by parts of their class names, tried in turn.
+_TYPES = {
+    "Linear": r"^Conv1D$",  # of Hugging Face: a linear layer
+    "attention": r"(?i)attention|attn|sdpa",
+    "norm": r"(?i)norm",
+    "embedding": r"(?i)embed",
+    "linear": r"(?i)linear|^dense$",
+    "convolution": r"(?i)conv",
+    "recurrent": r"(?i)lstm|gru|^rnn",
+    "activation": r"(?i)relu|gelu|silu|sigmoid|tanh|softmax|softplus|softsign|swish|mish|activation|^([ct]?elu|glu)$",
+    "dropout": r"(?i)dropout|droppath",
+    "pooling": r"(?i)pool",
+    "loss": r"(?i)loss$",
+}
+
+
+def module_type(class_name: str) -> str:
+    """Return the kind of a module by its class name; the class name itself for others, such as `GPT2Block`."""
+    kind = next((kind for kind, pattern in _TYPES.items() if re.search(pattern, class_name)), class_name)
+    return {"linear": "Linear", "": "class unknown"}.get(kind, kind)

@@ -313,9 +313,7 @@ def energy_rates(report: Report) -> tuple[EnergyRate, ...]:
     for unit, count in sorted(report.units.items()):
         per_unit = format_energy(report.energy_per(count))
         energy_rates.append(EnergyRate(f"per {unit}", per_unit, f"{format_count(count)} counted, total / count"))
-    if (cost := report.cost) is not None:
-        energy_rates.append(_cost_rate(report, cost))
-    return tuple(energy_rates)
+    return (*energy_rates, *([] if report.cost is None else [_cost_rate(report, report.cost)]))
 
 
 def _cost_rate(report: Report, cost: Impact) -> EnergyRate:

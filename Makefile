@@ -129,7 +129,7 @@ bench: setup
 	PYTHONPATH=. $(BIN)/python benchmarks/kills.py
 	PYTHONPATH=. $(BIN)/python benchmarks/fleet.py
 
-# The pages that are made from the code: the schema, and the walk through a real bundle.
+# The pages that are made from the code: the schema, the walk through a real bundle, and the README with its pictures.
 docs: setup
 	PYTHONPATH=. $(BIN)/python docs/make.py
 

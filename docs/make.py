@@ -1,10 +1,18 @@
-"""Make the pages that are made from the code: `make docs`. A test compares them with what is committed."""
+"""Make the pages and pictures that are made from the code: `make docs`. Tests compare the pages with what is committed.
+
+    PYTHONPATH=. python docs/make.py [schema] [audit] [readme]
+
+The README's own code blocks run in JupyterLab in Chromium: their report is its picture, what they print is its text.
+"""
 
 from __future__ import annotations
 
 import csv
+import os
 import re
+import sys
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +32,9 @@ from torchwatt.reports.run_options import RunOptions
 DOCS = Path(__file__).resolve().parent
 BEGIN, END = "<!-- made by docs/make.py -->", "<!-- end of what docs/make.py made -->"
 FORGED_BEGIN, FORGED_END = "<!-- forged by docs/make.py -->", "<!-- end of what docs/make.py forged -->"
+PICTURES = {"JupyterLab Light": "report-light.png", "JupyterLab Dark": "report-dark.png"}  # by JupyterLab's theme
+MEASURED_CELL = 1  # of the README's cells: the one that is pictured
+PICTURE_HEIGHT = 2000  # of the window, in which the whole report is drawn
 COUNTER = ("start_raw", "end_raw", "wraps", "modulus_raw", "unit_j", "difference_j", "gap_j")
 RUN_ID = "0193f2c1-7a55-7c11-9d2e-3f1a5b6c7d8e"
 MODULUS = 16_000_000  # microjoules: the recorded counter wraps every 16 J
@@ -183,12 +194,62 @@ def audit_markdown(page: str) -> str:
     return page
 
 
-def main() -> None:
-    """Write the pages."""
-    (DOCS / "schema.md").write_text(schema_markdown(), encoding="utf-8", newline="\n")
-    page = DOCS / "audit.md"
-    page.write_text(audit_markdown(page.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+def code_blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of a page in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+
+
+def run_readme(page: str, pictures: Path) -> str:
+    """Run the Python blocks of the README as cells in JupyterLab; save the pictures and return what they print."""
+    from playwright.sync_api import sync_playwright
+    from tests.browser.conftest import CHROMIUM, write
+    from tests.notebook.lab import CHROMIUM_FLAGS, Lab, server
+
+    os.environ["OMP_NUM_THREADS"] = (
+        "1"  # of the kernel: threads that wait for each other on a busy machine take minutes
+    )
+    with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
+        folder, home = Path(name) / "notebooks", Path(name) / "home"
+        folder.mkdir()
+        home.mkdir()
+        write(folder / "readme.ipynb", *code_blocks(page, "python"), "print('end')")
+        with server(folder, home, extension=True) as address:
+            browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(CHROMIUM_FLAGS))
+            lab = Lab(browser, address, height=PICTURE_HEIGHT)
+            lab.open("readme.ipynb")
+            outputs = [output for cell in lab.run_all() for output in cell["outputs"]]
+            failed = [output["evalue"] for output in outputs if output["output_type"] == "error"]
+            if failed:
+                raise RuntimeError(f"the README's cells fail: {failed}")
+            for theme, picture in PICTURES.items():
+                lab.theme(theme)
+                measured = lab.page.locator(".jp-Notebook .jp-CodeCell").nth(MEASURED_CELL)
+                measured.scroll_into_view_if_needed()
+                lab.page.wait_for_timeout(1000)  # the chart is drawn again in the new colours
+                measured.screenshot(path=pictures / picture)
+            browser.close()
+    printed = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+    return printed.removesuffix("end\n").rstrip()
+
+
+def readme_markdown(page: str, printed: str) -> str:
+    """Put what the cells print into the README."""
+    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+    return pattern.sub(lambda _: f"{BEGIN}\n```text\n{printed}\n```\n{END}", page)
+
+
+def main(chosen: Sequence[str]) -> None:
+    """Write the chosen pages, all of them if none is chosen."""
+    audit, readme = DOCS / "audit.md", DOCS.parent / "README.md"
+    if "schema" in chosen or not chosen:
+        (DOCS / "schema.md").write_text(schema_markdown(), encoding="utf-8", newline="\n")
+    if "audit" in chosen or not chosen:
+        audit.write_text(audit_markdown(audit.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+    if "readme" in chosen or not chosen:
+        page = readme.read_text(encoding="utf-8")
+        printed = run_readme(page, DOCS / "images")
+        readme.write_text(readme_markdown(page, printed), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

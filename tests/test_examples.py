@@ -1,15 +1,19 @@
-"""The examples run, and the README's first example prints what the README says it prints."""
+"""The examples run, and so does every code block of the README."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from tests.support import ready
 
 ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def example(name, *arguments):
@@ -37,15 +41,66 @@ def test_minilm_is_found_and_named_without_a_handle(tmp_path):
     assert set(layers.phase) <= {"forward", "data", "other"}
 
 
-def test_the_readme_example_runs_as_it_stands(tmp_path):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "tw.profile" in block)
-    script = tmp_path / "example.py"
-    script.write_text(code)
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path, timeout=170)
+TRAIN = """import torch
+model = torch.nn.Linear(8, 8)
+for _ in range(5):
+    model(torch.randn(4, 8)).sum().backward()
+"""
+
+
+def blocks(language):
+    """Return the code blocks of the README in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_every_block_of_the_readme_has_a_language_that_a_test_runs():
+    assert set(re.findall(r"^```(\S+)$", README, re.MULTILINE)) == {"python", "sh", "text"}
+    assert README.count("```") == 2 * len(re.findall(r"^```\S+$", README, re.MULTILINE))
+
+
+@pytest.mark.slow
+def test_the_cells_of_the_readme_run_as_they_stand_and_print_its_layers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    cells = [nbformat.v4.new_code_cell(block) for block in blocks("python")]
+    assert len("".join(blocks("python")[:2]).splitlines()) <= 20  # to the first report
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    NotebookClient(notebook, timeout=170, kernel_name="python3").execute()
+    assert "application/vnd.torchwatt.report.v1+json" in cells[1].outputs[-1].data
+    printed = "".join(output.text for output in cells[2].outputs if output.get("name") == "stdout")
+    (shown,) = blocks("text")
+    for text in (printed, shown):
+        assert text.startswith("torchwatt · ")
+        assert {"0", "1", "2", "(optimizer)"} <= {line.split()[0] for line in text.splitlines() if line.strip()}
+    assert {path.name for path in tmp_path.iterdir()} >= {"run.html", "run.json.gz", "audit"}
+
+
+def test_the_commands_of_the_readme_run_one_after_the_other(tmp_path):
+    (tmp_path / "train.py").write_text(TRAIN)
+    commands = [shlex.split(line, comments=True) for line in blocks("sh")[-1].splitlines()]
+    assert [words[0] for words in commands] == ["torchwatt"] * 5
+    for words in commands:
+        done = ready.torchwatt(*words[1:], cwd=tmp_path)
+        assert done.returncode == 0, (words, done.stderr)
+    assert (tmp_path / "run.json.gz").is_file()
+
+
+@pytest.mark.heavy
+def test_the_install_line_of_the_readme_installs_torchwatt(tmp_path):
+    """Without what it depends on, which is here already."""
+    (line,) = blocks("sh")[0].splitlines()
+    words = [sys.executable, "-m", *shlex.split(line), "--no-deps", "--no-build-isolation", "--target", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=170)
     assert done.returncode == 0, done.stderr
-    shown = next(block for block in re.findall(r"```text\n(.*?)```", text, re.DOTALL) if "layers, " in block)
-    names = [line.split()[0] for line in shown.splitlines() if re.match(r"^[a-z0-9_.]+( ~)? +forward", line)]
-    assert names
-    for name in names:
-        assert re.search(rf"^{re.escape(name)}( ~)? +forward", done.stdout, re.MULTILINE)
+    assert (tmp_path / "torchwatt" / "__init__.py").is_file()
+    assert (tmp_path / "share" / "jupyter" / "labextensions" / "torchwatt" / "package.json").is_file()
+
+
+def test_pictures_and_pages_of_the_readme_exist_and_docs_make_makes_every_picture():
+    links = re.findall(r'(?:src|srcset)="([^"]+)"|\]\(([^)#]+)', README)
+    paths = [first or second for first, second in links]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    made = (ROOT / "docs" / "make.py").read_text(encoding="utf-8")
+    pictures = {path.name for path in (ROOT / "docs" / "images").iterdir()}
+    assert {name for name in pictures if f'"{name}"' in made} == pictures
+    assert {Path(path).name for path in paths if path.startswith("docs/images/")} == pictures

@@ -1,8 +1,10 @@
 """The commands over finished bundles, as a user types them."""
 
 import csv
+import gzip
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import StringIO
 from types import SimpleNamespace
@@ -11,11 +13,13 @@ import pytest
 
 from tests.support import ready
 from tests.support.bundles import rich_report
+from tests.support.reports import sample_report
 from torchwatt.audit import verify, write_bundle
 from torchwatt.cli import doctor
 from torchwatt.cli.bundle_commands import show_bundle
 from torchwatt.cli.command_parser import build_parser
 from torchwatt.core.meter import Channel, Meter, Unavailable
+from torchwatt.core.report import Window
 from torchwatt.core.terms import Domain
 from torchwatt.views import VIEWS, to_text
 
@@ -41,10 +45,28 @@ def test_reprice_then_export_then_verify(bundle, factors, tmp_path):
         assert next(csv.DictReader(file))["pue"] == "1.5"
 
 
+def test_a_bundle_is_exported_for_perfetto_with_its_epochs_and_without_modules(tmp_path):
+    report = sample_report()
+    ends = (report.start_ns, report.start_ns + 9_000_000_000)
+    report = replace(report, windows=(*report.windows, Window("epoch 1", *ends, 1000.0, "epoch")))
+    bundle, out = write_bundle(report, tmp_path / "bundle"), tmp_path / "run.json.gz"
+    done = torchwatt("export", bundle, "--to", "perfetto", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(out)
+    document = json.loads(gzip.decompress(out.read_bytes()))
+    names = [event["name"] for event in document["traceEvents"] if event["ph"] == "X"]
+    assert [name for name in names if name.startswith("step ")] == [f"step {i}" for i in range(40)]
+    assert {"epoch 1", "warm up", "train", "validation"} <= set(names)
+    assert document["otherData"]["module_slices"].startswith("none")
+    assert document["otherData"]["energy_j"] == report.energy_j
+
+
 def test_a_mistake_is_one_line_and_exit_code_2(bundle, joules_only):
     for args, said in (
         (("reprice", bundle), "no factors to price with"),
         (("export", bundle, "--to", "pdf"), "no format 'pdf'"),
+        (("export", bundle, bundle, "--to", "perfetto"), "perfetto is about one run; 2 bundles were given"),
+        (("export", bundle, "--to", "perfetto", "--out", bundle), "exists already: name another file with --out"),
         (("export", joules_only, "--to", "huggingface"), "reprice"),
         (("export", bundle, "--to", "sci", "--set", "organisation"), "NAME=VALUE"),
         (("show", "no-such-run", "--store", bundle.with_name("none")), "no run 'no-such-run'"),

@@ -31,6 +31,7 @@ COMMANDS = {
     "reprice, scenario": "reprice {bundle} --intensity 50 --scenario {}",
     "export": "export {} --to codecarbon",
     "export, out": "export {bundle} --to codecarbon --out {}",
+    "export, perfetto": "export {bundle} --to perfetto --out {}",
     "export, xlsx": "export {bundle} --to xlsx --out {}",
     "export, parquet": "export {bundle} --to parquet --out {}",
     "runs": "runs --store {}",

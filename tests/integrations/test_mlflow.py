@@ -12,7 +12,7 @@ from tests.support.lazy_module import LazyModule, skip_without
 from tests.support.reports import bare_report, sample_report
 from torchwatt.audit import verify, write_bundle
 from torchwatt.core.errors import BundleError, ConfigError
-from torchwatt.integrations.mlflow import mlflow_metrics
+from torchwatt.reports.experiment_loggers import total_metrics
 
 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # the only store that mlflow-skinny brings along
 skip_without("mlflow", reason="runs are logged to MLflow")
@@ -42,7 +42,7 @@ def test_the_active_run_gets_totals_how_they_are_known_and_a_bundle_that_verifie
     assert "energy/j_per_step" not in data.metrics  # its steps train and validate: each by itself
     trained_j = [sum(step.energy_j.values()) for step in report.steps if step.stage == "train"]
     assert data.metrics["energy/j_per_train_step"] == pytest.approx(sum(trained_j) / 32)
-    assert mlflow_metrics(replace(report, steps=report.steps[:4]))["energy/j_per_step"] == report.energy_j / 4
+    assert total_metrics(replace(report, steps=report.steps[:4]))["energy/j_per_step"] == report.energy_j / 4
     for ledger in report.ledgers:
         assert data.metrics[f"energy/{ledger.domain}_j"] == ledger.energy_j
     tags = {name: value for name, value in data.tags.items() if name.startswith("torchwatt.")}

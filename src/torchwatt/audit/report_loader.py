@@ -26,11 +26,17 @@ from torchwatt.core.terms import Domain
 from torchwatt.core.trace import ModuleInfo
 from torchwatt.core.units import ns_from_s
 
+PERIODS = ("epoch", "evaluation", "checkpoint")  # windows that an integration adds
 _HOLE_NS = 500_000_000  # if power is missing for longer, the meter was not read; as in `verification.sample_checks`
 
 
 def load_report(
-    directory: str | os.PathLike[str], *, start_ns: int = 0, start_unix_ns: int | None = None, root: Path | None = None
+    directory: str | os.PathLike[str],
+    *,
+    start_ns: int = 0,
+    start_unix_ns: int | None = None,
+    root: Path | None = None,
+    all_windows: bool = False,
 ) -> Report:
     """Reconstruct the report of a bundle, without impacts and factors.
 
@@ -39,13 +45,14 @@ def load_report(
         start_ns: The monotonic time of its start, which bundles do not contain.
         start_unix_ns: The unix time of its start, if known more exactly than to the bundle's microsecond.
         root: The folder that the user named, if the bundle was found below it.
+        all_windows: Include epochs, evaluations and checkpoints, not only nested sessions.
 
     Raises:
         BundleError: A table is malformed, or a ledger does not balance.
     """
     bundle = read_bundle(directory, root)
     try:
-        return _report(bundle, start_ns, start_unix_ns, root)
+        return _report(bundle, start_ns, start_unix_ns, root, all_windows=all_windows)
     except (LedgerError, SensorError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{bundle.directory}: {error}") from error
 
@@ -71,7 +78,9 @@ def _impact(row: Row) -> Impact:
     return Impact(**{**columns, "factor_ids": names})  # type: ignore[arg-type]
 
 
-def _report(bundle: Bundle, start_ns: int, start_unix_ns: int | None, root: Path | None) -> Report:
+def _report(
+    bundle: Bundle, start_ns: int, start_unix_ns: int | None, root: Path | None, *, all_windows: bool
+) -> Report:
     run = bundle.run
     duration_s = number(run, "duration_s") or 0.0
     curves = tuple(_curves(bundle, start_ns, root))
@@ -95,9 +104,9 @@ def _report(bundle: Bundle, start_ns: int, start_unix_ns: int | None, root: Path
         events=tuple(_event(row, start_ns) for row in bundle["event"]),
         steps=tuple(_steps(bundle, start_ns, curves)),
         windows=tuple(
-            Window(text(row, "name"), *_edges(row, start_ns), number(row, "energy_j"))
+            Window(text(row, "name"), *_edges(row, start_ns), number(row, "energy_j"), cast("Any", row["kind"]))
             for row in bundle["window"]
-            if row["kind"] == "nested"
+            if row["kind"] == "nested" or (all_windows and row["kind"] in PERIODS)
         ),
         modules=tuple(_modules(bundle)),
         units=_units(text(run, "units_counted")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import isfinite
 from numbers import Real
@@ -11,6 +12,7 @@ from torchwatt.core.factor import Factor, with_factor_id
 
 GRID_UNIT = "g{CO2e}/kW.h"
 BY_USER = "declared by the user"
+PRICE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+) *([^\W\d_]{1,12}|[$€£¥₹₩])")
 Ranged = float | Sequence[float]  # a number, or (value, lo, hi)
 
 
@@ -54,6 +56,31 @@ def declared_market(market_g_per_kwh: float) -> Factor:
             perspective="contract",
             accounting_method="market",
             coverage_note="instrument not stated: an auditor will ask for the contract or certificate",
+        )
+    )
+
+
+def declared_price(price_per_kwh: str) -> Factor:
+    """Return the price of a kilowatt-hour; the unit of the factor is `{EUR}/kW.h`.
+
+    Args:
+        price_per_kwh: A number and its currency, such as "0.32 EUR".
+
+    Raises:
+        ConfigError: It is not such a text.
+    """
+    match = PRICE.fullmatch(price_per_kwh.strip()) if isinstance(price_per_kwh, str) else None
+    if match is None:
+        raise ConfigError(f"price_per_kwh={price_per_kwh!r}: give a number and its currency, such as '0.32 EUR'")
+    return with_factor_id(
+        Factor(
+            factor_id="",
+            kind="price",
+            value=float(match[1]),
+            unit=f"{{{match[2]}}}/kW.h",
+            provenance="declared",
+            source_name=BY_USER,
+            coverage_note="one price for the whole run; taxes and fixed charges as the user included them",
         )
     )
 

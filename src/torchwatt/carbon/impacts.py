@@ -122,6 +122,7 @@ CRITERIA: Mapping[str, tuple[str, str]] = {
     "grid_adpe": ("adpe", "kg{Sbeq}"),
     "grid_pe": ("pe", "MJ"),
 }
+PRICE_KIND = "price"  # its criterion is `cost`, in the currency of its unit `{EUR}/kW.h`
 Compute = Callable[[Mapping[str, float]], float]
 
 
@@ -163,16 +164,18 @@ def weighted_mean(factors: tuple[Factor, ...], subject: PricedSubject) -> Uncert
 
 
 def usage_impact(subject: PricedSubject, grid: tuple[Factor, ...], site: BuildingFactors, method: str) -> Impact:
-    """Return the impact of a subject's electricity. The PUE is applied here, the energy itself stays as metered.
+    """Return the impact, or the cost, of a subject's electricity.
+
+    The PUE is applied here, the energy itself stays as metered.
 
     Args:
         subject: Its energy is that inside the measured boundary.
         grid: One factor, or one for each hour of the subject, all of one kind.
         site: Without a PUE the result is that of the metered devices only.
-        method: location or market.
+        method: location, market or (of a cost) na.
     """
     kind = grid[0].kind
-    criterion, unit = CRITERIA[kind]
+    criterion, unit = ("cost", grid[0].unit.partition("/")[0]) if kind == PRICE_KIND else CRITERIA[kind]
     inputs = {"energy_j": energy(subject), kind: weighted_mean(grid, subject)}
     factors = grid
     if site.pue is None:

@@ -125,6 +125,8 @@ def _other_impacts(usage: RunUsage, plan: PricingPlan, site: BuildingFactors) ->
         for kind in ("grid_adpe", "grid_pe"):
             if kind in plan.criteria:
                 yield usage_impact(subject, (plan.criteria[kind],), site, "location")
+        if plan.price is not None:
+            yield usage_impact(subject, (plan.price,), site, "na")
         water = water_impact(subject, plan.criteria.get("grid_wue"), site)
         if water is not None:
             yield water
@@ -168,7 +170,7 @@ def _note_primary_energy(plan: PricingPlan, notes: list[PricingNote]) -> None:
 
 
 def _factors_without_grid(plan: PricingPlan) -> Iterator[Factor]:
-    yield from (factor for factor in (plan.pue, plan.wue, *plan.criteria.values()) if factor is not None)
+    yield from (factor for factor in (plan.pue, plan.wue, plan.price, *plan.criteria.values()) if factor is not None)
     for item in plan.embodied:
         yield from (*item.totals.values(), item.share, item.lifetime)
 

@@ -12,7 +12,13 @@ from errno import EFBIG
 from os import PathLike
 from pathlib import Path
 
-from torchwatt.carbon.declared_factors import Ranged, declared_intensity, declared_market, resolve_pue
+from torchwatt.carbon.declared_factors import (
+    Ranged,
+    declared_intensity,
+    declared_market,
+    declared_price,
+    resolve_pue,
+)
 from torchwatt.carbon.ecologits import other_criteria, with_second_opinion
 from torchwatt.carbon.electricity_maps import is_history, merge_histories, read_history
 from torchwatt.carbon.embodied import Embodied, group_embodied
@@ -39,6 +45,7 @@ class PricingPlan:
     market: tuple[GridSeries, ...] = ()
     pue: Factor | None = None
     wue: Factor | None = None
+    price: Factor | None = None  # of a kilowatt-hour of electricity
     criteria: Mapping[str, Factor] = field(default_factory=dict)  # by kind: grid_adpe, grid_pe, grid_wue
     embodied: tuple[Embodied, ...] = ()
     facility: str = ""
@@ -47,7 +54,7 @@ class PricingPlan:
     @property
     def nothing(self) -> bool:
         """Return whether there is no factor to apply."""
-        return not (self.location or self.market or self.criteria or self.embodied or self.wue)
+        return not (self.location or self.market or self.criteria or self.embodied or self.wue or self.price)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +68,7 @@ class CarbonOptions:
     pue: Ranged | None = None
     factors: Paths | None = None
     allow_expired: bool | None = None
+    price_per_kwh: str | None = None
 
 
 def make_plan(options: CarbonOptions, at: datetime, extra: Iterable[GridSeries] = ()) -> PricingPlan:
@@ -91,6 +99,7 @@ def make_plan(options: CarbonOptions, at: datetime, extra: Iterable[GridSeries] 
         market=tuple(_market(options, declared, by_hour)),
         pue=resolve_pue(options.pue) or declared.get("pue") or preset.get("pue"),
         wue=declared.get("wue") or preset.get("wue"),
+        price=None if options.price_per_kwh is None else declared_price(options.price_per_kwh),
         criteria=_other_factors(declared, preset, table),
         embodied=group_embodied((line.device, line.factor) for line in lines),
         facility=options.facility or "",

@@ -12,8 +12,8 @@ from typing import IO, Any
 
 from torchwatt.audit import Seal, read_bundle
 from torchwatt.audit.counted_run import RunShare
-from torchwatt.audit.exports import export
-from torchwatt.audit.report_loader import load_priced_report
+from torchwatt.audit.exports import FORMATS, export
+from torchwatt.audit.report_loader import load_priced_report, load_report
 from torchwatt.audit.run_index import monthly_sums
 from torchwatt.audit.schema import Row
 from torchwatt.audit.seal import MANIFEST
@@ -22,11 +22,14 @@ from torchwatt.carbon import CarbonOptions
 from torchwatt.carbon.grid_series import GridSeries
 from torchwatt.cli.report_commands import unrecovered_lines
 from torchwatt.cli.report_outputs import TOKEN_VARIABLE
-from torchwatt.core.errors import ConfigError
+from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.plain_text import escape_unprintable, escape_unprintable_lines
 from torchwatt.offline.repricing import bundle_hours, reprice
+from torchwatt.reports.output_files import write_perfetto
 from torchwatt.reports.report_result import terminal_width
 from torchwatt.views import DASH, MAX_LAYERS, View, format_energy, format_mass, format_time, to_markdown, to_text
+
+PERFETTO, PERFETTO_FILE = "perfetto", "run.json.gz"
 
 
 def show_bundle(
@@ -77,6 +80,11 @@ def export_bundles(
         BundleError: A bundle cannot be read, something is missing, or the target exists.
         ConfigError: A `--set` is not NAME=VALUE.
     """
+    if to == PERFETTO:
+        print(escape_unprintable(str(_export_trace(directories, Path(out or PERFETTO_FILE)))))
+        return 0
+    if to not in FORMATS:
+        raise BundleError(f"no format {to!r}: there are {', '.join(FORMATS)}, {PERFETTO}")
     declared = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -85,6 +93,15 @@ def export_bundles(
         declared[name] = value
     print(escape_unprintable(str(export(directories, to, out, declared, scenario))))
     return 0
+
+
+def _export_trace(directories: Sequence[str], target: Path) -> Path:
+    """Write a bundle as a trace for Perfetto; a bundle has steps, epochs and readings, and no spans of modules."""
+    if len(directories) != 1:
+        raise BundleError(f"{PERFETTO} is about one run; {len(directories)} bundles were given")
+    if target.exists():
+        raise BundleError(f"{target} exists already: name another file with --out, or move it")
+    return write_perfetto(load_report(directories[0], all_windows=True), target)
 
 
 def run_reprice(arguments: Namespace, carbon: CarbonOptions) -> int:

@@ -173,7 +173,12 @@ def _add_bundle_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     _add_carbon_options(again)
     out = commands.add_parser("export", help="write a run in another tool's format")
     out.add_argument("directories", metavar="DIR", nargs="+", help="the folders of runs")
-    out.add_argument("--to", required=True, metavar="FORMAT", help="codecarbon, boamps, huggingface, sci, ai-act, ...")
+    out.add_argument(
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        help="perfetto, codecarbon, boamps, huggingface, sci, ai-act, xlsx, parquet",
+    )
     out.add_argument("--out", metavar="PATH", help="the new file; default: the format's usual name, here")
     out.add_argument("--scenario", default="as_run", help="which carbon numbers: as_run, or repriced:NAME")
     out.add_argument(
@@ -210,6 +215,9 @@ def _add_carbon_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--market", type=float, metavar="G_PER_KWH", help="gCO2e/kWh of your electricity contract")
     parser.add_argument("--facility", metavar="SITE", help="a site with published PUE, such as scaleway/fr-par-2")
     parser.add_argument("--pue", type=float, help="energy of the whole building over that of its computers (PUE)")
+    parser.add_argument(
+        "--price-per-kwh", metavar="PRICE", help="price of electricity with its currency, such as '0.32 EUR'"
+    )
     parser.add_argument(
         "--factors",
         action="append",

@@ -35,7 +35,7 @@ def _profile_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _carbon_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("region", "market", "facility", "pue", "factors", "allow_expired")
+    names = ("region", "market", "facility", "pue", "factors", "allow_expired", "price_per_kwh")
     return {name: getattr(arguments, name) for name in names} | {"intensity_g_per_kwh": arguments.intensity}
 
 

@@ -1,8 +1,12 @@
-"""Which extra of torchwatt brings an optional package: the one place that the messages about missing packages use."""
+"""Imports optional packages, and says which extra of torchwatt brings one: the one place that messages use."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
+from types import ModuleType
+
+from torchwatt.core.errors import TorchwattError
 
 # Name of the import -> extra, as in pyproject.toml.
 EXTRA_OF: Mapping[str, str] = {
@@ -16,7 +20,10 @@ EXTRA_OF: Mapping[str, str] = {
     "prometheus_client": "prometheus",
     "pytorch_lightning": "lightning",
     "sklearn": "demo",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
     "transformers": "trainer",
+    "wandb": "wandb",
 }
 
 
@@ -24,3 +31,21 @@ def install_command(package: str) -> str:
     """Return the command that installs a package, by the name of its import."""
     extra = EXTRA_OF.get(package)
     return f"pip install {package}" if extra is None else f"pip install 'torchwatt[{extra}]'"
+
+
+class MissingPackageError(TorchwattError, ImportError):
+    """An optional package cannot be imported; the message contains the install command."""
+
+
+def import_optional(module: str, needed_by: str) -> ModuleType:
+    """Import a module of an optional package.
+
+    Raises:
+        MissingPackageError: The import fails.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        text = f"{needed_by} cannot load {package} ({error}): {install_command(package)}"
+        raise MissingPackageError(text) from error

@@ -182,6 +182,11 @@ class Report:
         matches = (i for i in self.impacts if (i.subject, i.criterion, i.phase, i.accounting_method) == key)
         return next((i.value for i in matches), None)
 
+    @property
+    def cost(self) -> Impact | None:
+        """Return the cost of the run's electricity at a declared price; its unit is the currency, as `{EUR}`."""
+        return next((i for i in self.impacts if (i.subject, i.criterion) == ("run", "cost")), None)
+
     def meter(self, domain: str) -> Meter | None:
         """Return the meter of a domain by name."""
         return next((m for m in self.meters if str(m.domain) == domain), None)

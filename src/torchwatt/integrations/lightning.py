@@ -6,8 +6,8 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
+from torchwatt.core.extras import import_optional
 from torchwatt.integrations.metering_callback import MeteringCallback, guard_hook
-from torchwatt.integrations.optional_dependency import import_optional
 from torchwatt.integrations.training_budget import NO_TOTALS, CheckpointTotals, parse_totals
 from torchwatt.session.profile import outcome_of
 
@@ -19,7 +19,7 @@ def _callback_bases() -> tuple[Any, ...]:
     names = [name for name in PACKAGE_NAMES if name in sys.modules]
     if not names:
         names = [name for name in PACKAGE_NAMES if find_spec(name.partition(".")[0]) is not None][:1]
-    return tuple(import_optional(name, "lightning").Callback for name in names or PACKAGE_NAMES[:1])
+    return tuple(import_optional(name, __name__).Callback for name in names or PACKAGE_NAMES[:1])
 
 
 class EnergyCallback(MeteringCallback, *_callback_bases()):  # type: ignore[misc]
@@ -151,7 +151,7 @@ class EnergyCallback(MeteringCallback, *_callback_bases()):  # type: ignore[misc
             return
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=max(trainer.fit_loop.epoch_loop._batches_that_stepped, 0))
-        as_tensor = import_optional("torch", "lightning").tensor
+        as_tensor = import_optional("torch", __name__).tensor
         trainer.callback_metrics.update({name: as_tensor(value) for name, value in metrics.items()})
 
     def _decide(self, trainer: Any) -> None:

@@ -6,8 +6,8 @@ import threading
 from collections.abc import MutableMapping
 from typing import Any
 
+from torchwatt.core.extras import import_optional
 from torchwatt.integrations.metering_callback import MeteringCallback, guard_hook
-from torchwatt.integrations.optional_dependency import import_optional
 from torchwatt.integrations.trainer_hooks import (
     CODECARBON_NOTE,
     attach_callback,
@@ -19,7 +19,7 @@ from torchwatt.integrations.training_budget import CheckpointTotals, parse_total
 from torchwatt.session.profile import outcome_of
 from torchwatt.session.run import Run
 
-_callbacks: Any = import_optional("transformers.trainer_callback", "trainer")
+_callbacks: Any = import_optional("transformers.trainer_callback", __name__)
 CHECKPOINT_KEY = "torchwatt"  # key of the joules in a checkpoint's trainer_state.json
 
 
@@ -147,7 +147,7 @@ class EnergyCallback(MeteringCallback, _callbacks.TrainerCallback):  # type: ign
         self._end()
 
     def _attach(self) -> bool:
-        trainer_class = import_optional("transformers.trainer", "trainer").Trainer
+        trainer_class = import_optional("transformers.trainer", __name__).Trainer
         self._trainer = calling_instance(trainer_class) or self._trainer
         return self._trainer is not None and attach_callback(self._trainer, self)
 

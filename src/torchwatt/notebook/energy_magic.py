@@ -67,9 +67,10 @@ class EnergyMagics(Magics):
           --intensity G    carbon intensity of the grid in gCO2e/kWh, instead of a region's
           --market G       gCO2e/kWh of your electricity contract, for a market-based total
           --facility SITE  a site with published PUE, such as scaleway/fr-par-2
-          --pue X          facility energy over IT energy, at least 1 (grams only)
+          --pue X          facility energy over IT energy, at least 1 (for grams and cost)
           --factors FILE   a file of factors, of hourly grid values, or of Electricity Maps history
           --allow-expired  apply factors outside of their dates; their rows are marked
+          --price-per-kwh '0.32 EUR'  price of electricity with its currency, for the cost of the run
           --csv DIR        write the audit tables into a folder; if it is not empty, into DIR-2 beside it
           --overwrite      replace the bundle at DIR; anything else is never replaced
           --html FILE      write the report as one page, replacing an older one

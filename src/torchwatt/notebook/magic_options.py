@@ -34,6 +34,7 @@ MAGIC_OPTIONS: Mapping[str, MagicOption] = {
     "--pue": MagicOption("pue", "X"),
     "--factors": MagicOption("factors", "FILE"),
     "--allow-expired": MagicOption("allow_expired"),
+    "--price-per-kwh": MagicOption("price_per_kwh", "'0.32 EUR'"),
     "--csv": MagicOption("csv", "DIR"),
     "--no-live": MagicOption(""),
     "--html": MagicOption("html", "FILE"),

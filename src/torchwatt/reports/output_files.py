@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torchwatt.core.errors import BundleError, warn
 from torchwatt.core.report import Report
 from torchwatt.disk.private_files import make_private_folder, missing_folders, replace_file
 from torchwatt.reports.run_options import RunOptions
-from torchwatt.views import to_html_page
+from torchwatt.views import SpanTimeline, to_html_page, to_perfetto
 
 # The same chain and key apply to every way to write a bundle: notebook, command line, Python.
 CHAIN_VARIABLE = "TORCHWATT_CHAIN"
@@ -108,12 +109,28 @@ def write_html(report: Report, path: str | os.PathLike[str]) -> Path:
     Raises:
         BundleError: `path` exists and is not a file, or cannot be written.
     """
+    return _replace(Path(path).absolute(), to_html_page(report).encode(), "the page", "report.html")
+
+
+def write_perfetto(report: Report, path: str | os.PathLike[str], timeline: SpanTimeline | None = None) -> Path:
+    """Write the run as a trace for Perfetto, replacing an older file of that name; compressed if it ends in `.gz`.
+
+    Raises:
+        BundleError: `path` exists and is not a file, or cannot be written.
+    """
     target = Path(path).absolute()
+    content = to_perfetto(report, timeline)
+    if target.suffix == ".gz":
+        content = gzip.compress(content, mtime=0)
+    return _replace(target, content, "the trace", "run.json.gz")
+
+
+def _replace(target: Path, content: bytes, what: str, example: str) -> Path:
     if target.exists() and not target.is_file():
-        raise BundleError(f"{target} is not a file: name one for the page, such as {target / 'report.html'}")
+        raise BundleError(f"{target} is not a file: name one for {what}, such as {target / example}")
     try:
         make_private_folder(target.parent)
-        replace_file(target, to_html_page(report).encode())
+        replace_file(target, content)
     except OSError as error:
         raise BundleError(f"cannot write {target}: {error.strerror}") from error
     return target

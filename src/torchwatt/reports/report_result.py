@@ -13,8 +13,19 @@ from torchwatt.core.errors import ConfigError
 from torchwatt.core.plain_text import to_printable
 from torchwatt.core.report import Report
 from torchwatt.reports import dataframes
-from torchwatt.reports.output_files import keep_run, write_csv, write_html
-from torchwatt.views import MIME, VIEWS, View, answer, to_html_fragment, to_markdown, to_payload, to_text
+from torchwatt.reports.experiment_loggers import log_report
+from torchwatt.reports.output_files import keep_run, write_csv, write_html, write_perfetto
+from torchwatt.views import (
+    MIME,
+    VIEWS,
+    SpanTimeline,
+    View,
+    answer,
+    to_html_fragment,
+    to_markdown,
+    to_payload,
+    to_text,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +67,11 @@ class ReportResult(ABC):
     def carbon_g(self) -> float | None:
         """Grams of CO2e; None without a region."""
         return self.report.carbon_g
+
+    @property
+    def cost(self) -> float | None:
+        """Cost of the electricity in the currency of `price_per_kwh=`; None without a price."""
+        return None if (cost := self.report.cost) is None else cost.value
 
     @property
     def duration_s(self) -> float:
@@ -156,6 +172,37 @@ class ReportResult(ABC):
             BundleError: `path` exists and is not a file, or cannot be written.
         """
         return write_html(self.report, path)
+
+    def to_perfetto(self, path: str | os.PathLike[str]) -> Path:
+        """Write the run as a trace for Perfetto (ui.perfetto.dev) and `chrome://tracing`, replacing an older file.
+
+        Watts of each domain are counters; steps, stages, epochs and modules are slices, those of steps that were not
+        traced are marked as filled in. Times are microseconds since the run's start.
+
+        Args:
+            path: The file, such as `run.json.gz`; compressed if its name ends in `.gz`.
+
+        Raises:
+            BundleError: `path` exists and is not a file, or cannot be written.
+        """
+        return write_perfetto(self.report, path, self._timeline())
+
+    def log_to(self, target: Any) -> None:
+        """Log totals, joules by step and the layers to TensorBoard, Weights & Biases, trackio or MLflow.
+
+        Args:
+            target: The library's own object (`SummaryWriter`, a run of wandb, trackio or MLflow), or a name: `wandb`,
+                `trackio` and `mlflow` are their active runs, `tensorboard:DIR` is a new `SummaryWriter(DIR)`.
+
+        Raises:
+            ConfigError: The run has not ended, `target` is none of these, or no run is active.
+            MissingPackageError: The library is not installed.
+        """
+        log_report(self.report, target)
+
+    def _timeline(self) -> SpanTimeline | None:
+        """Return the spans of the run's modules; None where they are not kept."""
+        return None
 
     def __repr__(self) -> str:
         # Printing a run must not raise an encoding error.

@@ -68,6 +68,7 @@ class ProfileArguments(TypedDict):
     pue: float | tuple[float, float, float] | None
     factors: StrPath | Sequence[StrPath] | None
     allow_expired: bool
+    price_per_kwh: str | None
     name: str | None
     layers: str
     overhead_budget: float

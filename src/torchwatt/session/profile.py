@@ -51,9 +51,10 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         intensity_g_per_kwh: Carbon intensity of the grid, instead of a region's.
         market: gCO2e/kWh of your electricity contract, for a market-based total beside the location-based one.
         facility: A site with published PUE, water and grid mix, such as "scaleway/fr-par-2".
-        pue: Facility energy over IT energy, at least 1, or (value, lo, hi); grams only.
+        pue: Facility energy over IT energy, at least 1, or (value, lo, hi); for grams and cost.
         factors: Your own file of factors or of a grid over time, or an Electricity Maps history file, or several.
         allow_expired: Apply factors outside of their dates; their rows are marked.
+        price_per_kwh: Price of electricity with its currency ("0.32 EUR"), for the cost of the run.
         name: Shown in reports.
         layers: "on" or "off"; "off" measures energy without layers.
         overhead_budget: Largest fraction of the run time that tracing may cost.
@@ -92,6 +93,7 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
         pue: float | tuple[float, float, float] | None = None,
         factors: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         allow_expired: bool = False,
+        price_per_kwh: str | None = None,
         name: str | None = None,
         layers: str = "on",
         overhead_budget: float = 0.01,
@@ -114,10 +116,10 @@ class profile:  # noqa: N801  # reads as a verb, like `contextlib.suppress`
     ) -> None:
         arguments = ProfileArguments(
             region=region, intensity_g_per_kwh=intensity_g_per_kwh, market=market, facility=facility, pue=pue,
-            factors=factors, allow_expired=allow_expired, name=name, layers=layers, overhead_budget=overhead_budget,
-            baseline_s=baseline_s, csv=csv, html=html, overwrite=overwrite, keep=keep, project=project, journal=journal,
-            live=live, powercap_root=powercap_root, feed=feed, dither_s=dither_s, replays=replays, work=work, job=job,
-            job_wait_s=job_wait_s,
+            factors=factors, allow_expired=allow_expired, price_per_kwh=price_per_kwh, name=name, layers=layers,
+            overhead_budget=overhead_budget, baseline_s=baseline_s, csv=csv, html=html, overwrite=overwrite,
+            keep=keep, project=project, journal=journal, live=live, powercap_root=powercap_root, feed=feed,
+            dither_s=dither_s, replays=replays, work=work, job=job, job_wait_s=job_wait_s,
         )  # fmt: skip
         try:
             reject_positional(misplaced)

@@ -34,6 +34,7 @@ from torchwatt.sensors import Feed
 from torchwatt.session import session_registry
 from torchwatt.session.session_setup import SessionTracing, open_feed, open_journal, sample_baseline, start_feed
 from torchwatt.tracing import Tracer, wait_for_devices
+from torchwatt.views import SpanTimeline, select_spans
 
 if TYPE_CHECKING:
     from torchwatt.reports.output_files import WrittenFiles
@@ -85,6 +86,7 @@ class Session:
         self.thread = threading.get_ident()
         self.pid = os.getpid()
         self.report: Report | None = None
+        self.timeline: SpanTimeline | None = None
         self.units: dict[str, float] = {}
         self.written: WrittenFiles | None = None
         self.task = session_registry.current_task()
@@ -223,6 +225,7 @@ class Session:
         late.run(self._end_jitter)
         self.ended_ns = end_ns = late.run(self._last_look)
         trace = late.run(lambda: self._tracing.stop(self._start_ns, end_ns))
+        self.timeline = late.run(lambda: select_spans(trace)) if self.options.layers else None
         session_registry.unregister_session(self)
         recording = late.run(self._end_feed)
         if (journal := self._journal) is not None:

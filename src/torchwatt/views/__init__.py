@@ -16,6 +16,7 @@ from torchwatt.views.live_payload import (
 )
 from torchwatt.views.module_tree import LAYER_COLUMNS, layer_rows
 from torchwatt.views.number_format import DASH, format_energy, format_interval, format_mass, format_power, format_time
+from torchwatt.views.perfetto_trace import SpanTimeline, select_spans, to_perfetto
 from torchwatt.views.report_payload import MIME, to_payload
 from torchwatt.views.terminal_report import MAX_LAYERS, to_markdown, to_text
 
@@ -28,6 +29,7 @@ __all__ = [
     "Answer",
     "LayerGroup",
     "LivePoint",
+    "SpanTimeline",
     "View",
     "answer",
     "default_view",
@@ -40,12 +42,14 @@ __all__ = [
     "layer_rows",
     "live_layers_payload",
     "rate_payload",
+    "select_spans",
     "start_payload",
     "steps_payload",
     "to_html_fragment",
     "to_html_page",
     "to_markdown",
     "to_payload",
+    "to_perfetto",
     "to_text",
     "top_groups",
     "update_payload",

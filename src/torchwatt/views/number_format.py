@@ -27,6 +27,14 @@ def format_power(power_w: float | None) -> str:
     return _format_si(power_w, "W")
 
 
+def format_money(amount: float | None, currency: str) -> str:
+    """Return an amount without prefixes: `0.00141 EUR`, `12.3 EUR`, `1234 EUR`."""
+    if amount is None or not isfinite(amount):
+        return DASH
+    decimals = 2 if amount == 0 else max(2 - floor(log10(float(f"{abs(amount):.2e}"))), 0)
+    return f"{amount:.{decimals}f} {currency}"
+
+
 def format_mass(mass_g: float | None) -> str:
     """Return grams, kilograms or tonnes: `138 mg`, `1.20 kg`, `3.40 t`."""
     if mass_g is not None and isfinite(mass_g) and abs(mass_g) >= 1e6:

@@ -20,8 +20,10 @@ from torchwatt.views.number_format import (
     format_energy,
     format_interval,
     format_mass,
+    format_money,
     format_share,
     format_time,
+    format_wh,
 )
 
 NO_CARBON = "No carbon: give region= (such as 'FRA') or intensity_g_per_kwh=."
@@ -309,12 +311,19 @@ def energy_rates(report: Report) -> tuple[EnergyRate, ...]:
     """Return joules per step and per counted unit."""
     energy_rates = list(step_rates(report))
     for unit, count in sorted(report.units.items()):
-        energy_rates.append(
-            EnergyRate(
-                f"per {unit}", format_energy(report.energy_per(count)), f"{format_count(count)} counted, total / count"
-            )
-        )
-    return tuple(energy_rates)
+        per_unit = format_energy(report.energy_per(count))
+        energy_rates.append(EnergyRate(f"per {unit}", per_unit, f"{format_count(count)} counted, total / count"))
+    return (*energy_rates, *([] if report.cost is None else [_cost_rate(report, report.cost)]))
+
+
+def _cost_rate(report: Report, cost: Impact) -> EnergyRate:
+    """Return the cost of the run's electricity, with the energy and the declared price that it is made of."""
+    used = {factor.kind: factor for factor in report.factors if factor.factor_id in cost.factor_ids}
+    price, pue = used["price"], used.get("pue")
+    building = "" if pue is None else f" × PUE {pue.value:.2f} ({pue.provenance})"
+    price_text = f"{price.value:g} {price.unit.partition('/')[0].strip('{}')}/kWh ({price.provenance})"
+    amount = format_money(cost.value, cost.unit.strip("{}"))
+    return EnergyRate("cost", amount, f"{format_wh(report.energy_j)}{building} at {price_text}")
 
 
 STAGE_LABELS = {TRAIN: "training step", VALIDATION: "validation step", INFERENCE: "inference step", "": "other step"}

@@ -112,9 +112,11 @@ class ImpactChecks:
         unit = factor_checks.UNIT_OF_CRITERION.get(text(cells, "criterion"))
         if cells["criterion"] == "sci":
             unit = f"g{{CO2e}}/{{{self.facts.run['functional_unit']}}}"
+        factors = [self.facts.factors[name] for name in ids_of(cells) if name in self.facts.factors]
+        if cells["criterion"] == "cost":  # in the currency of its price
+            unit = next((text(f, "unit").partition("/")[0] for f in factors if f["kind"] == "price"), None)
         if unit is not None and cells["unit"] != unit:
             self._report("LAW", row, "unit", "of this criterion", unit, cells["unit"])
-        factors = [self.facts.factors[name] for name in ids_of(cells) if name in self.facts.factors]
         methods = {text(factor, "accounting_method") for factor in factors} - {""}
         if methods and cells["accounting_method"] not in methods:
             self._report(

@@ -287,9 +287,7 @@ def _step_spans(
     return step_spans
 
 
-def _on_cpu_clock(
-    call: TimedCall, spans: IntArray, cpu: IntArray, waits: Sequence[int]
-) -> tuple[TimedCall, IntArray]:
+def _on_cpu_clock(call: TimedCall, spans: IntArray, cpu: IntArray, waits: Sequence[int]) -> tuple[TimedCall, IntArray]:
     """Return a step and its spans on the thread's CPU clock where that was read often enough, else unchanged.
 
     On a busy machine a step of 2 ms may take 10 ms, and the delay falls into an arbitrary part of it. In spans of

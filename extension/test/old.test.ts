@@ -4,8 +4,8 @@
 import { describe, expect, test } from 'vitest';
 import first from '../../tests/journal/old_journals/2026_11_24/payload.json';
 import second from '../../tests/journal/old_journals/2026_12_01/payload.json';
-import { ReportView } from '../src/chart';
 import { asPayload } from '../src/payload';
+import { ReportView } from '../src/report';
 
 describe('a payload of earlier code', () => {
   for (const [day, written] of Object.entries({ '2026-11-24': first, '2026-12-01': second })) {

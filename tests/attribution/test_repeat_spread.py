@@ -17,9 +17,9 @@ from torchwatt.attribution.repeat_spread import build_step_grid, estimate_repeat
 from torchwatt.attribution.run_attribution import attribute_recording
 from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.ledger import Entry
-from torchwatt.core.report import Z90
 from torchwatt.core.terms import OUTSIDE, UNATTRIBUTED, Domain, Slot
 from torchwatt.core.trace import EMPTY_TRACE, ModuleInfo, trace_from_spans
+from torchwatt.core.units import Z90
 
 CPU = Domain("cpu", 0)
 

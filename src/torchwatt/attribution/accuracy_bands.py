@@ -8,7 +8,7 @@ from math import hypot
 
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Meter
-from torchwatt.core.report import Z90
+from torchwatt.core.units import Z90
 
 AccuracyBand = tuple[float, float]  # lower and upper deviation of another meter, as parts of the joules
 

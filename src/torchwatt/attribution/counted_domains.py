@@ -24,9 +24,9 @@ from torchwatt.core.ledger import (
     total_self_j,
 )
 from torchwatt.core.meter import Event, Meter, Recording, Series
-from torchwatt.core.report import Z90
 from torchwatt.core.terms import CUDA_LIBRARY, OTHER_PROCESSES, USERS, DeviceUsers, Domain, Slot, weakest_provenance
 from torchwatt.core.trace import Trace
+from torchwatt.core.units import Z90
 
 CUDA_LIBRARY_KEY = f"process/{CUDA_LIBRARY}"
 # An observation this long before the run still shows who used the device at its start.

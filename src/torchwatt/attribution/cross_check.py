@@ -19,8 +19,7 @@ from torchwatt.attribution.unsampled_phases import averaging_window_s, find_powe
 from torchwatt.core.energy_curve import interpolate
 from torchwatt.core.errors import SensorError
 from torchwatt.core.meter import Event, Meter, Recording, Series
-from torchwatt.core.report import Z90
-from torchwatt.core.units import NS_PER_S
+from torchwatt.core.units import NS_PER_S, Z90
 
 UNCHECKED_PREFIX = "unchecked"  # prefix of notes on why a meter's band rests on its kind only
 # A comparison with a resolution worse than this part of the joules does not check a band of 5 %.

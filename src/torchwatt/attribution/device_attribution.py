@@ -24,10 +24,9 @@ from torchwatt.attribution.repeat_spread import (
 from torchwatt.core.energy_curve import EnergyCurve, interpolate
 from torchwatt.core.ledger import Entry, absorb_rounding, book_entry, interval_around
 from torchwatt.core.meter import FloatArray, IntArray, Series
-from torchwatt.core.report import Z90
 from torchwatt.core.terms import IDLE, RESERVED, ROOT, UNATTRIBUTED, Slot
 from torchwatt.core.trace import Activity, Trace
-from torchwatt.core.units import NS_PER_S
+from torchwatt.core.units import NS_PER_S, Z90
 
 # A sensor's own gain error, by which metered total and readings may differ (arXiv 2312.02741: 5 % is typical).
 GAIN_SD_REL = 0.03

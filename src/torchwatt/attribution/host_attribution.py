@@ -37,9 +37,9 @@ from torchwatt.attribution.repeat_spread import (
 from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.ledger import Entry, absorb_rounding, book_entry, interval_around
 from torchwatt.core.meter import FloatArray, IntArray, Series
-from torchwatt.core.report import Z90
 from torchwatt.core.terms import IDLE, OUTSIDE, Slot
 from torchwatt.core.trace import ModuleInfo, Trace
+from torchwatt.core.units import Z90
 
 _INDEX_PATTERN = re.compile(r"(?<![^.])\d+(?![^.])")
 

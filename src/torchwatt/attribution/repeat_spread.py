@@ -18,10 +18,9 @@ from torchwatt.attribution.owned_intervals import Exposure
 from torchwatt.core.energy_curve import EnergyCurve, spaced_instants
 from torchwatt.core.ledger import interval_around
 from torchwatt.core.meter import FloatArray, IntArray
-from torchwatt.core.report import Z90
 from torchwatt.core.terms import UNATTRIBUTED, Slot
 from torchwatt.core.trace import Trace
-from torchwatt.core.units import NS_PER_S
+from torchwatt.core.units import NS_PER_S, Z90
 
 BLOCKS = 12
 MIN_BLOCKS = 4

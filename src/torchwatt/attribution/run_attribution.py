@@ -36,10 +36,9 @@ from torchwatt.core.energy_curve import EnergyCurve, interpolate
 from torchwatt.core.errors import SensorError
 from torchwatt.core.ledger import MIN_COVERAGE, Ledger
 from torchwatt.core.meter import Event, Meter, Recording, Series, Unavailable
-from torchwatt.core.report import Z90
 from torchwatt.core.terms import Domain
 from torchwatt.core.trace import Trace
-from torchwatt.core.units import NS_PER_S
+from torchwatt.core.units import NS_PER_S, Z90
 
 SPARSE_READINGS_REL = 0.1  # readings that leave so much of the joules open are a warning
 PHASES_UNSEEN_CODE = "PHASES_UNSEEN"  # an event: the run is partial, for most of a step was never sampled

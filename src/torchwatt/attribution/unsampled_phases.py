@@ -20,8 +20,7 @@ from torchwatt.attribution.sensor_response import ONE_SECOND_MEAN, SENSOR_FAMILI
 from torchwatt.attribution.sensor_updates import GRID_TOLERANCE_S, find_sensor_updates
 from torchwatt.core.energy_curve import interpolate
 from torchwatt.core.meter import FloatArray, IntArray, Meter, Series
-from torchwatt.core.report import Z90
-from torchwatt.core.units import NS_PER_S
+from torchwatt.core.units import NS_PER_S, Z90
 
 # Consecutive readings are correlated, so the error of a mean of n of them is larger than sd / sqrt(n).
 CORRELATION_FACTOR = 1.6

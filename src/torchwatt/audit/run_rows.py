@@ -15,8 +15,9 @@ from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.errors import BundleError
 from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Meter
-from torchwatt.core.report import Z90, Report
+from torchwatt.core.report import Report
 from torchwatt.core.terms import UNATTRIBUTED, Domain, domain_kind
+from torchwatt.core.units import Z90
 
 
 def salted_hash(run_id: str, secret: str | None) -> str | None:

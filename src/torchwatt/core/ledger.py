@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import fsum, isclose
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from torchwatt.core.errors import LedgerError
-from torchwatt.core.meter import FloatArray
 from torchwatt.core.terms import Domain, Method, Phase, Provenance, Slot
+
+if TYPE_CHECKING:  # `verify` runs without numpy
+    from torchwatt.core.meter import FloatArray
 
 # A meter that was absent for a larger part of the run did not cover it.
 FULL_COVERAGE = 0.995
@@ -98,7 +99,7 @@ def interval_around(energy_j: float, half_j: float | None) -> tuple[float, float
 def absorb_rounding(parts_j: FloatArray, total_j: float) -> FloatArray:
     """Return joules that add up exactly to the total; the rounding error of their sum goes to the largest."""
     exact_j = parts_j.copy()
-    exact_j[int(np.argmax(exact_j))] += total_j - fsum(exact_j)
+    exact_j[int(exact_j.argmax())] += total_j - fsum(exact_j)
     return exact_j
 
 

@@ -14,8 +14,8 @@ from torchwatt.core.ledger import MIN_COVERAGE, Ledger, mean_power_w
 from torchwatt.core.meter import Event, Meter, SamplerStats, Series, Unavailable
 from torchwatt.core.terms import Phase, Provenance, weakest_provenance
 from torchwatt.core.trace import ModuleInfo
+from torchwatt.core.units import Z90
 
-Z90 = 1.6448536269514722  # half width of a two-sided 90 % interval, in standard deviations
 Status = Literal["running", "complete", "partial", "aborted"]
 
 

@@ -1,7 +1,8 @@
-"""Every unit conversion of the project; exact constants."""
+"""Every unit conversion of the project, and the quantile of its intervals; exact constants."""
 
 J_PER_KWH = 3.6e6
 NS_PER_S = 1_000_000_000
+Z90 = 1.6448536269514722  # half width of a two-sided 90 % interval, in standard deviations
 
 
 def kwh_from_j(energy_j: float) -> float:

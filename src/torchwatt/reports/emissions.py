@@ -14,9 +14,9 @@ from torchwatt.carbon.pricing import price_run
 from torchwatt.core.errors import FactorError
 from torchwatt.core.hour_energy import NS_PER_HOUR, HourEnergy, hour_energies
 from torchwatt.core.meter import Event, Severity
-from torchwatt.core.report import Z90, Report
+from torchwatt.core.report import Report
 from torchwatt.core.terms import Provenance, weakest_provenance
-from torchwatt.core.units import NS_PER_S
+from torchwatt.core.units import NS_PER_S, Z90
 
 
 def add_impacts(report: Report, plan: PricingPlan) -> Report:

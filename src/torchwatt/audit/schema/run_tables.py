@@ -13,7 +13,7 @@ from torchwatt.audit.schema.table_schema import (
     string,
     timestamp,
 )
-from torchwatt.core.report import Z90
+from torchwatt.core.units import Z90
 
 LEVELS = ("M0", "M1", "M2", "M3", "M4")
 

@@ -11,8 +11,8 @@ from torchwatt.audit.verification.bundle_facts import BundleFacts, number, text
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.audit.verification.table_reader import is_same_number
 from torchwatt.core.ledger import is_fully_covered
-from torchwatt.core.report import Z90
 from torchwatt.core.terms import METER_LOSSES, domain_kind
+from torchwatt.core.units import Z90
 
 FILE = "device.csv"
 # Models of load: nothing that they say is measured.

@@ -12,8 +12,8 @@ from torchwatt.audit.verification.bundle_facts import BundleFacts, number, text
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.audit.verification.table_reader import is_same_number
 from torchwatt.core.ledger import is_fully_covered
-from torchwatt.core.report import Z90
 from torchwatt.core.terms import PROVENANCES
+from torchwatt.core.units import Z90
 
 PART_OF_KIND = {"gpu": "accelerator", "cpu": "cpu", "dram": "dram", "ram": "dram"}
 _NUMBERS = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")

@@ -153,6 +153,7 @@ def test_a_program_of_the_system_is_not_taken_from_the_current_folder(tmp_path, 
 
 
 STARTERS = {
+    "cli/live_row.py",
     "sensors/sampler_process.py",
     "tracing/device_windows.py",
     "audit/fleet/ingestion.py",

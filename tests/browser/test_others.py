@@ -77,8 +77,8 @@ def compare_with_python(page, env):
     assert told["total"] in shown
     assert "per image" in shown
     assert "CO2e" in shown
-    column = {"forward": 1, "backward": 2}
-    rows = {row[0].split()[0]: row for row in page.evaluate(ROWS) if len(row) == 8}
+    column = {"forward": 4, "backward": 5}
+    rows = {row[0].split()[0]: row for row in reversed(page.evaluate(ROWS)) if len(row) == 9}  # the flat view is first
     compared = [(fqn, phase) for fqn, phase, joules in told["layers"] if phase in column and fqn in rows
                 and rows[fqn][column[phase]] == joules]  # fmt: skip
     expected = [(fqn, phase) for fqn, phase, _ in told["layers"] if phase in column and fqn in rows]

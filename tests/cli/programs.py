@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-REPORT = re.compile(r"^torchwatt [·|] .*?^measuring  [^\n]*\n(?: {11}[^\n]*\n)*\n", re.MULTILINE | re.DOTALL)
+REPORT = re.compile(r"^torchwatt [·|] .*?^run        [^\n]*\n(?: {11}[^\n]*\n)*\n", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,8 @@ HOSTILE = (
     "\udcff\udc80", "x" * 5000,
 )  # fmt: skip
 _TAGS = frozenset({
-    "html", "head", "meta", "title", "style", "body", "b", "br", "details", "div", "img", "span", "summary", "table",
-    "td", "th", "tr",
+    "html", "head", "main", "h1", "meta", "title", "style", "body", "b", "br", "details", "div", "img", "span", "summary",
+    "table", "td", "th", "tr",
 })  # fmt: skip
 _ATTRIBUTES = frozenset({
     "align", "alt", "cellpadding", "cellspacing", "colspan", "open", "src", "style", "width", "lang", "charset",

@@ -26,7 +26,8 @@ HOSTILE = (
     "\udcff\udc80", "x" * 5000,
 )  # fmt: skip
 _TAGS = frozenset({
-    "html", "head", "main", "h1", "meta", "title", "style", "body", "b", "br", "details", "div", "img", "span", "summary",
+    "html", "head", "main", "h1", "meta", "title", "style", "body", "b", "br", "details", "div", "img", "span",
+    "summary",
     "table", "td", "th", "tr",
 })  # fmt: skip
 _ATTRIBUTES = frozenset({

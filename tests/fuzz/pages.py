@@ -32,7 +32,7 @@ _TAGS = frozenset({
 })  # fmt: skip
 _ATTRIBUTES = frozenset({
     "align", "alt", "cellpadding", "cellspacing", "colspan", "open", "src", "style", "width", "lang", "charset",
-    "name", "content", "http-equiv",
+    "name", "content", "http-equiv", "title",
 })  # fmt: skip
 _VOID = frozenset({"br", "img", "meta"})
 _UNPRINTED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from itertools import product
 from pathlib import Path
@@ -9,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.browser.conftest import PICTURES, choose_view
+from tests.browser.conftest import PICTURES, REQUIRE, choose_view
 from tests.browser.model_reports import model_report, write_reports
 from tests.support.heavy import heavy_unless
 from torchwatt.views.html_report import to_html_page
@@ -111,7 +112,10 @@ def check_axe(page, where):
 @pytest.fixture
 def axe():
     if not AXE.is_file():
-        pytest.skip("axe-core is not installed: make front")
+        reason = "axe-core is not installed: make front"
+        if os.environ.get(REQUIRE):
+            pytest.fail(reason)
+        pytest.skip(reason)
 
 
 @pytest.mark.usefixtures("axe")

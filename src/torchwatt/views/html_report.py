@@ -6,12 +6,12 @@ from torchwatt.core.meter import Event
 from torchwatt.core.report import Report
 from torchwatt.views import report_summary
 from torchwatt.views.answer import answer
+from torchwatt.views.layer_groups import flat_views
 from torchwatt.views.layer_html import (
     MAX_MODULES,
     MAX_ROWS,
     build_group_tables,
     build_tree_block,
-    group_views,
     provenance_chip,
 )
 from torchwatt.views.markup import BORDER, escape_text, html_tag, muted_text, text_chip
@@ -25,8 +25,11 @@ _CARD = (
     "margin:0 10px 10px 0;flex:1 1 210px;max-width:480px"
 )
 _CARDS = "display:flex;flex-wrap:wrap"
-# (modules of the tree, rows of the other views), tried in turn.
-_CAPS = ((MAX_MODULES, MAX_ROWS), (200, MAX_ROWS), (100, MAX_ROWS), (50, MAX_ROWS), (20, 10), (5, 5), (1, 1))
+# (modules of the tree, rows of the other views), tried in turn: rows tell more, and take less room.
+_CAPS = (
+    *((modules, MAX_ROWS) for modules in (MAX_MODULES, 200, 100, 50, 20, 10, 5)),
+    (5, 10), (5, 5), (1, 1),
+)  # fmt: skip
 _MAX_EVENTS = 50
 _MAX_TEXT = 400
 
@@ -44,10 +47,10 @@ def to_html_fragment(report: Report, max_bytes: int | None = None) -> str:
 def _build_report(report: Report, max_bytes: int | None, title: str) -> str:
     head, curve = _head_block(report, title), _curve_block(report)
     lower = rank_block(report) + _measurement_block(report)
-    booked, views, fragment = build_layer_tree(report), group_views(report), ""
+    booked, views, fragment = build_layer_tree(report), flat_views(report), ""
+    tables = {max_rows: build_group_tables(report, views, max_rows) for _, max_rows in _CAPS}
     for max_modules, max_rows in _CAPS:
-        layers = build_group_tables(report, views, max_rows) + curve
-        blocks = head + layers + build_tree_block(booked, report.energy_j, max_modules) + lower
+        blocks = head + tables[max_rows] + curve + build_tree_block(booked, report.energy_j, max_modules) + lower
         fragment = html_tag("div", blocks, "max-width:980px;line-height:1.45;text-align:left;font-size:13px")
         if max_bytes is None or len(fragment.encode()) < max_bytes:
             break

@@ -18,6 +18,7 @@ from torchwatt.views.module_tree import TOP_CONTAINER, ModuleNode, build_layer_t
 
 View = Literal["hottest", "blocks", "tree", "type"]
 VIEWS: tuple[View, ...] = get_args(View)
+FLAT_VIEWS: tuple[View, ...] = ("hottest", "blocks", "type")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +73,16 @@ def layer_groups(report: Report, by: View) -> tuple[LayerGroup, ...]:
         by: `hottest`: a row per module. `blocks`: alike modules of repeated blocks are one row, as in
             `h.*.mlp.fc1`. `tree`: a row per module with the modules inside it below. `type`: a row per kind of module.
     """
-    if by == "tree":
-        return tree_groups(report)
+    return tree_groups(report) if by == "tree" else _flat_groups(report, sum_layers(report), by)
+
+
+def flat_views(report: Report) -> dict[View, tuple[LayerGroup, ...]]:
+    """Return the rows of every view but the tree, as `layer_groups` does."""
     layers = sum_layers(report)
+    return {view: _flat_groups(report, layers, view) for view in FLAT_VIEWS}
+
+
+def _flat_groups(report: Report, layers: Sequence[LayerSum], by: View) -> tuple[LayerGroup, ...]:
     if by == "hottest":
         return _make_groups(report, layers, lambda layer: layer.fqn)
     if by == "type":
@@ -114,9 +122,9 @@ def cut_groups(groups: Sequence[LayerGroup], rows: int) -> tuple[LayerGroup, ...
 
 def _group(name: str, entries: tuple[Entry, ...], run_j: float) -> LayerGroup:
     energy_j, half_j = half_interval(entries)
-    known = half_j is not None and bool(entries)
+    has_interval = half_j is not None and bool(entries)
     lows = [entry.energy_self_lo_j for entry in entries]
-    lo_j = fsum(low for low in lows if low is not None) if known and None not in lows else None
+    lo_j = fsum(low for low in lows if low is not None) if has_interval and None not in lows else None
     return LayerGroup(
         name=name,
         count=0 if name in RESERVED else 1,
@@ -232,8 +240,8 @@ def _find_shapes(children: Mapping[str, set[str]], infos: Mapping[str, ModuleInf
     shape: dict[str, int] = {}
     for name in sorted(children, key=lambda name: -name.count(".") if name else 1):
         info = infos.get(name)
-        inside = tuple(sorted((child.rpartition(".")[2], shape[child]) for child in children[name]))
-        key = (info.class_name if info else "", info.params if info else 0, inside)
+        child_shapes = tuple(sorted((child.rpartition(".")[2], shape[child]) for child in children[name]))
+        key = (info.class_name if info else "", info.params if info else 0, child_shapes)
         shape[name] = numbers.setdefault(key, len(numbers))
     return shape
 
@@ -243,10 +251,10 @@ def _folded_parts(children: Mapping[str, set[str]], shape: Mapping[str, int]) ->
     parts: dict[str, str] = {}
     for siblings in children.values():
         numbered = [name for name in siblings if name.rpartition(".")[2].isdecimal()]
-        alike: dict[int, list[str]] = defaultdict(list)
+        same_shape: dict[int, list[str]] = defaultdict(list)
         for name in numbered:
-            alike[shape[name]].append(name)
-        for members in alike.values():
+            same_shape[shape[name]].append(name)
+        for members in same_shape.values():
             if len(members) > 1:
                 numbers = sorted(int(name.rpartition(".")[2]) for name in members)
                 label = "*" if len(members) == len(numbered) else f"{{{_list_numbers(numbers)}}}"
@@ -265,23 +273,22 @@ def _list_numbers(numbers: Sequence[int]) -> str:
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
-# Kinds of modules by parts of their class names, tried in turn.
-_TYPES = {
-    "Linear": r"^Conv1D$",  # of Hugging Face: a linear layer
-    "attention": r"(?i)attention|attn|sdpa",
-    "norm": r"(?i)norm",
-    "embedding": r"(?i)embed",
-    "linear": r"(?i)linear|^dense$",
-    "convolution": r"(?i)conv",
-    "recurrent": r"(?i)lstm|gru|^rnn",
-    "activation": r"(?i)relu|gelu|silu|sigmoid|tanh|softmax|softplus|softsign|swish|mish|activation|^([ct]?elu|glu)$",
-    "dropout": r"(?i)dropout|droppath",
-    "pooling": r"(?i)pool",
-    "loss": r"(?i)loss$",
-}
+# Kinds of modules and parts of their class names, tried in turn.
+_TYPES = (
+    ("Linear", r"^Conv1D$"),  # of Hugging Face: a linear layer
+    ("attention", r"(?i)attention|attn|sdpa"),
+    ("norm", r"(?i)norm"),
+    ("embedding", r"(?i)embed"),
+    ("Linear", r"(?i)linear|^dense$"),
+    ("convolution", r"(?i)conv"),
+    ("recurrent", r"(?i)lstm|gru|^rnn"),
+    ("activation", r"(?i)relu|gelu|silu|sigmoid|tanh|softmax|softplus|softsign|swish|mish|activation|^([ct]?elu|glu)$"),
+    ("dropout", r"(?i)dropout|droppath"),
+    ("pooling", r"(?i)pool"),
+    ("loss", r"(?i)loss$"),
+)
 
 
 def module_type(class_name: str) -> str:
     """Return the kind of a module by its class name; the class name itself for others, such as `GPT2Block`."""
-    kind = next((kind for kind, pattern in _TYPES.items() if re.search(pattern, class_name)), class_name)
-    return {"linear": "Linear", "": "class unknown"}.get(kind, kind)
+    return next((kind for kind, pattern in _TYPES if re.search(pattern, class_name)), class_name or "class unknown")

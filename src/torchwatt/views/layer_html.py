@@ -8,7 +8,7 @@ from math import fsum
 from torchwatt.core.ledger import Entry
 from torchwatt.core.report import Report
 from torchwatt.core.terms import ROOT, Phase
-from torchwatt.views.layer_groups import LayerGroup, View, cut_groups, default_view, layer_groups
+from torchwatt.views.layer_groups import LayerGroup, View, cut_groups, default_view
 from torchwatt.views.layer_sums import TIE_LEGEND
 from torchwatt.views.markup import (
     BACKWARD,
@@ -82,23 +82,18 @@ def build_group_tables(report: Report, views: Mapping[View, Sequence[LayerGroup]
 
     Args:
         report: The report.
-        views: The rows of each view (see `group_views`).
+        views: The rows of each view (see `flat_views`).
         max_rows: The rows of modules in each table; the others become one row.
     """
     if report.energy_j is None:
         return ""
-    first = default_view(report)
-    tables = _group_table(report, views[first], max_rows)
+    opened = default_view(report)
+    tables = _group_table(report, views[opened], max_rows)
     for view, title in _VIEW_TITLES.items():
-        if view != first:
+        if view != opened:
             summary = html_tag("summary", title, "cursor:pointer;margin-top:6px")
             tables += f"<details>{summary}{_group_table(report, views[view], max_rows)}</details>"
-    return _layers_title() + html_tag("div", muted_text(_VIEW_TITLES[first])) + tables
-
-
-def group_views(report: Report) -> dict[View, tuple[LayerGroup, ...]]:
-    """Return the rows of the views that are tables."""
-    return {view: layer_groups(report, view) for view in _VIEW_TITLES}
+    return _layers_title() + html_tag("div", muted_text(_VIEW_TITLES[opened])) + tables
 
 
 def _group_table(report: Report, everything: Sequence[LayerGroup], max_rows: int) -> str:

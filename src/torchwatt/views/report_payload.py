@@ -13,7 +13,7 @@ from torchwatt.core.report import Report
 from torchwatt.core.terms import Phase
 from torchwatt.views import report_summary
 from torchwatt.views.answer import answer
-from torchwatt.views.layer_groups import LayerGroup, View, cut_groups, default_view, layer_groups
+from torchwatt.views.layer_groups import LayerGroup, cut_groups, default_view, flat_views
 from torchwatt.views.layer_sums import LayerSum
 from torchwatt.views.module_tree import LayerTree, ModuleNode, build_layer_tree, fold_tree
 from torchwatt.views.power_bands import MAX_BANDS, power_bands
@@ -23,7 +23,6 @@ MIME = "application/vnd.torchwatt.report.v1+json"
 PAYLOAD_VERSION = 1
 MAX_PAYLOAD_BYTES = 95_000
 
-GROUPED_VIEWS: tuple[View, ...] = ("hottest", "blocks", "type")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TEXT = 300
 _MAX_HALFWAY_DIGITS = len("-1.2345")  # the most characters of a value half-way between two displayed numbers
@@ -43,7 +42,7 @@ _CAPS = (
 def to_payload(report: Report) -> dict[str, Any]:
     """Return the report as a JSON value below 95 KB; layers that do not fit are folded into their parents."""
     booked = build_layer_tree(report)
-    views = {view: layer_groups(report, view) for view in GROUPED_VIEWS}
+    views = flat_views(report)
     result, value = answer(report), dict[str, Any]()
     fixed = {
         "answer": {"sentences": [payload_text(text) for text in result.sentences], "hint": payload_text(result.hint)},
@@ -176,7 +175,7 @@ def _curve_value(report: Report, index: int, points: int) -> dict[str, Any]:
     }
 
 
-def _band_values(report: Report, most: int) -> dict[str, list[list[Any]]]:
+def _band_values(report: Report, max_bands: int) -> dict[str, list[list[Any]]]:
     """Return the bands of each row as [start_s, end_s, steps] or [start_s, end_s, label, modules]."""
     return {
         row: [
@@ -187,7 +186,7 @@ def _band_values(report: Report, most: int) -> dict[str, list[list[Any]]]:
             ]
             for band in bands
         ]
-        for row, bands in power_bands(report, most).items()
+        for row, bands in power_bands(report, max_bands).items()
     }
 
 

@@ -68,7 +68,7 @@ class PlainParser(argparse.ArgumentParser):
 
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return the names that differ by few letters, as the end of a message; "" if there are none."""
+    """Return the names that differ by few letters, as the end of a message; "" if no name does."""
     near = get_close_matches(name, list(dict.fromkeys(names)), n=3, cutoff=0.6)
     return f": did you mean {' or '.join(near)}?" if near else ""
 

@@ -97,7 +97,7 @@ def interval_around(energy_j: float, half_j: float | None) -> tuple[float, float
 
 
 def absorb_rounding(parts_j: FloatArray, total_j: float) -> FloatArray:
-    """Return joules that add up exactly to the total; the rounding error of their sum goes to the largest."""
+    """Return parts which add up exactly to the total; the rounding error of their sum goes to the largest."""
     exact_j = parts_j.copy()
     exact_j[int(exact_j.argmax())] += total_j - fsum(exact_j)
     return exact_j

@@ -178,9 +178,14 @@ class Report:
     @property
     def carbon_g(self) -> float | None:
         """Return the location-based CO2e of the run's use phase in grams; None without a region."""
-        key = ("run", "gwp", "usage", "location")
+        impact = self.climate_impact("usage", "location")
+        return None if impact is None else impact.value
+
+    def climate_impact(self, phase: str, method: str) -> Impact | None:
+        """Return the run's grams of CO2e of a life-cycle phase by an accounting method; None if not computed."""
+        key = ("run", "gwp", phase, method)
         matches = (i for i in self.impacts if (i.subject, i.criterion, i.phase, i.accounting_method) == key)
-        return next((i.value for i in matches), None)
+        return next(matches, None)
 
     @property
     def cost(self) -> Impact | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from math import fsum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torchwatt.core.ledger import sum_if_known
 from torchwatt.core.report import Report, Window
 from torchwatt.core.terms import VALIDATION
 from torchwatt.core.units import NS_PER_S
@@ -49,7 +50,7 @@ def epoch_rows(report: Report) -> list[dict[str, Any]]:
         used = end_pause
         steps = done[bisect_right(ends, epoch.end_ns)] - done[bisect_right(ends, epoch.start_ns)]
         rows.append(_epoch_row(report, epoch, pauses[first_pause:end_pause], steps))
-    inside_j = _sum_complete(epoch.energy_j for epoch in epochs)
+    inside_j = sum_if_known(epoch.energy_j for epoch in epochs)
     outside_j = None if inside_j is None or report.energy_j is None else report.energy_j - inside_j
     outside = {
         "epoch": OUTSIDE_EPOCHS,
@@ -76,15 +77,10 @@ def _epoch_row(report: Report, epoch: Window, pauses: Sequence[Window], steps: i
 
 
 def _epoch_energies(pauses: Sequence[Window], energy_j: float | None) -> dict[str, float | None]:
-    paused = {f"{kind}_j": _sum_complete(w.energy_j for w in pauses if w.kind == kind) for kind in PAUSE_KINDS}
-    complete_j = _sum_complete([energy_j, *paused.values()])
+    paused = {f"{kind}_j": sum_if_known(w.energy_j for w in pauses if w.kind == kind) for kind in PAUSE_KINDS}
+    complete_j = sum_if_known([energy_j, *paused.values()])
     train_j = None if complete_j is None else fsum(((energy_j or 0.0), *(-(x or 0.0) for x in paused.values())))
     return {"energy_j": energy_j, "train_j": train_j, **paused}
-
-
-def _sum_complete(parts: Iterable[float | None]) -> float | None:
-    summands = list(parts)
-    return None if None in summands else fsum(x for x in summands if x is not None)
 
 
 RANK_COLUMNS = (

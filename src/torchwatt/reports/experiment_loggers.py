@@ -81,6 +81,7 @@ def total_metrics(report: Report) -> Mapping[str, float]:
     """Return a report's known totals by metric name, the same in all loggers."""
     total_j, (unit, units) = report.energy_j, functional_unit(report)
     (lo_j, hi_j), (least_j, most_j) = report.interval_j or (None, None), report.systematic_j or (None, None)
+    market = report.climate_impact("usage", "market")
     metrics: dict[str, float | None] = {
         "energy/total_j": total_j,
         "energy/total_lo_j": lo_j,
@@ -90,7 +91,7 @@ def total_metrics(report: Report) -> Mapping[str, float]:
         "energy/it_kwh": None if total_j is None else kwh_from_j(total_j),
         "energy/duration_s": report.duration_s,
         "carbon/gwp_location_g": report.carbon_g,
-        "carbon/gwp_market_g": _market_g(report),
+        "carbon/gwp_market_g": None if market is None else market.value,
     }
     metrics |= {f"energy/{ledger.domain}_j": ledger.energy_j for ledger in report.counted}
     if report.units:
@@ -112,12 +113,6 @@ def _mean_step_j(report: Report) -> dict[str, float | None]:
         joules = fsum(step.energy_j[name] for step in steps for name in names)
         metrics[f"energy/j_per_{_allowed_name(stage or 'other')}_step"] = joules / count if count and names else None
     return metrics
-
-
-def _market_g(report: Report) -> float | None:
-    market_row = ("run", "gwp", "usage", "market")
-    market_impacts = (i for i in report.impacts if (i.subject, i.criterion, i.phase, i.accounting_method) == market_row)
-    return next((impact.value for impact in market_impacts), None)
 
 
 def _allowed_name(unit: str) -> str:
@@ -189,7 +184,7 @@ def _log_to_wandb(report: Report, target: Any) -> None:
     run = wandb.run if target in {None, wandb} else target
     if run is None:
         raise ConfigError("no wandb run is active: call wandb.init(mode='offline') first, or give the run")
-    # An x axis of its own: Weights & Biases drops values whose step is before the last one that was logged.
+    # A separate x axis: Weights & Biases drops values whose step is before the last one that was logged.
     run.define_metric(STEP_COUNTER)
     run.define_metric(f"{STEP_SERIES}/*", step_metric=STEP_COUNTER)
     for step, values in _rows_by_step(report):
@@ -221,8 +216,8 @@ def _log_to_mlflow(report: Report, target: Any) -> None:
     metrics += [entities.Metric(x.name, x.value, x.unix_ns // 1_000_000, x.step) for x in step_series(report)]
     tags = [entities.RunTag(name, value) for name, value in provenance_tags(report).items()]
     client = mlflow.MlflowClient()
-    for first in range(0, len(metrics), MLFLOW_BATCH):
-        client.log_batch(run_id, metrics=metrics[first : first + MLFLOW_BATCH], tags=tags if first == 0 else [])
+    for begin in range(0, len(metrics), MLFLOW_BATCH):
+        client.log_batch(run_id, metrics=metrics[begin : begin + MLFLOW_BATCH], tags=[] if begin else tags)
     columns, rows = _layer_table(report)
     by_column = {column: [row[i] for row in rows] for i, column in enumerate(columns)}
     client.log_table(run_id, by_column, MLFLOW_FILE)
@@ -240,7 +235,7 @@ def active_mlflow_run(mlflow: Any) -> str:
     """Return the id of MLflow's active run.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: No run is active.
     """
     active = mlflow.active_run()
     if active is None:

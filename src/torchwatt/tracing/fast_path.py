@@ -17,6 +17,7 @@ from torchwatt.tracing.log_rows import (
     FAILED_SIZE,
     FORWARD_TASK,
     KEY,
+    NO_STEP_END,
     NODE_COUNT_BASE,
     NOTHING_COUNTED,
     OFF,
@@ -320,12 +321,11 @@ def _take_lead(host: OptimizerContext, log: ThreadLog, key: int, end: int, *, ne
     """
     if key == log.lead_optimizer:
         return
-    earlier, log.others[key] = log.others.get(key), host.quiet.end_of(end, sequence_nr())
-    ended_step = earlier is not None and earlier.end_ns > log.step_end
-    if ended_step or new:
+    earlier, log.others[key] = log.others.get(key, NO_STEP_END), host.quiet.end_of(end, sequence_nr())
+    if earlier.end_ns > log.step_end or new:
         log.lead_optimizer = key
-    if earlier is not None and ended_step and not host.manual_steps:
-        host.earlier_step_ended(log, earlier)
+        if earlier.end_ns > log.step_end and not host.manual_steps:
+            host.earlier_step_ended(log, earlier)
 
 
 STUDIED_STEPS = 64  # traced steps that are studied; later ones are studied when the trace is assembled

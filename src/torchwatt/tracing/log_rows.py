@@ -230,6 +230,9 @@ class PossibleStepEnd(NamedTuple):
     nodes: int  # of autograd, made outside backward calls
 
 
+NO_STEP_END = PossibleStepEnd(0, 0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class CallSignature:
     """Numbers of calls of modules, by key; `over` are the counted modules, calls of others are unknown.

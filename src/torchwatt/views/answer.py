@@ -37,7 +37,7 @@ _SPLIT_SHARE, _SPLIT_BLOCK_SHARE = 0.6, 0.3
 # tb_plugin/torch_tb_profiler/profiler/run_generator.py: `dataloader_ratio > 0.05`, `communication_ratio > 0.1`).
 DATA_TIME_SHARE = 0.05
 COMMUNICATION_TIME_SHARE = 0.1
-# Repeats of a run differed by 7 to 18 % (docs/attribution.md): what is smaller cannot be told from their difference.
+# Repeats of a run differed by 7 to 18 % (docs/attribution.md): less may be such a difference.
 COMPILE_TIME_SHARE = 0.18
 IDLE_ENERGY_SHARE = 0.18
 
@@ -106,7 +106,7 @@ def _group_sentence(report: Report) -> str:
     layers, run_j = sum_layers(report), report.energy_j or 0.0
     if run_j <= 0 or all(layer.reserved for layer in layers):
         return ""
-    groups = sorted(main_groups(report).items(), key=lambda item: (-item[1], item[0]))
+    groups = sorted(_main_groups(report, layers).items(), key=lambda item: (-item[1], item[0]))
     named: list[tuple[str, float]] = []
     while groups and len(named) < _MAX_GROUPS and fsum(joules for _, joules in named) < _MAIN_SHARE * run_j:
         named.append(groups.pop(0))
@@ -134,7 +134,10 @@ def main_groups(report: Report) -> dict[str, float]:
 
     Groups are containers of folded names, such as `h.*.mlp`, each with all modules inside; they add up to the total.
     """
-    layers = sum_layers(report)
+    return _main_groups(report, sum_layers(report))
+
+
+def _main_groups(report: Report, layers: Sequence[LayerSum]) -> dict[str, float]:
     modules = [layer for layer in layers if not layer.reserved]
     folded = fold_names((layer.fqn for layer in modules), report.modules)
     groups = {layer.fqn: layer.energy_j for layer in layers if layer.reserved}
@@ -143,7 +146,7 @@ def main_groups(report: Report) -> dict[str, float]:
 
 
 def _split_groups(named: Sequence[tuple[str, LayerSum]]) -> dict[str, float]:
-    inside: dict[str, list[float]] = defaultdict(list)
+    contained_j: dict[str, list[float]] = defaultdict(list)
     own: dict[str, list[float]] = defaultdict(list)
     children: dict[str, set[str]] = defaultdict(set)
     for name, layer in named:
@@ -153,9 +156,9 @@ def _split_groups(named: Sequence[tuple[str, LayerSum]]) -> dict[str, float]:
             path = ".".join(parts[:depth])
             if not path:  # a name that begins with a dot
                 continue
-            inside[path].append(layer.energy_j)
+            contained_j[path].append(layer.energy_j)
             children[".".join(parts[: depth - 1])].add(path)
-    total = {path: fsum(joules) for path, joules in inside.items()}
+    total = {path: fsum(joules) for path, joules in contained_j.items()}
     modules_j = fsum(layer.energy_j for _, layer in named)
     groups: dict[str, float] = {}
     waiting = sorted(children[""])
@@ -171,9 +174,9 @@ def _split_groups(named: Sequence[tuple[str, LayerSum]]) -> dict[str, float]:
 
 
 def _is_split(path: str, total: Mapping[str, float], children: Mapping[str, set[str]], modules_j: float) -> bool:
-    inside = children.get(path, set())
-    is_block = len(inside) == 1 or path.endswith(("*", "}"))
-    return bool(inside) and total[path] > (_SPLIT_BLOCK_SHARE if is_block else _SPLIT_SHARE) * modules_j
+    parts = children.get(path, set())
+    is_block = len(parts) == 1 or path.endswith(("*", "}"))
+    return bool(parts) and total[path] > (_SPLIT_BLOCK_SHARE if is_block else _SPLIT_SHARE) * modules_j
 
 
 @dataclass(frozen=True, slots=True)

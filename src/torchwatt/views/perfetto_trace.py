@@ -52,8 +52,8 @@ def select_spans(trace: Trace, limit: int = MAX_SLICES) -> SpanTimeline:
         masks = [duration > shortest_ns for duration in durations]
     activities = tuple(_take_records(a, mask) for a, mask in zip(trace.activities, masks[1:], strict=True))
     columns = ("slot", "start_ns", "end_ns", "thread", "filled", "calls")
-    kept = replace(trace, activities=activities, **{name: getattr(trace, name)[masks[0]] for name in columns})
-    return SpanTimeline(kept, count - sum(int(mask.sum()) for mask in masks))
+    longest = replace(trace, activities=activities, **{name: getattr(trace, name)[masks[0]] for name in columns})
+    return SpanTimeline(longest, count - sum(int(mask.sum()) for mask in masks))
 
 
 def _take_records(activity: Activity, mask: NDArray[np.bool_]) -> Activity:
@@ -141,14 +141,14 @@ class _Tracks:
 
     def add(self, name: str, slices: Iterable[_Slice]) -> Iterator[dict[str, Any]]:
         """Yield the events of one track, in the order of their start, outer before inner."""
-        first, last = self._report.start_ns, self._report.end_ns
+        run_start_ns, run_end_ns = self._report.start_ns, self._report.end_ns
         ends: list[list[int]] = []  # of each lane, the ends of the open slices, outermost first
-        for each in sorted(slices, key=lambda one: (one.start_ns, -one.end_ns)):
-            start_ns, end_ns = min(max(each.start_ns, first), last), min(max(each.end_ns, first), last)
+        for each in sorted(slices, key=lambda piece: (piece.start_ns, -piece.end_ns)):
+            start_ns, end_ns = (min(max(t_ns, run_start_ns), run_end_ns) for t_ns in (each.start_ns, each.end_ns))
             lane = _find_lane(ends, start_ns, end_ns)
             yield {
                 "ph": "X", "name": _text(each.name), "cat": each.category, "pid": RUN_PROCESS,
-                "tid": self._count + lane + 1, "ts": _us(start_ns - first), "dur": _us(end_ns - start_ns),
+                "tid": self._count + lane + 1, "ts": _us(start_ns - run_start_ns), "dur": _us(end_ns - start_ns),
                 "args": dict(each.arguments),
             }  # fmt: skip
         for lane in range(len(ends)):

@@ -95,7 +95,7 @@ class CarbonText:
 
 def describe_carbon(report: Report) -> CarbonText:
     """Return the grams with the factors behind them."""
-    impact = _run_impact(report, "usage", "location")
+    impact = report.climate_impact("usage", "location")
     notes = _carbon_notes(report)
     if impact is None:
         return CarbonText(DASH, report.carbon_hint or NO_CARBON, notes)
@@ -109,16 +109,10 @@ def describe_carbon(report: Report) -> CarbonText:
     return CarbonText(f"{format_mass(impact.value)} CO2e", " · ".join(parts), (*coverage_notes, *notes))
 
 
-def _run_impact(report: Report, phase: str, method: str) -> Impact | None:
-    key = ("run", "gwp", phase, method)
-    impacts = (i for i in report.impacts if (i.subject, i.criterion, i.phase, i.accounting_method) == key)
-    return next(impacts, None)
-
-
 def _carbon_notes(report: Report) -> tuple[str, ...]:
     """Return the market-based and embodied grams and the SCI score, which the main value does not include."""
-    market = _run_impact(report, "usage", "market")
-    embodied, total = _run_impact(report, "embodied", "na"), _run_impact(report, "total", "location")
+    market = report.climate_impact("usage", "market")
+    embodied, total = report.climate_impact("embodied", "na"), report.climate_impact("total", "location")
     score = next((i for i in report.impacts if i.criterion == "sci"), None)
     lines = []
     if market is not None:

@@ -143,19 +143,21 @@ def _layer_table_lines(report: Report, max_layers: int | None, width: int, by: V
     names = [_row_name(group, by) for group in groups]
     columns = _table_columns(report, groups, by)
     room = width - min(max(map(len, names), default=0), _WIDEST_NAME)
-    kept = _fitting_columns(columns, room)
-    name_width = width - sum(column.width + 2 for column in kept)
+    shown = _fitting_columns(columns, room)
+    name_width = width - sum(column.width + 2 for column in shown)
     domains = sorted(report.counted, key=lambda ledger: (-ledger.energy_j, str(ledger.domain)))
     over = " + ".join(str(ledger.domain) for ledger in domains)
     lines = [
         f"layers, {by}, {over}",
-        _table_line("layer" if by in {"hottest", "tree"} else by, [column.title for column in kept], kept, name_width),
+        _table_line(
+            "layer" if by in {"hottest", "tree"} else by, [column.title for column in shown], shown, name_width
+        ),
         "-" * width,
     ]
     for n, name in enumerate(names):
-        lines.append(_table_line(name, [column.cells[n] for column in kept], kept, name_width))
-    total = [column.cells[len(names)] for column in kept]
-    lines += ["-" * width, _table_line("all of the above", total, kept, name_width)]
+        lines.append(_table_line(name, [column.cells[n] for column in shown], shown, name_width))
+    total = [column.cells[len(names)] for column in shown]
+    lines += ["-" * width, _table_line("all of the above", total, shown, name_width)]
     if any(group.unclear for group in groups):
         lines.append(TIE_LEGEND)
     used = {str(group.provenance) for group in groups if group.provenance} | {str(report.provenance)}
@@ -167,12 +169,12 @@ def _layer_table_lines(report: Report, max_layers: int | None, width: int, by: V
 
 def _fitting_columns(columns: Sequence[_Column], room: int) -> list[_Column]:
     """Return the columns that fit, in order: those without a rank first, then by rank; equal ranks go together."""
-    kept = [column for column in columns if not column.rank]
+    shown = [column for column in columns if not column.rank]
     for rank in sorted({column.rank for column in columns if column.rank and any(column.cells)}):
         more = [column for column in columns if column.rank == rank]
-        if sum(column.width + 2 for column in (*kept, *more)) <= room:
-            kept += more
-    return [column for column in columns if column in kept]
+        if sum(column.width + 2 for column in (*shown, *more)) <= room:
+            shown += more
+    return [column for column in columns if column in shown]
 
 
 def _select_groups(report: Report, by: View, max_layers: int | None) -> tuple[LayerGroup, ...]:

@@ -122,7 +122,8 @@ def test_the_bundle_has_the_windows_and_verifies(trained):
     import pandas as pd
 
     folder = trained[3] / "audit"
-    assert verify(folder).ok
+    verification = verify(folder)
+    assert verification.ok, [str(finding) for finding in verification.findings[:3]]
     kinds = pd.read_csv(folder / "window.csv").kind.value_counts()
     assert dict(kinds) == {"step": 8, "epoch": 2, "evaluation": 2, "checkpoint": 2}
 

@@ -145,7 +145,7 @@ def test_the_power_is_read_and_zoomed_by_mouse_and_keyboard(lab, golden):
     page.screenshot(path=PICTURES / "power.png")
 
 
-@pytest.mark.parametrize("width", [220, 330, 500])
+@pytest.mark.parametrize("width", [140, 220, 330, 500])
 def test_the_comparison_does_not_wrap_and_marks_what_is_not_clear(lab, golden, width):
     lab.open(golden, kernel=False)
     page = lab.page

@@ -112,14 +112,14 @@ function usesByName(payload: Payload): Map<string, Use> {
 }
 
 const NAME_LENGTH = 34;
+const HEADS = ['A', 'B', 'B − A'];
 const UNCLEAR = 'no clear difference';
 
 /** Return the comparison as a table: a name on a line of its own, and below it the joules of both runs. */
 export function compareTable(a: Payload, b: Payload): HTMLElement {
   const bySteps = stepsOf(a) !== null && stepsOf(b) !== null;
   const rows = [compareTotals(a, b), ...compare(a, b)].map(row => tableRows(row, bySteps));
-  const heads = ['A', 'B', 'B − A'];
-  const head = h('tr', {}, ...heads.map(text => h('th', { scope: 'col' }, text)));
+  const head = h('tr', {}, ...HEADS.map(text => h('th', { scope: 'col' }, text)));
   const names = [`A: ${a.name}`, `B: ${b.name}`].map(text =>
     h('div', { class: 'tw-compared', title: text }, text)
   );
@@ -130,7 +130,12 @@ export function compareTable(a: Payload, b: Payload): HTMLElement {
     ...names,
     h(
       'div',
-      { class: 'tw-scroll', tabindex: 0, role: 'region', 'aria-label': 'comparison of two runs' },
+      {
+        class: 'tw-scroll tw-comparison',
+        tabindex: 0,
+        role: 'region',
+        'aria-label': 'comparison of two runs'
+      },
       h('table', { class: 'tw-table tw-compare' }, h('thead', {}, head), ...rows)
     ),
     h(
@@ -153,10 +158,10 @@ function tableRows(row: Difference, bySteps: boolean): HTMLElement {
     [formatEnergy(row.a), bySteps ? `${formatEnergy(row.aStep)}/step` : ''],
     [formatEnergy(row.b), bySteps ? `${formatEnergy(row.bStep)}/step` : ''],
     [signed(row.change), relative(row, bySteps)]
-  ].map(([first, second]) =>
+  ].map(([first, second], column) =>
     h(
       'td',
-      { class: 'tw-number' },
+      { class: 'tw-number', 'data-run': HEADS[column] },
       h('div', {}, first ?? ''),
       h('div', { class: 'tw-interval' }, second ?? '')
     )

@@ -3,6 +3,7 @@
 import random
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,15 @@ from torch import nn
 
 from tests.tracing.nets import codes, counts, traced
 from torchwatt.core.intervals import self_times
-from torchwatt.tracing.log_rows import CallPattern, CallSignature, affordable_modules, nearest_called
+from torchwatt.tracing.fast_path import CallCounter
+from torchwatt.tracing.log_rows import (
+    FORWARD_TASK,
+    CallPattern,
+    CallSignature,
+    SignatureTable,
+    affordable_modules,
+    nearest_called,
+)
 from torchwatt.tracing.template_composer import UNKNOWN_CALLS, CallSample, ModuleTree, TemplateComposer
 
 THRIFTY = 0.005
@@ -191,3 +200,29 @@ def test_the_most_important_are_counted_as_far_as_that_may_cost():
     assert affordable_modules([{1}, {3}], kinds.get, calls, 35) == {1, 3}
     assert affordable_modules([{1}, {3}], kinds.get, calls, 10) == {3}
     assert affordable_modules([{3}, {1, 2}], kinds.get, calls, 34) == {3}
+
+
+class CountingHost:
+    """A stand-in for the hub: module 1 calls some of modules 2 and 3, which are of one class."""
+
+    def __init__(self):
+        self.modules = {key: nn.Linear(1, 1) for key in (2, 3)}
+        self.registry = SimpleNamespace(
+            parent={2: 1, 3: 1}, choices=set(), module=self.modules.get, class_of={2: nn.Linear, 3: nn.Linear}.get
+        )
+        self.signatures = SignatureTable({id(module): key for key, module in self.modules.items()}.get)
+
+    def watch(self, key):
+        pass
+
+
+def test_what_was_too_dear_to_count_is_counted_once_it_can_be_afforded():
+    host = CountingHost()
+    counter = CallCounter(host)
+    inner = [(key, at, at + 5, 0, 0, FORWARD_TASK) for key, at in ((2, 10), (3, 20))]
+    both = [*inner, (1, 0, 30, 0, 0, FORWARD_TASK)]
+    counter.study(both, 1, lambda _calls: 0.0)
+    counter.study([both[0], both[2]], 1, lambda _calls: 0.0)
+    assert host.signatures.over == frozenset()
+    counter.study(both, 1, lambda _calls: 10.0)
+    assert host.signatures.over == {3}

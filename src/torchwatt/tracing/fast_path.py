@@ -350,6 +350,7 @@ class CallCounter:
         self._called: set[int] = set()
         self._studied = 0
         self._wanted: tuple[frozenset[int], frozenset[int]] | None = None
+        self._too_dear = False  # something that varies is not counted: another step may show that it can be afforded
 
     def study(self, rows: Sequence[Row], steps: int, most_calls: Callable[[int], float]) -> None:
         """Evaluate traced steps that have ended.
@@ -369,7 +370,7 @@ class CallCounter:
         for call in calls:
             self._pattern.add(call.counts, around)
         candidates = frozenset(self._pattern.varying), frozenset(self._host.registry.choices)
-        if candidates != self._wanted and any(candidates):
+        if any(candidates) and (self._too_dear or candidates != self._wanted):
             self._wanted = candidates
             forward = table[(table[:, TASK] == FORWARD_TASK) & (table[:, KEY] > 0), KEY].tolist()
             steps = max(steps, 1)
@@ -383,6 +384,7 @@ class CallCounter:
         counted = affordable_modules(
             candidates, registry.class_of, {kind: n / steps for kind, n in kinds.items()}, most_calls
         )
+        self._too_dear = not candidates[0] <= counted
         modules = {key: module for key in counted if (module := registry.module(key)) is not None}
         if modules.keys() == signatures.over:
             return

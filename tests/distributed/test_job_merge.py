@@ -5,9 +5,10 @@ from math import fsum
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.support.ranks import S, lost, record
 from torchwatt.audit import verify, write_bundle
 from torchwatt.core.errors import BundleError
@@ -49,7 +50,7 @@ def told(report):
     )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=60)
+@examples(15)
 @given(jobs(), st.randoms(use_true_random=False))
 def test_the_order_and_the_grouping_of_ranks_do_not_matter(records, random: Random):
     first = merge_job(merge_records(records))
@@ -63,7 +64,7 @@ def test_the_order_and_the_grouping_of_ranks_do_not_matter(records, random: Rand
     assert told(merge_job(total)) == told(first)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(15)
 @given(jobs())
 def test_ranks_and_what_is_nobodys_add_up_to_the_meters_and_each_meter_is_counted_once(records):
     report = merge_job(merge_records(records))
@@ -77,7 +78,7 @@ def test_ranks_and_what_is_nobodys_add_up_to_the_meters_and_each_meter_is_counte
     assert sum(x.domain.kind == "gpu" for x in report.ledgers) == len(devices)
 
 
-@settings(deadline=None, max_examples=25)
+@examples(6)
 @given(records=jobs())
 def test_a_merged_bundle_holds_before_verify(records, tmp_path_factory):
     folder = tmp_path_factory.mktemp("merged") / "audit"

@@ -15,6 +15,7 @@ from fcntl import ioctl
 
 import pytest
 
+from tests.support.heavy import some_of
 from torchwatt.cli.live_row import has_live_terminal
 from torchwatt.cli.terminal_row import render_row
 
@@ -90,7 +91,7 @@ def command(*options: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", some_of(PROGRAMS, 3))
 def test_a_program_leaves_on_the_terminal_what_it_leaves_without_us(name, tmp_path):
     (tmp_path / "train.py").write_text(PROGRAMS[name])
     plain = Terminal([sys.executable, "train.py"], tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from tests.attribution.cases import A100, CASES, distinct
 from tests.attribution.scoring import attributed, score
 from tests.attribution.simulator import simulate
-from torchwatt.attribution.device_priors import DevicePriors, SlotReplay
+from torchwatt.attribution.device_fit import DevicePriors, SlotReplay
 from torchwatt.attribution.sensor_response import SensorModel, SensorResponse
 from torchwatt.core.ledger import total_self_j
 from torchwatt.core.terms import IDLE, UNATTRIBUTED, Slot

@@ -12,8 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from torchwatt.audit.bundle import Bundle, read_bundle
-from torchwatt.audit.bundle_cells import AS_RUN, number, text, timestamp
+from torchwatt.audit.bundle import AS_RUN, Bundle, number, read_bundle, text, timestamp
 from torchwatt.audit.sample_table import read_samples
 from torchwatt.audit.schema import Row
 from torchwatt.core.energy_curve import EnergyCurve

@@ -264,7 +264,7 @@ def _entry_half_interval(entry: Entry) -> tuple[float, float | None]:
 
 
 def _entry_row(ledger: Ledger, entry: Entry, total_j: float, module_class: str | None) -> dict[str, Any]:
-    return {
+    values = {
         **layer_values(ledger, entry),
         "domain": str(ledger.domain),
         "module_class": module_class,
@@ -272,3 +272,4 @@ def _entry_row(ledger: Ledger, entry: Entry, total_j: float, module_class: str |
         "measured_in": entry.measured_in or None,
         "counted": ledger.counted,
     }
+    return {column: values.get(column) for column in LAYER_COLUMNS}

@@ -112,7 +112,7 @@ def test_the_row_grows_and_is_gone_before_the_report(tmp_path):
     assert "measuring" in live.text  # the report's last block
 
 
-@pytest.mark.parametrize("term", ["dumb", ""])
+@pytest.mark.parametrize("term", some_of(["dumb", ""], 1))
 def test_a_terminal_without_cursor_movements_is_left_alone(term, tmp_path):
     (tmp_path / "train.py").write_text(PROGRAMS["traceback"].replace("2.2", "1.2"))
     plain = Terminal([sys.executable, "train.py"], tmp_path, TERM=term)

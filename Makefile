@@ -14,7 +14,7 @@ SIDE_BY_SIDE := $(BIN)/python -m pytest -m "not alone and not heavy" -n 4 --dist
 # Only the files that have such tests are collected: importing all of them takes half a minute.
 ALONE := $(BIN)/python -m pytest -m "alone and not heavy" --durations=10 $(shell grep -rl --include=*.py "mark.alone" tests)
 AGAIN := $(BIN)/python -m pytest -m "not heavy" --last-failed --last-failed-no-failures none --maxfail 1
-HEAVY := $(BIN)/python -m pytest -m heavy $(shell grep -rlE --include=test_*.py "mark.heavy|heavy_unless|one_of" tests)
+HEAVY := $(BIN)/python -m pytest -m heavy $(shell grep -rlE --include=test_*.py "mark.heavy|heavy_unless|one_of|some_of" tests)
 # Laws, with ten times as many examples as in `make test`.
 LAWS := $(BIN)/python -m pytest -m "not alone and not heavy" --hypothesis-profile heavy -n 3 --dist loadfile \
 	$(shell grep -rl --include=test_*.py "^@given" tests)

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support import chosen, ready
+from tests.support.examples import COMMIT, HEAVY
 from tests.support.nvml_simulator import Scenario, library_folder, origin_ns
 from tests.support.powercap import FakePowercap
 
@@ -26,8 +27,8 @@ sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 # Set where a missing compiler or browser is a failure and not a skip: in CI.
 REQUIRE_COMPILER = "TORCHWATT_REQUIRE_COMPILER"
 # How long an example takes to make says how busy the machine is, and nothing about the code.
-settings.register_profile("torchwatt", suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=30)
-settings.register_profile("heavy", settings.get_profile("torchwatt"), max_examples=300)  # by `make test-all`
+settings.register_profile("torchwatt", suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=COMMIT)
+settings.register_profile("heavy", settings.get_profile("torchwatt"), max_examples=HEAVY)  # by `make test-all`
 settings.load_profile("torchwatt")
 
 

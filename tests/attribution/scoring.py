@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torchwatt.attribution.device_priors import NO_PRIORS
+from torchwatt.attribution.device_fit import NO_PRIORS
 from torchwatt.attribution.run_attribution import attribute_recording
 from torchwatt.core.ledger import Ledger
 from torchwatt.core.terms import IDLE, Slot

@@ -1,9 +1,10 @@
 """What a counter covers is told by its joules, whatever the device is called."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from torchwatt.attribution.counter_scope import MIN_DIFFERENCE_REL, assign_counter_scopes, compare_scopes
 from torchwatt.core.meter import Channel, Meter, Recording, Series
 from torchwatt.core.terms import MODULE_POWER, POWER_SAMPLES, Domain
@@ -65,7 +66,7 @@ def test_the_joules_of_a_module_are_never_booked_to_a_gpu_beyond_its_interval(gp
 
 
 @given(watts_of_gpu, st.floats(0.3, 3.0), st.floats(1.5, 10.0))
-@settings(max_examples=60)
+@examples(30)
 def test_a_recording_that_was_understood_once_stays_as_it_is(gpu_w, extra, seconds):
     once = assign_counter_scopes(machine(gpu_w, gpu_w * (1 + extra), gpu_w * (1 + extra), seconds))
     again = assign_counter_scopes(once.recording)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.support.worlds import MS
 from torchwatt.core.meter import Channel, Meter, Recording, Series
 from torchwatt.core.terms import Domain
@@ -61,7 +62,7 @@ def honest(report, truth_j):
 GAINS = st.one_of(st.sampled_from([1e-6, 1e-3, 0.5, 0.8, 1.25, 2.15, 10.0]), st.floats(0.0005, 5.0))
 
 
-@settings(max_examples=60)
+@examples(30)
 @given(
     GAINS, st.floats(0.3, 8.0), st.sampled_from(sorted(KINDS)), st.sampled_from([20, 50, 100, 300, 1000, 2000]),
     st.sampled_from([20, 50, 100, 500, 1000]), st.sampled_from([0.0, 0.1, 1.0]), st.sampled_from([0.0, 60.0]),

@@ -9,12 +9,14 @@ import pytest
 from tests.attribution.cases import A100, CASES, distinct
 from tests.attribution.scoring import attributed, score
 from tests.attribution.simulator import simulate
-from torchwatt.attribution.device_priors import DevicePriors, SlotReplay
+from tests.support.heavy import one_of
+from torchwatt.attribution.device_fit import DevicePriors, SlotReplay
 from torchwatt.attribution.sensor_response import SensorModel, SensorResponse
 from torchwatt.core.ledger import total_self_j
 from torchwatt.core.terms import IDLE, UNATTRIBUTED, Slot
 
 BY_NAME = {case.name: case for case in CASES}
+PRIORS = ("a replay", "operations and bytes")  # what may be known beside the readings
 SEED = 11  # not one of the benchmark's
 USUAL = ("T1", "T4", "T9")  # the plain one, and two ways in which a sensor tells less
 every_case = pytest.mark.parametrize(
@@ -162,6 +164,7 @@ def test_a_few_readings_are_time_share(minute):
     assert "readings" in ledger.sentence
 
 
+@one_of(PRIORS, "a replay")
 def test_a_replay_sharpens_the_layers_that_it_replayed(minute):
     truth = minute.truth_j
     time_s = {Slot(e.fqn, e.phase): e.time_self_s for e in attributed(minute).ledgers[0].entries}
@@ -170,6 +173,7 @@ def test_a_replay_sharpens_the_layers_that_it_replayed(minute):
     assert sharp.ew < 0.6 * plain.ew
 
 
+@one_of(PRIORS, "operations and bytes")
 def test_operations_and_bytes_help_where_power_follows_them():
     plan = distinct(5, layers=30)
     simulated = simulate(plan, A100, minutes=0.25, seed=5)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.attribution.h100 import FOLDER, GPU, RING
 from torchwatt.attribution.device_attribution import attribute_device
-from torchwatt.attribution.device_priors import DevicePriors
+from torchwatt.attribution.device_fit import DevicePriors
 from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.meter import Series
 from torchwatt.core.terms import Slot

@@ -8,7 +8,7 @@ import pytest
 from tests.attribution.cases import distinct
 from tests.attribution.scoring import attributed, score
 from tests.attribution.simulator import ORIGIN_NS, Plan, Sensor, Work, simulate
-from torchwatt.attribution.device_priors import DevicePriors
+from torchwatt.attribution.device_fit import DevicePriors
 from torchwatt.attribution.sensor_response import RING_RESPONSES, SensorModel
 from torchwatt.attribution.sensor_updates import select_power_series
 from torchwatt.core.meter import Channel, Series

@@ -3,10 +3,11 @@ from math import fsum, isclose
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.attribution.test_owned_intervals import nested
+from tests.support.examples import examples
 from tests.support.worlds import MS, World, counter_channel, meter_of, power_channel, readings, recording_of
 from torchwatt.attribution.host_attribution import merge_constant_intervals
 from torchwatt.attribution.run_attribution import attribute_recording
@@ -78,7 +79,7 @@ def test_a_meter_moves_in_every_stretch_in_which_it_moves_at_all(moves, silences
         assert (rises > 0).all() or not rises.any()
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(st.integers(-(10**17), 10**17), st.randoms())
 def test_clock_origin_and_span_order_do_not_matter(shift, random):
     world = World([40, 10], [20, 20], steps=40)

@@ -4,10 +4,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.attribution.simulator import GPU, ORIGIN_NS, Plan, Sensor, Work, simulate
+from tests.support.examples import examples
 from torchwatt.attribution.design_matrix import WorkRecords, build_design_rows, stack_rows
 from torchwatt.attribution.estimator import Estimator
 from torchwatt.attribution.posterior import build_column_groups
@@ -72,7 +73,7 @@ def test_rows_are_what_filtering_sample_by_sample_gives(kernel):
     np.testing.assert_allclose(rows.design[:, :2], brute(work, at_s, kernel), atol=2e-3)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(20)
 @given(
     st.lists(st.tuples(st.integers(0, 50), st.integers(0, 12), st.integers(0, 2)), min_size=1, max_size=12),
     st.sampled_from(
@@ -100,7 +101,7 @@ def test_the_slope_of_a_row_is_its_derivative():
     np.testing.assert_allclose((later.design - here.design) / step_s, here.slope, atol=1e-2)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(st.floats(0.0195, 0.13), st.floats(0.002, 0.008), st.integers(0, 1000))
 def test_the_grid_is_locked_to_a_tenth_of_a_millisecond(period_s, poll_s, seed):
     assume(period_s > 3 * poll_s)  # sensors that are polled more rarely are not always locked, and then say so

@@ -7,9 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.support.worlds import MS, power_channel
 from torchwatt.core.meter import Meter, Recording, Series
 from torchwatt.core.terms import Domain
@@ -95,7 +96,7 @@ updates = st.one_of(st.floats(0.02, 1.0), st.sampled_from([0.02, 0.05, 0.1, 0.2,
 lengths = st.floats(0.5, 6.0)
 
 
-@settings(max_examples=25)
+@examples(12)
 @given(loads, updates, st.sampled_from([0, 1]), st.floats(0.0, 0.999), lengths, st.integers(0, 9))
 @example(Load(0.1, 0.5, 600.0, 100.0), 0.1, 0, 0.25, 6.0, 0)
 @example(Load(0.1, 0.5, 600.0, 100.0), 0.1, 0, 0.75, 6.0, 0)
@@ -108,7 +109,7 @@ def test_the_truth_lies_inside_the_interval_of_any_load_whose_steps_are_known(
     holds(load, Sensor(update_s, update_s * averages, first * update_s), seconds, seed=seed)
 
 
-@settings(max_examples=20)
+@examples(12)
 @given(
     st.integers(1, 12), st.integers(1, 5), st.floats(0.1, 0.9), st.sampled_from([0.02, 0.1, 0.25, 1.0]),
     st.floats(0.0, 0.999), st.floats(3.0, 6.0),
@@ -120,7 +121,7 @@ def test_so_it_does_where_steps_are_locked_to_the_sensor(parts, times, duty, upd
     holds(load, Sensor(update_s, 0.0, first * update_s), seconds)
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(st.floats(100.0, 700.0), updates, st.floats(0.0, 0.999), st.floats(2.0, 12.0), st.integers(0, 9))
 def test_a_constant_load_keeps_a_narrow_interval(watts, update_s, first, seconds, seed):
     load = Load(0.1, 0.5, watts, watts)
@@ -164,7 +165,7 @@ def test_a_burst_shorter_than_the_window_of_its_sensor_lies_inside(sensor, secon
     assert lo_j <= 500 * seconds <= hi_j, (lo_j, report.energy_j, hi_j)
 
 
-@settings(max_examples=40)
+@examples(20)
 @given(
     st.floats(2.5, 120.0),
     st.lists(st.tuples(st.floats(20.0, 650.0), st.floats(0.0, 1.0)), min_size=3, max_size=12),

@@ -4,9 +4,10 @@ from math import fsum, isclose, nan
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.support.reports import HOSTILE, RUN_ID, UUID, bare_report, named_report, sample_report
 from torchwatt.audit import TABLES, read_bundle, write_bundle
 from torchwatt.audit.formula import evaluate
@@ -155,7 +156,7 @@ def test_hostile_names_survive_and_stay_harmless(tmp_path):
     assert not [cell for cell in cells if cell.startswith(("=", "+", "@", "\t", "＝"))]
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(st.text(st.characters(), min_size=1), min_size=1, max_size=4, unique=True))
 def test_any_names_survive(tmp_path_factory, names):
     folder = write_bundle(named_report(*names), tmp_path_factory.mktemp("any") / "audit")

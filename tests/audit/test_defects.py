@@ -4,10 +4,11 @@ import json
 from math import nan
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from tests.support.bundles import cell, drop, records, rich_report, row_where, samples, sealed, tables_of, written
+from tests.support.examples import examples
 from torchwatt.audit import verify, write_bundle
 from torchwatt.audit.seal import MANIFEST, STATEMENT
 
@@ -361,7 +362,7 @@ JOULES = {
 }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), factor=st.sampled_from([1 + 1e-6, 1 - 1e-6, 1.5, -1.0]))
 def test_no_joule_and_no_gram_changes_unseen(tmp_path_factory, tables, data, factor):
     file = data.draw(st.sampled_from(sorted(JOULES)))

@@ -11,6 +11,7 @@ import pytest
 import torchwatt as tw
 from tests.support import ready
 from tests.support.bundles import offline_report, rich_report
+from tests.support.heavy import some_of
 from tests.support.nvml_simulator import PowerTrace, Scenario
 from tests.support.ready import run_script
 from tests.support.reports import HOSTILE, bare_report, named_report, sample_report
@@ -93,7 +94,7 @@ def made(report, **options):
 MAKERS = {
     "digits demo": digits,
     "MiniLM inference": minilm,
-    "two simulated GPUs": pytest.param(two_gpus, marks=pytest.mark.simhw),
+    "two simulated GPUs": two_gpus,
     "offline trace join": made(offline_report()),
     "aborted": aborted,
     "no region": no_region,
@@ -104,10 +105,10 @@ MAKERS = {
 }
 
 
-@pytest.fixture(params=MAKERS.values(), ids=MAKERS.keys())
+@pytest.fixture(params=some_of(MAKERS, 2, always=("everything",)))
 def bundle(request, tmp_path):
     target = tmp_path / "audit"
-    request.param(request, target)
+    MAKERS[request.param](request, target)
     return target
 
 

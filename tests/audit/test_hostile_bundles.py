@@ -3,17 +3,18 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from tests.support.bundles import cell, rich_report, sealed, tables_of
+from tests.support.examples import examples
 from tests.support.reports import HOSTILE, named_report
 from torchwatt.audit import verify, write_bundle
 from torchwatt.audit.seal import GIT_ATTRIBUTES
 from torchwatt.audit.verification import file_checks
 from torchwatt.core.errors import BundleError
 
-CARELESS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+CARELESS = examples(20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from fcntl import ioctl
 
 import pytest
 
+from tests.support.heavy import some_of
 from torchwatt.cli.live_row import has_live_terminal
 from torchwatt.cli.terminal_row import render_row
 
@@ -90,7 +91,7 @@ def command(*options: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", some_of(PROGRAMS, 3))
 def test_a_program_leaves_on_the_terminal_what_it_leaves_without_us(name, tmp_path):
     (tmp_path / "train.py").write_text(PROGRAMS[name])
     plain = Terminal([sys.executable, "train.py"], tmp_path)
@@ -111,7 +112,7 @@ def test_the_row_grows_and_is_gone_before_the_report(tmp_path):
     assert "measuring" in live.text  # the report's last block
 
 
-@pytest.mark.parametrize("term", ["dumb", ""])
+@pytest.mark.parametrize("term", some_of(["dumb", ""], 1))
 def test_a_terminal_without_cursor_movements_is_left_alone(term, tmp_path):
     (tmp_path / "train.py").write_text(PROGRAMS["traceback"].replace("2.2", "1.2"))
     plain = Terminal([sys.executable, "train.py"], tmp_path, TERM=term)

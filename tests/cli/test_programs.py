@@ -14,7 +14,7 @@ from tests.support.chosen import chosen
 pytestmark = pytest.mark.timeout(900)  # the first test waits for all programs
 BESIDE = 3  # at a time: most of a program's time is waiting
 REPLACED = ("exec", "exec that fails")  # a test of its own reads their reports
-USUAL = [name for name in PROGRAMS if name in chosen(PROGRAMS, 6) | set(REPLACED)]
+USUAL = [name for name in PROGRAMS if name in chosen(PROGRAMS, 3) | set(REPLACED)]
 OTHERS = [name for name in PROGRAMS if name not in USUAL]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import torchwatt as tw
 from tests.support.ranks import lost, record
 from torchwatt.core.errors import BundleError, ConfigError
-from torchwatt.distributed import bundle_transfer, job_folder
+from torchwatt.distributed import job_folder, job_store
 from torchwatt.distributed.job_merge import merge_job
 from torchwatt.distributed.rank_facts_file import decode_facts, encode_facts
 from torchwatt.distributed.rank_records import merge_records
@@ -143,20 +143,20 @@ class Box(dict):
 
 def test_a_parcel_arrives_whole_and_writes_only_its_ranks_files(folder, tmp_path):
     box = Box()
-    bundle_transfer.send_bundle(box, "k", bundle_transfer.pack_bundle(folder, ["rank-00001.json", "rank-00001"]))
-    content = bundle_transfer.receive_bundle(box, "k", 0.0)
+    job_store.send_bundle(box, "k", job_store.pack_bundle(folder, ["rank-00001.json", "rank-00001"]))
+    content = job_store.receive_bundle(box, "k", 0.0)
     (tmp_path / "to").mkdir()
-    bundle_transfer.unpack_bundle(content, tmp_path / "to", "rank-00001")
+    job_store.unpack_bundle(content, tmp_path / "to", "rank-00001")
     assert job_folder.read_rank(tmp_path / "to" / "rank-00001.json").report is not None
     with pytest.raises(BundleError, match="contains"):
-        bundle_transfer.unpack_bundle(content, tmp_path / "to", "rank-00002")
+        job_store.unpack_bundle(content, tmp_path / "to", "rank-00002")
     assert not (tmp_path / "to" / "rank-00002").exists()
 
 
 def test_a_parcel_that_was_changed_on_the_way_is_refused(folder):
     box = Box()
-    bundle_transfer.send_bundle(box, "k", bundle_transfer.pack_bundle(folder, ["rank-00001.json"]))
+    job_store.send_bundle(box, "k", job_store.pack_bundle(folder, ["rank-00001.json"]))
     box["k/0"] = box["k/0"][:-1] + b"x"
     with pytest.raises(BundleError, match="checksum is wrong"):
-        bundle_transfer.receive_bundle(box, "k", 0.0)
-    assert bundle_transfer.receive_bundle(box, "nothing", 0.0) is None
+        job_store.receive_bundle(box, "k", 0.0)
+    assert job_store.receive_bundle(box, "nothing", 0.0) is None

@@ -5,12 +5,14 @@ from math import fsum
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.support.ranks import S, lost, record
 from torchwatt.audit import verify, write_bundle
 from torchwatt.core.errors import BundleError
+from torchwatt.core.meter import Event
 from torchwatt.core.terms import NO_RANK
 from torchwatt.distributed.job_merge import merge_job
 from torchwatt.distributed.rank_records import Job, build_job, merge_records
@@ -48,7 +50,7 @@ def told(report):
     )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=60)
+@examples(15)
 @given(jobs(), st.randoms(use_true_random=False))
 def test_the_order_and_the_grouping_of_ranks_do_not_matter(records, random: Random):
     first = merge_job(merge_records(records))
@@ -62,7 +64,7 @@ def test_the_order_and_the_grouping_of_ranks_do_not_matter(records, random: Rand
     assert told(merge_job(total)) == told(first)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(15)
 @given(jobs())
 def test_ranks_and_what_is_nobodys_add_up_to_the_meters_and_each_meter_is_counted_once(records):
     report = merge_job(merge_records(records))
@@ -76,7 +78,7 @@ def test_ranks_and_what_is_nobodys_add_up_to_the_meters_and_each_meter_is_counte
     assert sum(x.domain.kind == "gpu" for x in report.ledgers) == len(devices)
 
 
-@settings(deadline=None, max_examples=25)
+@examples(6)
 @given(records=jobs())
 def test_a_merged_bundle_holds_before_verify(records, tmp_path_factory):
     folder = tmp_path_factory.mktemp("merged") / "audit"
@@ -191,3 +193,42 @@ def test_the_same_rank_twice_and_ranks_of_two_jobs_are_refused():
         build_job(record(0, 2)) + build_job(record(1, 3))
     with pytest.raises(BundleError, match="no rank wrote a report"):
         merge_job(Job("made", 2, {}, {0: "left nothing"}))
+
+
+def _with_event(item, subject, message="a gap"):
+    event = Event(item.report.start_ns, "warning", "SAMPLE_GAP", subject, message)
+    return replace(item, report=replace(item.report, events=(event,)))
+
+
+def test_an_event_is_about_the_jobs_device_and_not_about_the_ranks_name_of_it():
+    """Both machines have a `cpu:0`; the second rank of each sees its own GPU as gpu:0, which NVML numbers 1."""
+    subjects = ["cpu:0", "gpu:0", "gpu:0/energy", "run", "gpu:7"]
+    for subject in subjects:
+        ranks = [record(0, 4, per_node=2), record(1, 4, per_node=2, gpu=0), record(2, 4, per_node=2), lost(3, 4)]
+        ranks[1] = replace(ranks[1], facts=replace(ranks[1].facts, devices={"gpu:0": "uuid-0-1"}, numbers={"gpu:0": 1}))
+        events = merge_job(merge_records([_with_event(r, subject) if r.report else r for r in ranks])).events
+        gaps = {(e.subject, e.message) for e in events if e.code == "SAMPLE_GAP"}
+        assert gaps == {
+            "cpu:0": {("node0/cpu:0", "a gap (rank 0, 1)"), ("node1/cpu:0", "a gap (rank 2)")},
+            "gpu:0": {
+                ("node0/gpu:0", "a gap (rank 0)"), ("node0/gpu:1", "a gap (rank 1)"), ("node1/gpu:0", "a gap (rank 2)"),
+            },
+            "gpu:0/energy": {
+                ("node0/gpu:0/energy", "a gap (rank 0)"), ("node0/gpu:1/energy", "a gap (rank 1)"),
+                ("node1/gpu:0/energy", "a gap (rank 2)"),
+            },
+            "run": {("run", "a gap (rank 0, 1, 2)")},
+            "gpu:7": {("node0/gpu:7", "a gap (rank 0, 1)"), ("node1/gpu:7", "a gap (rank 2)")},
+        }[subject]  # fmt: skip
+
+
+def test_the_events_of_one_machine_keep_the_names_of_its_devices():
+    ranks = [_with_event(record(rank, 2), "cpu:0") for rank in range(2)]
+    assert ("cpu:0", "a gap (all ranks)") in {(e.subject, e.message) for e in merge_job(merge_records(ranks)).events}
+
+
+def test_a_bundle_of_two_machines_with_events_about_their_devices_holds_before_verify(tmp_path):
+    ranks = [_with_event(record(rank, 2, per_node=1), "cpu:0") for rank in range(2)]
+    write_bundle(merge_job(merge_records(ranks)), tmp_path / "audit", samples="csv.gz")
+    found = verify(tmp_path / "audit")
+    assert found.ok, str(found)

@@ -6,10 +6,11 @@ import time
 from math import fsum, isclose
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import torchwatt as tw
+from tests.support.examples import examples
 from torchwatt.core.errors import ConfigError
 from torchwatt.integrations.training_budget import (
     MAX_WAIT_S,
@@ -24,7 +25,7 @@ from torchwatt.integrations.training_meter import PhaseEnergyTracker, TrainingMe
 joules = st.floats(0, 1e9)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(30)
 @given(st.floats(0.001, 0.3), st.floats(1, 1000), st.floats(1, 1e4))
 def test_at_a_steady_power_the_step_that_crosses_a_budget_is_seen_when_it_ends(step_s, power_w, budget_j):
     budget, pace = TrainingBudget(energy_j=budget_j), BudgetSchedule()

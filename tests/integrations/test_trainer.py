@@ -254,7 +254,7 @@ def test_codecarbons_callback_is_explained_once_and_left_alone(world, tmp_path, 
 def test_transformers_adds_codecarbons_callback_under_the_name_we_know():
     from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-    from torchwatt.integrations.trainer_hooks import CODECARBON_CALLBACK
+    from torchwatt.integrations.trainer import CODECARBON_CALLBACK
 
     assert "codecarbon" in get_available_reporting_integrations()
     assert INTEGRATION_TO_CALLBACK["codecarbon"].__name__ == CODECARBON_CALLBACK

@@ -10,9 +10,10 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.journal_format import Frame, FrameKind, decode_frames
 from torchwatt.core.meter import Event
@@ -69,7 +70,7 @@ def test_spans_come_back_as_they_were(trace, until_ns):
 
 
 @given(traces(), st.data())
-@settings(max_examples=40)
+@examples(20)
 def test_damaged_spans_are_an_error_or_a_trace_and_nothing_else(trace, data):
     raw = bytearray(zlib.decompress(pack_trace(trace, 7)))
     at = data.draw(st.integers(0, len(raw) - 1))

@@ -3,14 +3,15 @@
 import random
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from tests.kineto.trace_files import BACK, event, joined, kernel, launch, module, node, note, op, owned
+from tests.support.examples import examples
 from torchwatt.core.intervals import NO_INDEX, busy_ns, busy_shares_ns, nest_intervals, union_intervals
 from torchwatt.kineto.column_builder import ns_from_us
 
-FEW = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+FEW = examples(15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @st.composite

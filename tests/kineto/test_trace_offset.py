@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from torchwatt.core.errors import TraceError
 from torchwatt.kineto.trace_offset import fit_offset
 
@@ -23,7 +24,7 @@ def watts(t_ns, start, end):
     return 60.0 + 200.0 * ((at >= 0) & (t_ns < end[np.maximum(at, 0)]))
 
 
-@settings(max_examples=25, deadline=None)
+@examples(12)
 @given(st.integers(0, 2**31), st.integers(-3_600_000, 3_600_000))
 def test_a_known_offset_is_found_to_a_few_milliseconds(seed, offset_ms):
     rng = np.random.default_rng(seed)

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from tests.kineto.trace_files import BASE_NS, event, joined, kernel, launch, module, note, op, owned, pair, save
+from tests.support.examples import examples
 from torchwatt.core.errors import TraceError
 from torchwatt.kineto import join_trace, read_sidecar, read_trace
 
-FEW = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+FEW = examples(30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def steps(n=40):

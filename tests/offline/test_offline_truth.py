@@ -10,6 +10,7 @@ import pytest
 
 from tests.attribution.cases import A100, distinct
 from tests.attribution.simulator import ORIGIN_NS, simulate
+from tests.support.heavy import some_of
 from torchwatt.__main__ import main
 
 UNIX_NS = 1_790_000_000_000_000_000  # where the simulated clock's beginning lies in the world
@@ -75,11 +76,11 @@ def attributed(folder, out, *options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", [True, False], ids=["sensor and idle told", "by the readings alone"])
+@pytest.mark.parametrize("told", some_of(["sensor and idle told", "by the readings alone"], 1))
 def test_layers_of_a_strangers_files_are_near_the_truth(worlds, tmp_path, told, capsys):
     tops = []
     for folder, simulated in worlds:
-        options = ["--sensor", "a100", "--idle", str(folder / "idle.csv")] if told else []
+        options = ["--sensor", "a100", "--idle", str(folder / "idle.csv")] if told == "sensor and idle told" else []
         tables = attributed(folder, tmp_path / folder.name, *options)
         rows = {(r["fqn"], r["phase"]): r for r in tables["layer"]}
         truth = {(slot.fqn, slot.phase): joules for slot, joules in simulated.truth_j.items()}

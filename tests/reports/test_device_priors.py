@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from torchwatt.attribution.device_priors import NO_PRIORS
+from torchwatt.attribution.device_fit import NO_PRIORS
 from torchwatt.attribution.sensor_response import SensorModel, SensorResponse
 from torchwatt.core.meter import Channel, Meter
 from torchwatt.core.terms import POWER_SAMPLES, Domain, Slot

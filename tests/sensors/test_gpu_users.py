@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.support.card_machines import CardMachine, program
 from torchwatt.attribution.counted_domains import classify_device_use
-from torchwatt.attribution.device_priors import CudaUse
+from torchwatt.attribution.device_fit import CudaUse
 from torchwatt.core.meter import Channel, Meter, Recording, Series
 from torchwatt.core.terms import CUDA_LIBRARY, USERS, DeviceUsers, Domain
 from torchwatt.core.trace import EMPTY_TRACE

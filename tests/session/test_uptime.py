@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import torchwatt
+from tests.support.examples import examples
 from tests.support.worlds import MS, counter_channel, power_channel, readings
 from torchwatt.audit import verify, write_bundle
 from torchwatt.audit.bundle_writer import table_files
@@ -108,7 +109,7 @@ def told(report) -> dict[str, object]:
 BEFORE = told(settled(0))
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(offsets)
 @example(2**53 + 1)
 @example(YEARS_NS)

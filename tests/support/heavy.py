@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -24,3 +24,9 @@ def one_of(cases: Sequence[str], case: str) -> pytest.MarkDecorator:
     """Return the mark of a test of one of several like cases: `make test` runs that one which the commit chooses."""
     assert case in cases
     return pytest.mark.chosen if case in chosen(cases, 1) else pytest.mark.heavy
+
+
+def some_of(cases: Collection[str], count: int = 2, always: Collection[str] = ()) -> list[Any]:
+    """Return names of like cases as parameters: `make test` runs those that the commit chooses, and `always`."""
+    usual = chosen([name for name in cases if name not in always], count) | set(always)
+    return [pytest.param(name, marks=() if name in usual else pytest.mark.heavy, id=name) for name in cases]

@@ -2,9 +2,10 @@
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.tracing.nets import Net, assert_nested, batch, calls, codes, traced, train
 from torchwatt.core.intervals import self_times
 from torchwatt.tracing.aggregated_spans import MAX_KINDS, AggregatedSpans, SpanKinds, _units, merge_spans, split_log
@@ -114,7 +115,7 @@ def test_marks_are_bounded_and_count_every_step(steps, most):
     assert np.cumsum([n for _, n in entries]).tolist() == ends  # each ends where its steps end
 
 
-@settings(max_examples=5, deadline=None)
+@examples(5)
 @given(st.sampled_from([1e-9, 1e-4]))
 def test_a_loop_that_is_folded_while_it_runs_keeps_calls_and_steps(budget):
     from torchwatt.tracing import step_controller, thread_log

@@ -6,10 +6,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.support.examples import examples
 from tests.tracing.nets import traced
 from tests.tracing.test_paths import counts
 from torchwatt.tracing.call_template import CallTemplate
@@ -216,7 +217,7 @@ def test_backward_calls_are_counted_among_modules_and_parts_of_steps_keep_their_
     assert signatures.number([100, 300]) == UNKNOWN
 
 
-@settings(max_examples=30)
+@examples(15)
 @given(st.sets(st.integers(1, 4), min_size=1), st.integers(0, 5))
 def test_a_graph_of_a_size_that_was_never_traced_may_be_of_another_path(traced_sizes, size):
     varying = {(1, each): frozenset() for each in (*traced_sizes, -1)}

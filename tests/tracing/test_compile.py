@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tests.conftest import run_script
+from tests.support.chosen import chosen
 from tests.support.heavy import heavy_unless
 from tests.tracing.compiled import (
     FORMS,
@@ -30,6 +31,8 @@ from tests.tracing.nets import Net, batch, calls, codes, names, traced, train
 from torchwatt.core.intervals import self_times
 from torchwatt.core.terms import COMPILE, Slot
 from torchwatt.tracing import scope
+
+SOME_FORMS = chosen([form.__name__ for form in FORMS], 2)  # those that the commit chooses; the others are heavy
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +110,7 @@ def test_inductor():
 # S and F: a session with the default budget and one that traces every call; N: none. Each runs a few steps.
 @pytest.mark.parametrize(
     ("form", "order"),
-    heavy_unless(lambda pair: pair[1] == "SNFN" or pair[0] in {whole_step, blocks}, product(FORMS, ["SNFN", "NFNS"])),
+    heavy_unless(lambda pair: pair[0].__name__ in SOME_FORMS, product(FORMS, ["SNFN", "NFNS"])),
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_no_graph_break_and_no_recompilation_is_ours(form, order):
@@ -277,7 +280,7 @@ def test_a_compilation_of_autograd_s_own_thread_lies_in_the_backward_call_that_w
 @pytest.mark.parametrize(
     ("form", "budget"),
     heavy_unless(
-        lambda pair: pair[1] == 0.01 or pair[0] in {whole_step, blocks},
+        lambda pair: pair[0].__name__ in SOME_FORMS,
         [*product(FORMS, [0.01, 0.9]), *product([whole_step, model, blocks], [0, 1e-4])],
     ),
     ids=lambda value: getattr(value, "__name__", None),

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.tracing.nets import Net, codes, traced, train
 from torchwatt.core.errors import TraceError
 from torchwatt.core.terms import Slot
@@ -202,7 +203,7 @@ def union(records):
     return total
 
 
-@settings(max_examples=60, deadline=None)
+@examples(30)
 @given(
     st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)).map(sorted), max_size=6),
     st.lists(st.tuples(st.integers(1, 500), st.booleans()), min_size=1, max_size=12),

@@ -3,9 +3,10 @@
 import random
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from torchwatt.tracing.log_rows import ALL_CALLS, OUTERMOST, STEP_ENDS
 from torchwatt.tracing.overhead_budget import (
     EARLY_STEPS,
@@ -64,7 +65,7 @@ class Loop:
         return sum(mode == ALL_CALLS for mode in self.modes) / len(self.modes)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(30)
 @given(
     share=st.sampled_from([1e-4, 0.001, 0.005, 0.01, 0.05, 0.3]),
     step_ns=st.integers(MS // 10, 200 * MS),
@@ -83,7 +84,7 @@ def test_what_is_spent_never_passes_the_allowance_but_for_the_first_steps(share,
 
 
 @given(share=st.sampled_from([0.001, 0.01]), call_ms=st.integers(5, 50), calls=st.integers(2, 20))
-@settings(max_examples=20, deadline=None)
+@examples(12)
 def test_long_slow_layers_are_always_traced_in_full(share, call_ms, calls):
     assume(share * call_ms * calls > 0.12)  # the hooks of a step alone cost about 30 us, and decisions are paid for
     loop = Loop(share, call_ms * calls * MS, calls, windows=False).run(200)
@@ -97,7 +98,7 @@ def test_a_short_run_is_traced_and_windowed_within_the_head_start():
     assert loop.spent <= 0.01 * HEAD_START_NS
 
 
-@settings(max_examples=40, deadline=None)
+@examples(20)
 @given(step_ms=st.integers(1, 300), calls=st.integers(2, 300), window_us=st.integers(100, 3_000))
 def test_a_run_of_twenty_steps_shows_what_a_warm_step_is_like(step_ms, calls, window_us):
     loop = Loop(0.01, step_ms * MS, calls, window_ns=window_us * 1_000)

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from torchwatt.tracing import step_events as stamped_module
 from torchwatt.tracing.overhead_budget import OverheadBudget
 from torchwatt.tracing.step_events import (
@@ -70,7 +71,7 @@ def run(device, steps, *, kind="step", stamped=lambda i: True):
     return stamps, host, truth
 
 
-@settings(max_examples=40, deadline=None)
+@examples(20)
 @given(
     st.lists(st.tuples(st.integers(100_000, 80 * MS), st.integers(0, 80 * MS)), min_size=2, max_size=60),
     st.floats(-50e-6, 50e-6),

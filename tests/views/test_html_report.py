@@ -5,9 +5,10 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.support.reports import HOSTILE, bare_report, named_report, sample_report
 from tests.views import golden
 from torchwatt.core.energy_curve import EnergyCurve
@@ -95,7 +96,7 @@ def test_hostile_names_are_text_and_nothing_else():
     assert not [name for name in reader.attributes if name.startswith("on")]
 
 
-@settings(max_examples=50)
+@examples(25)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=3, unique=True))
 def test_any_name_gives_balanced_html(names):
     assert read(to_html_fragment(named_report(*names))).tags <= TAGS

@@ -10,9 +10,10 @@ from math import fsum
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.support.reports import CPU, GPU, bare_report
 from torchwatt.audit.table_rows import rows_by_table
 from torchwatt.core.ledger import Entry, Ledger
@@ -248,7 +249,7 @@ def trees(draw):
     return [*names, *(".".join(path) for path in paths[1:])]
 
 
-@settings(max_examples=30, deadline=None)
+@examples(15)
 @given(trees(), st.integers(0, 10**6), st.booleans())
 def test_any_tree_has_the_same_totals_in_all_views(names, seed, known):
     check_all(made_report(names, seed, known))

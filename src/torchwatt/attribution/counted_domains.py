@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from torchwatt.attribution.counter_scope import MODULE_GPUS_FACT, compare_scopes, group_covering_meters
-from torchwatt.attribution.device_priors import CudaUse
+from torchwatt.attribution.device_fit import CudaUse
 from torchwatt.attribution.host_attribution import attribute_host
 from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.ledger import (

@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from torchwatt.attribution.accuracy_bands import AccuracyBand, add_band
-from torchwatt.attribution.device_fit import DeviceFit, fit_device
-from torchwatt.attribution.device_priors import DevicePriors
-from torchwatt.attribution.estimator import PowerEstimate
-from torchwatt.attribution.identifiability import MIN_GROUP_SHARE, MIN_SELF_SHARE, compute_measured_share
+from torchwatt.attribution.device_fit import DeviceFit, DevicePriors, fit_device
+from torchwatt.attribution.estimator import MIN_GROUP_SHARE, MIN_SELF_SHARE, PowerEstimate, compute_measured_share
 from torchwatt.attribution.observed_windows import clip_activity, find_observed_windows, subtract_gaps
 from torchwatt.attribution.owned_intervals import OwnedIntervals, compute_exposure, find_gaps
 from torchwatt.attribution.posterior import constrain_to_idle, constrain_to_total

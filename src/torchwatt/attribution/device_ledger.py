@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from torchwatt.attribution.device_attribution import DeviceAttribution, attribute_device, build_device_entries
-from torchwatt.attribution.device_priors import DevicePriors
+from torchwatt.attribution.device_fit import DevicePriors
 from torchwatt.attribution.metered_curve import MeteredCurve
 from torchwatt.attribution.method_note import describe_method
 from torchwatt.attribution.repeat_spread import unsplit_interval_j

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torchwatt.attribution.cross_check import UNCHECKED_PREFIX
 from torchwatt.attribution.device_attribution import DeviceAttribution
+from torchwatt.attribution.estimator import MIN_SELF_SHARE
 from torchwatt.attribution.host_fit import HostFit
-from torchwatt.attribution.identifiability import MIN_SELF_SHARE
 from torchwatt.attribution.metered_curve import MeteredCurve
 from torchwatt.core.ledger import FULL_COVERAGE, Ledger
 

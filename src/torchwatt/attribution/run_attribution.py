@@ -17,10 +17,10 @@ from torchwatt.attribution.counted_domains import (
 )
 from torchwatt.attribution.counter_scope import assign_counter_scopes
 from torchwatt.attribution.cross_check import UNCHECKED_PREFIX
+from torchwatt.attribution.device_fit import NO_PRIORS, DevicePriors
 from torchwatt.attribution.device_ledger import build_device_ledger
-from torchwatt.attribution.device_priors import NO_PRIORS, DevicePriors
+from torchwatt.attribution.estimator import LOCKED_GAP
 from torchwatt.attribution.host_attribution import HostAttribution, attribute_host
-from torchwatt.attribution.identifiability import LOCKED_GAP
 from torchwatt.attribution.metered_curve import (
     MeteredCurve,
     build_metered_curve,

@@ -9,8 +9,7 @@ from datetime import UTC, datetime, timedelta
 from math import fsum, isfinite
 from typing import Any, Literal
 
-from torchwatt.audit.bundle import Bundle
-from torchwatt.audit.bundle_cells import counted_devices, number, text, timestamp
+from torchwatt.audit.bundle import Bundle, counted_devices, number, text, timestamp
 from torchwatt.audit.schema import Row
 from torchwatt.core.errors import BundleError
 from torchwatt.core.units import ns_from_s

@@ -12,8 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from torchwatt.audit.bundle import Bundle, read_bundle
-from torchwatt.audit.bundle_cells import AS_RUN, number, text, timestamp
+from torchwatt.audit.bundle import AS_RUN, Bundle, number, read_bundle, text, timestamp
 from torchwatt.audit.sample_table import read_samples
 from torchwatt.audit.schema import Row
 from torchwatt.core.energy_curve import EnergyCurve
@@ -236,12 +235,16 @@ def _edges(row: Row, start_ns: int) -> tuple[int, int]:
 
 def _steps(bundle: Bundle, start_ns: int, curves: Sequence[EnergyCurve]) -> Iterator[Step]:
     """Yield the steps with the energy per domain, computed from the curves; the table has only the sum."""
-    rows = [row for row in bundle["window"] if row["kind"] == "step"]
-    numbers = [[int(part) for part in text(row, "name").split("-")] for row in rows]
+    step_rows = [
+        ([int(part) for part in text(row, "name").split("-")], row) for row in bundle["window"] if row["kind"] == "step"
+    ]
+    # The table is in order of time, and a step of no length stands behind the one that begins with it.
+    step_rows.sort(key=lambda step_row: step_row[0])
+    numbers = [step_numbers for step_numbers, _ in step_rows]
     total = int(number(bundle.run, "step_count") or 0)
     # In older bundles a row has only its first step number, and includes the steps up to the next row.
     follows = [*(first_index for first_index, *_ in numbers[1:]), total]
-    for row, (index, *last_index), following in zip(rows, numbers, follows, strict=False):
+    for ((index, *last_index), row), following in zip(step_rows, follows, strict=False):
         after = last_index[0] + 1 if last_index else following
         lo, hi = _edges(row, start_ns)
         energies_j = {str(curve.domain): curve.between(lo, hi) for curve in curves if curve.is_metered(lo, hi)}

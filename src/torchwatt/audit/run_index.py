@@ -12,8 +12,7 @@ from pathlib import Path
 from secrets import token_hex
 from stat import S_IMODE
 
-from torchwatt.audit.bundle import Bundle
-from torchwatt.audit.bundle_cells import number, text, timestamp
+from torchwatt.audit.bundle import Bundle, number, text, timestamp
 from torchwatt.audit.counted_run import RunShare, RunTotals, SumOfRuns, run_of_bundle, run_of_text, sum_runs, text_of
 from torchwatt.audit.deduplication import count_once
 from torchwatt.audit.exports.workbook import totals_of_bundle

@@ -13,7 +13,7 @@ from torchwatt.audit.run_rows import device_rows, functional_unit, run_rows, sal
 from torchwatt.audit.schema import Row
 from torchwatt.core.factor import Factor, Impact
 from torchwatt.core.hour_energy import hour_energies
-from torchwatt.core.ledger import Entry, Ledger
+from torchwatt.core.ledger import Entry, Ledger, layer_values
 from torchwatt.core.report import Report, Step
 from torchwatt.core.terms import RESERVED, Provenance, weakest_provenance
 from torchwatt.core.trace import ModuleInfo
@@ -167,30 +167,11 @@ def _layer(run_id: str, ledger: Ledger, entry: Entry, modules: Mapping[str, Modu
     return {
         "run_id": run_id,
         "device_id": str(ledger.domain),
-        "fqn": entry.fqn,
-        "phase": entry.phase,
         "reserved": entry.fqn in RESERVED,
         "module_class": module.class_name if module else None,
         "params": module.params if module else None,
         "param_bytes": module.param_bytes if module else None,
-        "calls": entry.calls,
-        "time_self_s": entry.time_self_s,
-        "energy_self_j": entry.energy_self_j,
-        "energy_self_lo_j": entry.energy_self_lo_j,
-        "energy_self_hi_j": entry.energy_self_hi_j,
-        "energy_static_j": entry.energy_static_j,
-        "energy_dynamic_j": entry.energy_dynamic_j,
-        "energy_share": entry.energy_self_j / ledger.energy_j if ledger.energy_j > 0 else None,
-        "energy_per_call_j": entry.energy_self_j / entry.calls if entry.calls else None,
-        "method": entry.method,
-        "provenance": entry.provenance,
-        "carried_share": entry.carried_share,
-        "measured_share": entry.measured_share,
-        "measured_in": entry.measured_in,
-        "time_share_j": entry.time_share_j,
-        "stage": entry.stage,
-        "energy_systematic_lo_j": entry.energy_systematic_lo_j,
-        "energy_systematic_hi_j": entry.energy_systematic_hi_j,
+        **layer_values(ledger, entry),
     }
 
 

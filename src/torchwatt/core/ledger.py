@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import fsum, isclose
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torchwatt.core.errors import LedgerError
 from torchwatt.core.terms import Domain, Method, Phase, Provenance, Slot
@@ -149,6 +149,32 @@ class Ledger:
     def is_whole(self) -> bool:
         """Return whether the meter covered the run, except for about a sampling period at its ends."""
         return is_fully_covered(self.coverage, self.window_s)
+
+
+def layer_values(ledger: Ledger, entry: Entry) -> dict[str, Any]:
+    """Return the values of one layer row by column name; the table `layer` of bundles and `run.layers` hold them."""
+    return {
+        "fqn": entry.fqn,
+        "phase": entry.phase,
+        "calls": entry.calls,
+        "time_self_s": entry.time_self_s,
+        "energy_self_j": entry.energy_self_j,
+        "energy_self_lo_j": entry.energy_self_lo_j,
+        "energy_self_hi_j": entry.energy_self_hi_j,
+        "energy_static_j": entry.energy_static_j,
+        "energy_dynamic_j": entry.energy_dynamic_j,
+        "energy_share": entry.energy_self_j / ledger.energy_j if ledger.energy_j > 0 else None,
+        "energy_per_call_j": entry.energy_self_j / entry.calls if entry.calls else None,
+        "method": entry.method,
+        "provenance": entry.provenance,
+        "carried_share": entry.carried_share,
+        "measured_share": entry.measured_share,
+        "measured_in": entry.measured_in,
+        "time_share_j": entry.time_share_j,
+        "stage": entry.stage,
+        "energy_systematic_lo_j": entry.energy_systematic_lo_j,
+        "energy_systematic_hi_j": entry.energy_systematic_hi_j,
+    }
 
 
 def add_clause(sentence: str, clause: str) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from math import fsum, sqrt
@@ -16,12 +15,13 @@ from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.errors import BundleError
 from torchwatt.core.job import RankPart, RankStatus
 from torchwatt.core.ledger import Ledger
-from torchwatt.core.meter import Channel, Event, Meter, SamplerStats, Unavailable, coverage_event
+from torchwatt.core.meter import Channel, Meter, SamplerStats, Unavailable, coverage_event
 from torchwatt.core.report import Report, Status, Step
 from torchwatt.core.terms import Domain, domain_kind
 from torchwatt.core.trace import ModuleInfo
 from torchwatt.core.units import NS_PER_S
 from torchwatt.distributed.energy_allocation import EnergyAllocation, allocate_meter
+from torchwatt.distributed.job_events import merge_events
 from torchwatt.distributed.rank_records import (
     Job,
     MachineClock,
@@ -71,9 +71,7 @@ def _sum_curves(curves: Sequence[EnergyCurve]) -> EnergyCurve:
     )
 
 
-LATE_START_NS = NS_PER_S
 FIRST_RANK_KINDS = frozenset({"cpu", "dram", "psys"})  # kinds that only the first rank of a machine meters
-OMITTED_EVENTS = frozenset({"RANK"})  # reported by every rank of itself, and listed in the table of ranks
 
 
 def missing_reason(job: Job, rank: int) -> str:
@@ -83,7 +81,7 @@ def missing_reason(job: Job, rank: int) -> str:
 
 def list_unavailable(job: Job, metered: Sequence[MeterGroup]) -> tuple[Unavailable, ...]:
     """Return domains that no rank meters, and the devices of lost ranks."""
-    metered_names = {(group.host, str(look_domain)) for group in metered for look_domain in _view_names(group)}
+    metered_names = {(group.host, view.name) for group in metered for view in group.looks}
     node, many = number_nodes(job), len(number_nodes(job)) > 1
     unavailable: dict[Unavailable, None] = {}
     for rank in job.ranks:
@@ -105,77 +103,6 @@ def list_unavailable(job: Job, metered: Sequence[MeterGroup]) -> tuple[Unavailab
                 Unavailable(f"rank:{rank}", f"rank {rank} {why}: its device and its layers are not in the total")
             ] = None
     return tuple(unavailable)
-
-
-def _view_names(group: MeterGroup) -> Iterator[str]:
-    for view in group.looks:
-        if view.ledger is not None:
-            yield str(view.ledger.domain)
-        elif view.curve is not None:
-            yield str(view.curve.domain)
-
-
-def merge_events(
-    job: Job, clock: Mapping[str, MachineClock], metered: Sequence[MeterGroup], parts: Sequence[RankPart], start_ns: int
-) -> tuple[Event, ...]:
-    """Return the events of all ranks, equal ones merged, and those of the merge itself."""
-    observations: dict[tuple[str, str, str, str], list[tuple[int, int, Event]]] = defaultdict(list)
-    for rank in job.ranks:
-        record = job.records[rank]
-        its = clock[record.facts.host]
-        for event in record.report.events if record.report is not None else ():
-            if event.code not in OMITTED_EVENTS:
-                key = (event.severity, event.code, event.subject, event.message)
-                observations[key].append((its.one(event.t_ns), rank, event))
-    merged = [_merge_equal_events(looks, len(job.ranks)) for looks in observations.values()]
-    merged += [
-        *_missing_rank_events(parts, start_ns),
-        *_late_rank_events(parts),
-        *_clock_events(parts, start_ns),
-        *_foreign_device_events(metered, start_ns),
-    ]
-    return tuple(sorted(merged, key=lambda e: (e.t_ns, e.code, e.subject, e.message)))
-
-
-def _merge_equal_events(observations: Sequence[tuple[int, int, Event]], ranks: int) -> Event:
-    t_ns, _, event = min(observations, key=lambda observation: observation[:2])
-    observers = sorted({rank for _, rank, _ in observations})
-    names = "all ranks" if len(observers) == ranks > 1 else f"rank {', '.join(map(str, observers[:8]))}"
-    names += f" and {len(observers) - 8} more" if len(observers) > 8 and len(observers) != ranks else ""
-    return Event(t_ns, event.severity, event.code, event.subject, f"{event.message} ({names})")
-
-
-def _missing_rank_events(parts: Iterable[RankPart], start_ns: int) -> Iterator[Event]:
-    for part in parts:
-        if part.status == "missing":
-            yield Event(start_ns, "error", "RANK_MISSING", f"rank:{part.rank}", f"rank {part.rank} {part.reason}")
-
-
-def _late_rank_events(parts: Sequence[RankPart]) -> Iterator[Event]:
-    """Yield an event for each rank that began long after the first: the others drew power while they waited."""
-    began = [part.start_ns for part in parts if part.start_ns is not None]
-    for part in parts:
-        if part.start_ns is not None and part.start_ns - min(began) > LATE_START_NS:
-            late_s = (part.start_ns - min(began)) / NS_PER_S
-            message = f"rank {part.rank} began {late_s:.3g} s after the first; the ranks that waited for it drew power"
-            yield Event(part.start_ns, "warning", "RANK_LATE", f"rank:{part.rank}", message)
-
-
-def _clock_events(parts: Sequence[RankPart], start_ns: int) -> Iterator[Event]:
-    by_wall = [part.rank for part in parts if part.clock_method == "wall_clock"]
-    if by_wall:
-        message = (
-            f"the clocks of ranks {', '.join(map(str, by_wall[:8]))} were not measured against rank 0's: they are "
-            "placed by their wall clocks, whose error is unknown; totals do not depend on it, steps and curves do"
-        )
-        yield Event(start_ns, "warning", "CLOCK_UNMEASURED", "run", message)
-
-
-def _foreign_device_events(metered: Sequence[MeterGroup], start_ns: int) -> Iterator[Event]:
-    for group in metered:
-        if not any(view.ledger for view in group.looks):
-            message = f"no rank of the job uses {group.domain}: it was metered, and is not in the total"
-            yield Event(start_ns, "info", "DEVICE_OF_NO_RANK", str(group.domain), message)
 
 
 def merge_job(job: Job) -> Report:

@@ -89,6 +89,12 @@ class MeterView:
     curve: EnergyCurve | None
     own: bool
 
+    @property
+    def name(self) -> str:
+        """Return the rank's name of the device; empty if the rank did not meter it."""
+        metered = self.ledger or self.curve
+        return str(metered.domain) if metered is not None else ""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MeterGroup:

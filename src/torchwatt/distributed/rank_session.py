@@ -18,7 +18,7 @@ from torchwatt.core.job import RankFacts, RankPlace
 from torchwatt.core.meter import Meter, Recording
 from torchwatt.core.report import Report
 from torchwatt.core.trace import Trace
-from torchwatt.distributed import bundle_transfer, job_folder
+from torchwatt.distributed import job_folder, job_store
 from torchwatt.distributed.clock_offsets import ClockClient, ClockServer
 from torchwatt.distributed.job_folder import final_facts
 from torchwatt.distributed.job_merge import merge_job
@@ -155,8 +155,8 @@ class RankSession:
         name = job_folder.rank_name(self.place.rank)
         try:
             if link is not None:
-                content = bundle_transfer.pack_bundle(self._folder, [f"{name}.json", name])
-                bundle_transfer.send_bundle(link, f"{self._prefix}/rank/{self.place.rank}", content)
+                content = job_store.pack_bundle(self._folder, [f"{name}.json", name])
+                job_store.send_bundle(link, f"{self._prefix}/rank/{self.place.rank}", content)
         except Exception as error:  # rank 0 is gone, and its store with it
             where = "it is lost" if self._temporary else f"it is in {self._folder}"
             message = f"torchwatt: rank 0 did not receive the measurements of rank {self.place.rank}: {error}; {where}"
@@ -185,7 +185,7 @@ class RankSession:
                 if (self._folder / name / "statement.json").is_file() and self._has_ended(name):
                     return ""
                 now_s = time.monotonic()
-                content = bundle_transfer.receive_bundle(
+                content = job_store.receive_bundle(
                     self._link, f"{self._prefix}/rank/{rank}", min(now_s + 0.1, deadline_s)
                 )
                 if content is not None:
@@ -193,7 +193,7 @@ class RankSession:
                 if now_s >= deadline_s:
                     return f"sent no data within {self._wait_s:g} s of the end of rank 0"
             if not (self._folder / f"{name}.json").exists() or not self._has_ended(name):
-                bundle_transfer.unpack_bundle(content, self._folder, name)
+                job_store.unpack_bundle(content, self._folder, name)
         except (TorchwattError, ValueError, KeyError, TypeError) as error:
             return f"sent data that cannot be read: {error}"
         return ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from math import fsum
 
 from torchwatt.attribution.accuracy_bands import add_bands
-from torchwatt.attribution.device_priors import DevicePriors
+from torchwatt.attribution.device_fit import DevicePriors
 from torchwatt.attribution.run_attribution import Attribution, attribute_recording
 from torchwatt.core.errors import BundleError, LedgerError
 from torchwatt.core.ledger import Entry, Ledger, book_entry

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import cast
 
 from torchwatt.audit import Bundle, read_bundle
-from torchwatt.audit.bundle_cells import AS_RUN, number, text, timestamp
+from torchwatt.audit.bundle import AS_RUN, number, text, timestamp
 from torchwatt.audit.bundle_writer import write_repriced
 from torchwatt.audit.report_loader import row_factor
 from torchwatt.audit.seal import NO_SEAL, Seal

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from torchwatt.attribution.device_priors import DevicePriors
+from torchwatt.attribution.device_fit import DevicePriors
 from torchwatt.attribution.sensor_response import SENSOR_FAMILIES
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.meter import Event, Meter, Recording

@@ -11,7 +11,7 @@ from math import fsum, isnan
 import numpy as np
 
 from torchwatt.attribution.counter_scope import MODULE_GPUS_FACT
-from torchwatt.attribution.device_priors import NO_PRIORS, REPLAY_CONTEXT_REL, CudaUse, DevicePriors, SlotReplay
+from torchwatt.attribution.device_fit import NO_PRIORS, REPLAY_CONTEXT_REL, CudaUse, DevicePriors, SlotReplay
 from torchwatt.attribution.phase_timeline import phase_timeline
 from torchwatt.attribution.run_attribution import PHASES_UNSEEN_CODE, Attribution, attribute_recording
 from torchwatt.attribution.sensor_response import SensorModel

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from torchwatt.attribution.device_priors import DevicePriors
+from torchwatt.attribution.device_fit import DevicePriors
 from torchwatt.attribution.sensor_response import SensorModel
 from torchwatt.core.errors import ConfigError, warn
 from torchwatt.core.meter import Event, Recording

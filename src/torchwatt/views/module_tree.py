@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from math import fsum
 from typing import Any
 
-from torchwatt.core.ledger import Entry, Ledger
+from torchwatt.core.ledger import Entry, Ledger, layer_values
 from torchwatt.core.report import Report
 from torchwatt.core.terms import RESERVED, ROOT, Phase
 from torchwatt.views.layer_sums import LayerSum, class_names, is_tied, sum_layers
@@ -264,29 +264,12 @@ def _entry_half_interval(entry: Entry) -> tuple[float, float | None]:
 
 
 def _entry_row(ledger: Ledger, entry: Entry, total_j: float, module_class: str | None) -> dict[str, Any]:
-    return {
+    values = {
+        **layer_values(ledger, entry),
         "domain": str(ledger.domain),
-        "fqn": entry.fqn,
-        "phase": entry.phase,
-        "stage": entry.stage,
         "module_class": module_class,
-        "energy_self_j": entry.energy_self_j,
-        "energy_self_lo_j": entry.energy_self_lo_j,
-        "energy_self_hi_j": entry.energy_self_hi_j,
         "energy_total_j": total_j,
-        "energy_static_j": entry.energy_static_j,
-        "energy_dynamic_j": entry.energy_dynamic_j,
-        "energy_share": entry.energy_self_j / ledger.energy_j if ledger.energy_j > 0 else None,
-        "time_self_s": entry.time_self_s,
-        "calls": entry.calls,
-        "energy_per_call_j": entry.energy_self_j / entry.calls if entry.calls else None,
-        "method": entry.method,
-        "provenance": entry.provenance,
-        "carried_share": entry.carried_share,
-        "measured_share": entry.measured_share,
         "measured_in": entry.measured_in or None,
-        "time_share_j": entry.time_share_j,
         "counted": ledger.counted,
-        "energy_systematic_lo_j": entry.energy_systematic_lo_j,
-        "energy_systematic_hi_j": entry.energy_systematic_hi_j,
     }
+    return {column: values.get(column) for column in LAYER_COLUMNS}

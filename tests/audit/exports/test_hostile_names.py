@@ -7,6 +7,7 @@ import openpyxl
 import pytest
 
 from tests.audit.exports.test_boamps import DECLARED
+from tests.support.heavy import some_of
 from tests.support.priced_bundles import priced
 from tests.support.reports import HOSTILE, named_report, sample_report
 from torchwatt.audit import verify, write_bundle
@@ -27,9 +28,10 @@ def test_a_bundle_of_the_longest_names_is_read_by_our_own_commands(tmp_path, cap
     assert all(line.isprintable() for line in capsys.readouterr().out.split("\n"))
 
 
-@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
+@pytest.mark.parametrize("number", some_of([str(n) for n in range(len(NAMES))], 6))
 @pytest.mark.parametrize("to", FORMATS)
-def test_any_name_of_a_run_is_exported(to, name, tmp_path):
+def test_any_name_of_a_run_is_exported(to, number, tmp_path):
+    name = NAMES[int(number)]
     report = priced(replace(sample_report(), name=name), intensity_g_per_kwh=50)
     bundle = write_bundle(report, tmp_path / "bundle")
     declared = {"boamps": DECLARED, "huggingface": {"zone": "FRA"}}.get(to, {})

@@ -14,12 +14,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from tests.audit.fleet.conftest import RUNS
 from tests.support.bundles import rich_report
+from tests.support.examples import examples
 from tests.support.priced_bundles import priced
 from tests.support.reports import HOSTILE, another_report, sample_report
 from tests.support.shared_fleet import resealed
@@ -49,7 +50,7 @@ def content(root):
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-@settings(max_examples=50, deadline=None)
+@examples(17)
 @given(st.text(min_size=1, max_size=60), st.text(min_size=1, max_size=60))
 def test_any_name_becomes_one_folder_inside_the_lake_and_comes_back(project, run_id):
     try:
@@ -68,7 +69,7 @@ def encoded_length(name):
     return quote(name, safe="", errors="surrogatepass")
 
 
-@settings(max_examples=50, deadline=None)
+@examples(17)
 @given(st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20))
 def test_two_names_are_two_folders(one, two):
     assert (encode_name(one) == encode_name(two)) == (one == two)
@@ -357,7 +358,7 @@ def test_a_lake_of_a_later_version_is_refused(lake, runs):
         ingest(lake, [runs])
 
 
-@settings(max_examples=12, deadline=None)
+@examples(4)
 @given(cut=st.integers(0, 4000), byte=st.integers(0, 255))
 def test_a_spoilt_part_of_run_is_never_another_exception(made, cut, byte):
     lake, path, good = made

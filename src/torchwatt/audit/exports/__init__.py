@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torchwatt.audit.bundle import Bundle, read_bundle
-from torchwatt.audit.bundle_cells import AS_RUN, in_utf8, select_scenario
+from torchwatt.audit.bundle import AS_RUN, Bundle, in_utf8, read_bundle, select_scenario
 from torchwatt.audit.cell_codec import from_cell
 from torchwatt.audit.exports.emissions_csv import emissions_csv
 from torchwatt.audit.exports.markdown_reports import ai_act_markdown, sci_markdown

@@ -11,8 +11,8 @@ import csv
 from collections.abc import Sequence
 from io import StringIO
 
-from torchwatt.audit.bundle import Bundle
-from torchwatt.audit.bundle_cells import (
+from torchwatt.audit.bundle import (
+    Bundle,
     counted_devices,
     factors_of,
     first_of_kind,

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 
-from torchwatt.audit.bundle import Bundle
-from torchwatt.audit.bundle_cells import (
+from torchwatt.audit.bundle import (
     SYSTEMATIC,
+    Bundle,
     counted_devices,
     factors_of,
     impact,

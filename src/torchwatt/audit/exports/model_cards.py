@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torchwatt.audit.bundle import Bundle
-from torchwatt.audit.bundle_cells import (
+from torchwatt.audit.bundle import (
     SYSTEMATIC,
+    Bundle,
     counted_devices,
     factors_of,
     first_of_kind,

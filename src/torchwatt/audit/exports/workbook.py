@@ -9,9 +9,9 @@ from io import BytesIO
 from math import fsum
 from typing import TYPE_CHECKING, Any
 
-from torchwatt.audit.bundle import Bundle
-from torchwatt.audit.bundle_cells import (
+from torchwatt.audit.bundle import (
     SYSTEMATIC,
+    Bundle,
     counted_devices,
     factors_of,
     first_of_kind,

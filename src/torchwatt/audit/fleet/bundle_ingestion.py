@@ -10,8 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
-from torchwatt.audit.bundle import read_bundle
-from torchwatt.audit.bundle_cells import text, timestamp
+from torchwatt.audit.bundle import read_bundle, text, timestamp
 from torchwatt.audit.bundle_limits import MAX_FILE_BYTES, MAX_MANIFEST_BYTES, read_bundle_file
 from torchwatt.audit.fleet.lake import Lake, part_path, run_of_path
 from torchwatt.audit.fleet.lake_tables import TABLES, batches_of, lake_rows, part_bytes

@@ -11,8 +11,7 @@ from io import BytesIO
 from math import fsum
 from typing import TYPE_CHECKING
 
-from torchwatt.audit.bundle import Bundle
-from torchwatt.audit.bundle_cells import counted_devices, factors_of, impact, in_utf8, number, text
+from torchwatt.audit.bundle import Bundle, counted_devices, factors_of, impact, in_utf8, number, text
 from torchwatt.audit.bundle_limits import PARQUET_LIMITS, max_rows
 from torchwatt.audit.counted_run import run_of_bundle, text_of
 from torchwatt.audit.exports.workbook import arrow_field

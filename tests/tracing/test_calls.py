@@ -13,8 +13,8 @@ from torch import nn
 from tests.tracing.nets import traced
 from tests.tracing.test_paths import counts
 from torchwatt.tracing.call_template import CallTemplate
-from torchwatt.tracing.forward_templates import CallPaths
-from torchwatt.tracing.log_rows import BACKWARD, BACKWARD_KEY, UNKNOWN, CallSignature, SignatureTable
+from torchwatt.tracing.forward_templates import CallPaths, paths_of
+from torchwatt.tracing.log_rows import BACKWARD, BACKWARD_KEY, FORWARD_TASK, UNKNOWN, CallSignature, SignatureTable
 from torchwatt.tracing.template_composer import (
     UNKNOWN_CALLS,
     CallSample,
@@ -224,3 +224,16 @@ def test_a_graph_of_a_size_that_was_never_traced_may_be_of_another_path(traced_s
     is_open = size > 0 and size not in traced_sizes and len(traced_sizes) == 1
     assert paths.uncertain(1, size, CallSignature()) == ({CHILD} if is_open else set())
     assert not paths.uncertain(1, size, CallSignature({CHILD: 1}, frozenset({CHILD})))
+
+
+def test_a_module_of_a_list_that_the_program_calls_itself_surely_ran():
+    members, inner = (3, 4), {3: 13, 4: 14}
+    rows = [
+        (key, 100 * n + begin, 100 * n + end, 10 * n, 10 * n + 5, FORWARD_TASK)
+        for n, member in enumerate((3, 4, 3))
+        for key, begin, end in ((inner[member], 10, 20), (member, 0, 30))
+    ]
+    tree = ModuleTree({inner[member]: member for member in members}, dict.fromkeys(members, "alike"))
+    paths = paths_of(np.array(rows), tree, (), frozenset(members), dict.fromkeys(members, frozenset(members)))
+    assert [paths.uncertain(member, 5, CallSignature()) - {3, 4} for member in members] == [set(), set()]
+    assert not [member for member in members if member in paths.uncertain(member, 5, CallSignature())]

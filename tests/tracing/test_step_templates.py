@@ -767,6 +767,4 @@ def test_a_step_of_several_rounds_has_the_optimizer_of_each(rounds):
     signatures = [CallSignature(), CallSignature(), CallSignature(counts, outside)]
     ((_, template),) = book.nearest(records, kinds, CallPaths((), {}, ModuleTree({}, {}), signatures))
     assert template.shares() == pytest.approx({0: 0.4, 1: 0.3, 2: 0.2})
-    assert dict(zip(template.owner.tolist(), template.calls.tolist(), strict=True)) == dict.fromkeys(
-        slots, len(rounds)
-    )
+    assert dict(zip(template.owner.tolist(), template.calls.tolist(), strict=True)) == dict.fromkeys(slots, len(rounds))

@@ -52,17 +52,10 @@ MORE_ROUNDS = 2
 VMAP = "where vmap unwraps gradients Dynamo has rules for all functions: none can be wrapped, and it is no backward"
 WAITS = "spans are wall time: on a busy machine threads mostly wait, for the interpreter and for cores, and use nothing"
 UNCOUNTED = "on a busy machine counting is beyond the budget: joules are the enclosing module's (PATHS_UNKNOWN)"
-MARKS = "many small marks in a step of 1 ms: what they cost is not all taken out of `other` (24 % for 17)"
-OURS = "our own work beside outermost calls counts as `other`, and on a busy machine that is 5 to 10 points of a run"
 KNOWN = {
     ("groups", "layer_drop"): UNCOUNTED,
     ("phases", "per_sample_gradients"): VMAP,
     ("phases", "threads"): WAITS,
-    ("phases", "ensemble_at_random"): MARKS,
-    ("phases", "triplets"): OURS,
-    ("phases", "adversaries_with_penalty"): OURS,
-    ("phases", "autoencoder_with_several_losses"): OURS,
-    ("phases", "accumulation_clipped"): OURS,
 }
 
 

@@ -13,9 +13,19 @@ from torch import nn
 from tests.support.examples import examples
 from tests.tracing.nets import traced
 from tests.tracing.test_paths import counts
-from torchwatt.tracing.call_template import CallTemplate
-from torchwatt.tracing.forward_templates import CallPaths
-from torchwatt.tracing.log_rows import BACKWARD, BACKWARD_KEY, UNKNOWN, CallSignature, SignatureTable
+from torchwatt.tracing.aggregated_spans import AggregatedSpans, SpanKinds
+from torchwatt.tracing.backward_templates import BackwardTemplate, BackwardTemplates
+from torchwatt.tracing.call_template import CallTemplate, ElasticTemplate, TimedCall, template_of
+from torchwatt.tracing.forward_templates import CallPaths, paths_of
+from torchwatt.tracing.log_rows import (
+    BACKWARD,
+    BACKWARD_KEY,
+    FORWARD_TASK,
+    OUTERMOST_TASK,
+    UNKNOWN,
+    CallSignature,
+    SignatureTable,
+)
 from torchwatt.tracing.template_composer import (
     UNKNOWN_CALLS,
     CallSample,
@@ -225,3 +235,35 @@ def test_a_graph_of_a_size_that_was_never_traced_may_be_of_another_path(traced_s
     is_open = size > 0 and size not in traced_sizes and len(traced_sizes) == 1
     assert paths.uncertain(1, size, CallSignature()) == ({CHILD} if is_open else set())
     assert not paths.uncertain(1, size, CallSignature({CHILD: 1}, frozenset({CHILD})))
+
+
+def test_a_module_of_a_list_that_the_program_calls_itself_surely_ran():
+    members, inner = (3, 4), {3: 13, 4: 14}
+    rows = [
+        (key, 100 * n + begin, 100 * n + end, 10 * n, 10 * n + 5, FORWARD_TASK)
+        for n, member in enumerate((3, 4, 3))
+        for key, begin, end in ((inner[member], 10, 20), (member, 0, 30))
+    ]
+    tree = ModuleTree({inner[member]: member for member in members}, dict.fromkeys(members, "alike"))
+    paths = paths_of(np.array(rows), tree, (), frozenset(members), dict.fromkeys(members, frozenset(members)))
+    assert [paths.uncertain(member, 5, CallSignature()) - {3, 4} for member in members] == [set(), set()]
+    assert not [member for member in members if member in paths.uncertain(member, 5, CallSignature())]
+
+
+def test_a_backward_call_like_none_that_was_recorded_leaves_open_what_varies():
+    """The forward pass of that size was traced, but no backward call after one."""
+    pieces = np.array([(0, 40, 1, 1), (40, 60, 2, 1), (60, 80, 2, 1), (80, 100, 3, 1)])
+    elastic = ElasticTemplate(template_of(TimedCall(0, 100), pieces), 100)
+    book = BackwardTemplates({}, {})
+    book._catalogue.add((coarse(5),), 0, BackwardTemplate(elastic, elastic, {1: 1, 2: 2, 3: 1}, 100))
+    paths = CallPaths((), {(1, 5): frozenset(), (1, 9): frozenset(), (1, -1): frozenset({2})}, TREE, (), frozenset({1}))
+    kinds = SpanKinds()
+    kind = np.array([kinds.number(("backward", coarse(5))), kinds.number(("backward", coarse(9)))])
+    start, zero = np.array([200, 400]), np.zeros(2, dtype=np.int64)
+    records = AggregatedSpans(kind, start, start + 100, zero + 1, zero, np.arange(2))
+    told = [calls_of(template) for _, template in book.nearest(records, kinds, paths)]
+    assert told == [{1: 1, 2: 2, 3: 1}, {1: 1, 2: UNKNOWN_CALLS, 3: 1}]
+
+
+def coarse(size):
+    return "coarse", ((1, size, OUTERMOST_TASK),), False, 0

@@ -22,6 +22,7 @@ from torchwatt.tracing.aggregated_spans import AggregatedSpans, SpanKinds
 from torchwatt.tracing.forward_templates import CallPaths
 from torchwatt.tracing.log_rows import (
     ALL_CALLS,
+    BACKWARD_KEY,
     END,
     FIRST_SCOPE_KEY,
     KEY,
@@ -36,7 +37,7 @@ from torchwatt.tracing.overhead_budget import DECISION_SHARE, MOST_STEPS, Overhe
 from torchwatt.tracing.scope import scope
 from torchwatt.tracing.step_controller import passing_calls
 from torchwatt.tracing.step_templates import StepTemplates
-from torchwatt.tracing.template_composer import ModuleCalls, ModuleTree
+from torchwatt.tracing.template_composer import CalledModules, ModuleCalls, ModuleSlots, ModuleTree
 from torchwatt.tracing.tracer import Tracer
 from torchwatt.tracing.tracing_policy import StepBatch
 
@@ -736,3 +737,34 @@ def test_a_wait_for_data_is_a_part_of_the_step_and_what_other_programs_take_is_n
     data_ns = 300 + waits_ns[SLOT_BACKWARD]
     shares = filled_shares([(700, 300)], [7], waits_ns=waits_ns, waits=[SLOT_BACKWARD])
     assert shares == pytest.approx([700 / (700 + data_ns)], abs=0.01)
+
+
+ROUND_NS = {1: 400, BACKWARD_KEY: 300, OPTIMIZER_KEY: 200}  # and 100 more that is nobody's
+OPTIMIZERS = (11, 12)
+
+
+@given(rounds=st.lists(st.sampled_from(OPTIMIZERS), min_size=2, max_size=6))
+def test_a_step_of_several_rounds_has_the_optimizer_of_each(rounds):
+    slots, spans, ran, bounds = dict(enumerate(ROUND_NS)), [], [], []
+    for begin, optimizer in zip(range(0, 8_000, 1_000), OPTIMIZERS * 4, strict=True):
+        at = begin
+        for slot, ns in enumerate(ROUND_NS.values()):
+            spans.append((slot, at, at + ns, 1))
+            at += ns
+        ran += [(begin, {1: 1}), (begin + 400, {BACKWARD_KEY: 1}), (begin + 999, {optimizer: 1})]
+        bounds += [begin, begin + 1_000]
+    outside = frozenset({1, BACKWARD_KEY, *OPTIMIZERS})
+    called = CalledModules(
+        [start for start, _ in ran], [each for _, each in ran], [outside] * len(ran), outside,
+        optimizers=frozenset(OPTIMIZERS),
+    )  # fmt: skip
+    counts = Counter(rounds) + Counter({1: len(rounds), BACKWARD_KEY: len(rounds)})
+    kinds, one = SpanKinds(), np.ones(1, dtype=np.int64)
+    kind = np.array([kinds.number(("row", STEP_KEY, 0, OUTERMOST_TASK - 2))])
+    records = AggregatedSpans(kind, 9_000 * one, (9_000 + 1_000 * len(rounds)) * one, one, 0 * one, 0 * one)
+    modules = ModuleCalls(called, slots=ModuleSlots({**slots, 2: OPTIMIZER_KEY}))
+    book = StepTemplates(np.array(spans, dtype=np.int64), bounds, (), modules, excluded=())
+    signatures = [CallSignature(), CallSignature(), CallSignature(counts, outside)]
+    ((_, template),) = book.nearest(records, kinds, CallPaths((), {}, ModuleTree({}, {}), signatures))
+    assert template.shares() == pytest.approx({0: 0.4, 1: 0.3, 2: 0.2})
+    assert dict(zip(template.owner.tolist(), template.calls.tolist(), strict=True)) == dict.fromkeys(slots, len(rounds))

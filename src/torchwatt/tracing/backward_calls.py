@@ -73,7 +73,9 @@ def backward_call(host: WrapperContext) -> Callable[[Wrapped], Wrapped]:  # noqa
                 if log.mode == STEP_ENDS and log.calls_asleep and task() < 0:
                     host.backward_ended(log, fresh=True)
         since, first_row, number = log.since, log.total(), seq()
-        unseen = log.deaf = first_row == since and log.mode == OUTERMOST and seq() > log.stride.seq
+        leads_itself = first_row == since and number > log.stride.seq  # no module was called before it
+        log.leads_itself |= leads_itself and log.mode == ALL_CALLS  # a penalty's, or a loss without modules
+        unseen = log.deaf = leads_itself and log.mode == OUTERMOST and not log.leads_itself
         if unseen:
             host.look_closer()  # a forward pass was not recorded
         log.read_cpu(clock())

@@ -24,7 +24,7 @@ from torchwatt.tracing.call_template import (
     stretch_template,
     template_of,
 )
-from torchwatt.tracing.forward_templates import CallPaths, reassign_pieces
+from torchwatt.tracing.forward_templates import NO_KEYS, CallPaths, reassign_pieces
 from torchwatt.tracing.log_rows import (
     COMPILE_KEY,
     END,
@@ -224,7 +224,7 @@ class BackwardTemplates:
             else:
                 counts = self._counts[id(call)]
                 ran = CallSignature(counts, frozenset(counts) | self._all_keys())
-                candidates = self._candidates(call.cache["keys"], ran)
+                candidates = self._candidates(call.cache["keys"], ran, self._paths[log])
                 clock = self._on_clock(log, call)
                 length_ns = call.end_ns - call.start_ns
                 model, template = self._find(candidates, ran, call.start_ns, length_ns, 1, net=True)
@@ -247,7 +247,7 @@ class BackwardTemplates:
                 continue
             if kind not in by_kind:
                 ran, uncertain = _forward_of(description[1:], paths)
-                by_kind[kind] = ran, uncertain, self._candidates(description[1:], ran)
+                by_kind[kind] = ran, uncertain, self._candidates(description[1:], ran, paths)
             ran, uncertain, candidates = by_kind[kind]
             count = int(records.count[i])
             model, template = self._find(
@@ -284,12 +284,16 @@ class BackwardTemplates:
             self._left_open[key] = template, candidates, mark_unknown(template, candidates.untold)
         return self._left_open[key][2]
 
-    def _candidates(self, keys: Sequence[Hashable], ran: CallSignature) -> _Candidates:
+    def _candidates(self, keys: Sequence[Hashable], ran: CallSignature, paths: CallPaths) -> _Candidates:
+        """Return the recorded calls like one; without one of its structure, calls of what varies are unknown."""
         entries, matched = self._catalogue.candidates(plain_structures(keys), lambda model: ran.matches(model.counts))
         if not matched and not ran.over:
             return _Candidates(entries, matched, lambda _: True)
         differ = differing_owners([calls_of(model.whole.plain) for _, model in entries])
-        return _Candidates(entries, matched, differ.__contains__)
+        varying = NO_KEYS if matched else paths.uncertain_in_step(ran)
+        return _Candidates(
+            entries, matched, lambda owner: owner in differ or self._tree.enclosing(owner, varying) != owner
+        )
 
     def _find(
         self, candidates: _Candidates, ran: CallSignature, t_ns: int, length_ns: float, count: int, *, net: bool = False

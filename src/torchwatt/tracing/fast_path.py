@@ -237,10 +237,14 @@ def optimizer_hooks(host: OptimizerContext) -> tuple[Hook, Hook]:  # noqa: C901,
     signatures = host.signatures
 
     layered: set[int | None] = {None}  # keys of optimizers whose hooks may run twice in a step; None: not known yet
+    seen: set[tuple[int, ...]] = set()  # keys of optimizers, and the numbers of their parameters
 
     def newcomer(optimizer: Any) -> int:
-        host.look_closer()
         key = host.registry.optimizer_key(optimizer)
+        work = key, *(len(group["params"]) for group in optimizer.param_groups)
+        if work not in seen:  # an attack makes one like the last, which is gone, for each batch
+            seen.add(work)
+            host.look_closer()
         if has_several_steps(optimizer):
             layered.add(key)
         return key

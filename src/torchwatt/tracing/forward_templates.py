@@ -151,7 +151,8 @@ def paths_of(
     """Study the traced calls of a log.
 
     Where one module of a list is not always called, none of its `siblings` is known to be; nor are they where a call
-    passes one of several alike: another call may choose another one, and make a graph of the same size.
+    passes one of several alike: another call may choose another one, and make a graph of the same size. Only the
+    module that is called itself surely ran.
     """
     calls = traced_calls(table)
     patterns: dict[tuple[int, int], CallPattern] = defaultdict(CallPattern)
@@ -164,7 +165,7 @@ def paths_of(
             patterns[each].add(call.counts, tree.parent)
             patterns[each].varying |= chosen
     varying = {
-        kind: frozenset(pattern.varying).union(*(siblings.get(key, NO_KEYS) for key in pattern.varying))
+        kind: frozenset(pattern.varying).union(*(siblings.get(key, NO_KEYS) for key in pattern.varying)) - {kind[0]}
         for kind, pattern in patterns.items()
     }
     inside_of: dict[int, frozenset[int]] = defaultdict(frozenset)

@@ -344,7 +344,8 @@ class SpanAssembly:
     def _ran(self, log: ThreadLog) -> CalledModules:
         """Return the modules that ran in the outermost calls of a thread."""
         snapshot, paths, records = self.looks[log], self.paths[log], self.records[log]
-        always = self.outermost.union(key for key, *_ in snapshot.optimizers) | {BACKWARD_KEY}
+        optimizers = frozenset(key for key, *_ in snapshot.optimizers)
+        always = self.outermost | optimizers | {BACKWARD_KEY}
         calls_found: list[tuple[int, Mapping[int, int], frozenset[int] | None]] = [
             (int(snapshot.table[call.row, START]), call.counts, None) for call in paths.calls
         ]
@@ -364,9 +365,8 @@ class SpanAssembly:
         calls_found += [(end - 1, {key: 1}, None) for key, end, count in snapshot.optimizers if count == 1]
         calls_found.sort(key=lambda each: each[0])
         starts, ran_counts, over = zip(*calls_found, strict=True) if calls_found else ((), (), ())
-        return CalledModules(
-            starts, ran_counts, over, always, _led_ns(snapshot), frozenset().union(*paths.varying.values())
-        )
+        varying = frozenset[int]().union(*paths.varying.values())
+        return CalledModules(starts, ran_counts, over, always, _led_ns(snapshot), varying, optimizers)
 
     def _module_slots(self) -> ModuleSlots:
         """Return the module of each slot added so far."""
@@ -379,7 +379,6 @@ class SpanAssembly:
             for i, slot in enumerate(slots)
             if slot.phase in {"forward", "backward"} and slot.fqn in by_name
         }
-
         backward = {i for i, slot in enumerate(slots) if slot.phase == "backward"}
 
         def beside(slot: int, key: int) -> int:
@@ -388,7 +387,8 @@ class SpanAssembly:
                 backward.add(index)
             return index
 
-        keys |= {i: BACKWARD_KEY for i, slot in enumerate(slots) if slot == Slot(UNATTRIBUTED, "backward")}
+        of_slot = {Slot(UNATTRIBUTED, "backward"): BACKWARD_KEY, RESERVED_SLOTS[OPTIMIZER_KEY]: OPTIMIZER_KEY}
+        keys |= {i: of_slot[slot] for i, slot in enumerate(slots) if slot in of_slot}
         number = Counter(self.names.of(key) for key in self.used if key > 0)
         alone = frozenset(key for key, name in self.names.fqn.items() if number[name] == 1)
         return ModuleSlots(keys, beside, backward.__contains__, alone)

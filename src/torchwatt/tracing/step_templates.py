@@ -16,7 +16,7 @@ from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.tracing.aggregated_spans import AggregatedSpans, SpanKinds
 from torchwatt.tracing.call_template import CallTemplate, TimedCall, relative_sd
 from torchwatt.tracing.forward_templates import CallPaths, GraphSizes, reassign_pieces
-from torchwatt.tracing.log_rows import BACKWARD_KEY, OUTERMOST_TASK, UNKNOWN, CallSignature
+from torchwatt.tracing.log_rows import BACKWARD_KEY, OPTIMIZER_KEY, OUTERMOST_TASK, UNKNOWN, CallSignature
 from torchwatt.tracing.template_composer import (
     FEW_SAMPLES,
     NO_STEPS,
@@ -223,13 +223,19 @@ class StepTemplates:
         which = ran.over, uncertain
         if which not in self._composers:
             models = [model for model in self._known(ran, uncertain) if model.counts]
-            samples = [sample_of(model.template, model.length_ns, model.counts) for model in models]
+            samples = [sample_of(model.template, model.length_ns, self._summed(model.counts)) for model in models]
             led = ProportionalOwners(self._slots.is_backward, self._ran.outermost, self._straddles)
             self._composers[which] = TemplateComposer(
-                samples, self._tree, self._slots.keys.get, self._slots.slot_of, led
+                samples, self._tree, self._slots.keys.get, self._slots.slot_of, led, round_key=BACKWARD_KEY
             )
-        self.unlike |= self._composers[which].unlike(ran) - {BACKWARD_KEY}
+        over = ran.over - self._ran.optimizers | {OPTIMIZER_KEY}
+        ran = replace(ran, counts=self._summed(ran.counts), over=over)
+        self.unlike |= self._composers[which].unlike(ran) - {BACKWARD_KEY, OPTIMIZER_KEY}
         return self._composers[which].compose(ran, length_ns)
+
+    def _summed(self, counts: Mapping[int, int]) -> dict[int, int]:
+        """Return calls with the steps of all optimizers, which share a slot, under one more key."""
+        return {**counts, OPTIMIZER_KEY: sum(counts.get(key, 0) for key in self._ran.optimizers)}
 
     def carry_rel_sd(self) -> dict[int, float]:
         """Return the relative SD of each slot's share between traced steps."""

@@ -155,6 +155,8 @@ class TemplateComposer:
         module_of: Key of the module that an owner stands for; None: no module.
         counterpart_slot: Owner of another module in the same phase, by an owner and that module's key.
         led: Owners whose calls follow from those of others in some calls only.
+        round_key: Time without an owner, and that of owners without a module, is in proportion to the calls of this
+            key, where there are any; None: there is as much in every call.
     """
 
     def __init__(
@@ -164,12 +166,15 @@ class TemplateComposer:
         module_of: Callable[[int], int | None],
         counterpart_slot: Callable[[int, int], int] = lambda _, key: key,
         led: ProportionalOwners | None = None,
+        *,
+        round_key: int | None = None,
     ) -> None:
         self._samples = samples
         self._tree = tree
         self._module_of = module_of
         self._slot_of = counterpart_slot
         self._led = led or ProportionalOwners()
+        self._round_key = round_key
         self._made: dict[frozenset[int], _CallTimes] = {}
 
     def compose(self, ran: CallSignature, total_ns: float) -> CallTemplate | None:
@@ -187,7 +192,7 @@ class TemplateComposer:
     def _rates(self, over: frozenset[int]) -> _CallTimes:
         if over not in self._made:
             owners = self._module_of, self._slot_of, self._led
-            self._made[over] = _CallTimes(self._samples, self._tree, owners, over)
+            self._made[over] = _CallTimes(self._samples, self._tree, owners, over, self._round_key)
         return self._made[over]
 
 
@@ -200,8 +205,9 @@ class _CallTimes:
         tree: ModuleTree,
         owners: tuple[Callable[[int], int | None], Callable[[int, int], int], ProportionalOwners],
         over: frozenset[int],
+        round_key: int | None,
     ) -> None:
-        self._tree, self._over = tree, over
+        self._tree, self._over, self._round_key = tree, over, round_key
         self._module_of, self._slot_of, self._led = module_of, _, _ = owners
         self._samples = samples
         self._anchors = Counter[int]()
@@ -214,7 +220,9 @@ class _CallTimes:
                 self._time[owner] += time_ns
                 self._moment[owner] += time_ns * sample.middle[owner]
         # Time without an owner: of the call itself.
-        self._rest_ns = _usual_ns([s.total_ns - math.fsum(s.time_ns.values()) for s in samples])
+        self._rest_ns = _usual_ns([
+            (s.total_ns - math.fsum(s.time_ns.values())) / self._calls_of(None, s.counts) for s in samples
+        ])  # fmt: skip
         self._by_anchor: dict[int | None, list[int]] = defaultdict(list)
         self._anchor: dict[int, int | None] = {}
         for owner in self._time:
@@ -223,20 +231,23 @@ class _CallTimes:
             self._by_anchor[anchor].append(owner)
             self._anchor[owner] = anchor
             times = [
-                sample.time_ns.get(owner, 0.0) / n for sample in samples if (n := self._anchor_calls(sample, anchor))
+                sample.time_ns.get(owner, 0.0) / n for sample in samples if (n := self._calls_of(anchor, sample.counts))
             ]
             # Per call of the anchor.
             self._moment[owner] /= self._time[owner] if self._time[owner] > 0 else 1.0
             self._time[owner] = _usual_ns(times)
 
-    @staticmethod
-    def _anchor_calls(sample: CallSample, anchor: int | None) -> int:
-        return 1 if anchor is None else sample.counts.get(anchor, 0)
+    def _calls_of(self, anchor: int | None, counts: Mapping[int, int]) -> int:
+        """Return the calls of an anchor; without one the number of rounds, at least 1."""
+        if anchor is not None:
+            return counts.get(anchor, 0)
+        return max(counts.get(self._round_key, 0), 1) if self._round_key is not None else 1
 
     def template(self, ran: CallSignature, total_ns: float) -> CallTemplate | None:
         """Return the template of a call, from the owners with a usual time."""
         pattern = self._led.pattern(ran.counts)
-        weights = {owner: self._weight(owner, 1, pattern) for owner in self._by_anchor[None]}
+        rounds = self._calls_of(None, ran.counts)
+        weights = {owner: self._weight(owner, rounds, pattern) for owner in self._by_anchor[None]}
         for key, count in ran.counts.items():
             if key in self._over and self._anchors[key]:
                 weights |= {owner: self._weight(owner, count, pattern) for owner in self._by_anchor[key]}
@@ -245,7 +256,7 @@ class _CallTimes:
         if self._led.straddles and not any(self._led.pattern(sample.counts) == pattern for sample in self._samples):
             remaining_owners = (owner for owner in self._anchor if self._led.owners(owner) and owner not in weights)
             weights |= dict.fromkeys(remaining_owners, (0.0, UNKNOWN_CALLS))
-        known_ns = math.fsum(ns for ns, _ in weights.values()) + max(self._rest_ns, 0.0)
+        known_ns = math.fsum(ns for ns, _ in weights.values()) + max(self._rest_ns, 0.0) * rounds
         whole_ns = max(total_ns, known_ns) if self.unlike(ran) else known_ns
         return self._laid(weights, whole_ns) if whole_ns > 0 and weights else None
 
@@ -267,7 +278,7 @@ class _CallTimes:
         """Return (calls of an owner, calls of its anchor); None where samples disagree or none has the pattern."""
         anchor = self._anchor[owner]
         rates = [
-            (sample.calls.get(owner, 0), self._anchor_calls(sample, anchor))
+            (sample.calls.get(owner, 0), self._calls_of(anchor, sample.counts))
             for sample in self._samples
             if pattern is None or self._led.pattern(sample.counts) == pattern
         ]
@@ -336,6 +347,7 @@ class CalledModules:
     outermost: frozenset[int] = frozenset()
     led_ns: IntArray = field(default_factory=lambda: NO_STEPS)  # forward pass and backward call, starts; shape (n, 2)
     varying: frozenset[int] = frozenset()  # modules whose number of calls varies
+    optimizers: frozenset[int] = frozenset()
 
     def within(self, start_ns: int, end_ns: int) -> tuple[Mapping[int, int], frozenset[int] | None]:
         """Return the calls between two instants, and the modules whose calls were counted; None: all."""

@@ -58,7 +58,8 @@ class ThreadLog:
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_is_inside", "_readers", "_records", "_runs", "_settling",
         "_tail", "_units", "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "cpu",
-        "cpu_readings", "deaf", "ends", "former", "ident", "in_place", "inside", "kinds", "lead_optimizer", "lock",
+        "cpu_readings", "deaf", "ends", "former", "ident", "in_place", "inside", "kinds", "lead_optimizer",
+        "leads_itself", "lock",
         "margins", "mode", "native", "nodes", "noted", "open_scopes", "opened", "optimizer_ends", "others", "own_until",
         "partial", "reducers", "rows", "since", "skeletons", "step_end", "stepless", "stride", "traced", "tracers",
         "within_step",
@@ -92,6 +93,7 @@ class ThreadLog:
         self.cpu_readings = array("q")  # times, and this thread's CPU time at each, at bounds of outermost spans
         self.nodes: dict[int, int] = {}  # end_ns of a step -> number of autograd nodes made outside backward calls
         self.deaf = False  # the forward pass before the latest backward call was not recorded
+        self.leads_itself = False  # backward calls come without one: a traced step has shown it
         self.calls_asleep = 0  # outermost calls since the latest end of a step, in mode ASLEEP; see `FastPath`
         self.within_step = 0  # number of calls without gradients that may belong to the step that a call began
         self.inside = False  # inside an outermost call, if its class is patched

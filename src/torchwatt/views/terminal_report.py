@@ -181,7 +181,7 @@ def _select_groups(report: Report, by: View, max_layers: int | None) -> tuple[La
     if by == "tree":
         return tree_groups(report, max_layers)
     groups = layer_groups(report, by)
-    return groups if max_layers is None else cut_groups(groups, max(max_layers, 0))
+    return groups if max_layers is None else cut_groups(report, groups, max(max_layers, 0))
 
 
 def _row_name(group: LayerGroup, by: View) -> str:

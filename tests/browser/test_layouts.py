@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from itertools import product
-from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.browser.conftest import PICTURES, REQUIRE, choose_view
+from tests.browser.conftest import PICTURES, THEMES, check_axe, choose_view
 from tests.browser.model_reports import SLOW_DATA, model_report, write_reports
 from tests.support.heavy import heavy_unless
 from torchwatt.views.html_report import to_html_page
@@ -19,8 +17,6 @@ from torchwatt.views.report_payload import to_payload
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
 
-AXE = Path(__file__).resolve().parents[2] / "extension" / "node_modules" / "axe-core" / "axe.min.js"
-THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 MODELS = ("gpt-8", "gpt-48", "resnet")
 WIDTHS = (390, 900, 1280)
 HEIGHT = 800
@@ -39,8 +35,6 @@ SEEN = """height => [...document.querySelectorAll('.jp-OutputArea .tw-report :is
     .filter(one => one.getBoundingClientRect().bottom <= height).map(one => one.innerText).join('\\n')
     .replaceAll('\\u00a0', ' ')"""
 OPEN = "() => document.querySelectorAll('.tw-root details').forEach(one => { one.open = !one.matches('.tw-export') })"
-AXE_RUN = """async where => (await axe.run(where)).violations.map(
-    one => [one.id, one.nodes.slice(0, 5).map(node => [node.target.join(' '), node.failureSummary])])"""
 
 
 @pytest.fixture
@@ -113,20 +107,6 @@ def test_the_first_screen_says_that_the_run_waited_for_data(shown):
     assert f"waiting for data {100 * data['share']:.0f} %" in seen
     assert f"Waiting for data took {100 * max(seconds) / report.duration_s:.0f} % of the time" in seen
     assert max(seconds) > 1.0  # the program slept for 1.2 s
-
-
-def check_axe(page, where):
-    page.add_script_tag(path=AXE)
-    assert page.evaluate(AXE_RUN, where) == []
-
-
-@pytest.fixture
-def axe():
-    if not AXE.is_file():
-        reason = "axe-core is not installed: make front"
-        if os.environ.get(REQUIRE):
-            pytest.fail(reason)
-        pytest.skip(reason)
 
 
 @pytest.mark.usefixtures("axe")

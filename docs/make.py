@@ -33,6 +33,9 @@ DOCS = Path(__file__).resolve().parent
 BEGIN, END = "<!-- made by docs/make.py -->", "<!-- end of what docs/make.py made -->"
 FORGED_BEGIN, FORGED_END = "<!-- forged by docs/make.py -->", "<!-- end of what docs/make.py forged -->"
 PICTURES = {"JupyterLab Light": "report-light.png", "JupyterLab Dark": "report-dark.png"}  # by JupyterLab's theme
+VIEW_PICTURES = {  # of docs/reports.md
+    "hottest": "view-hottest.png", "blocks": "view-blocks.png", "tree": "view-tree.png", "type": "view-type.png",
+}  # fmt: skip
 MEASURED_CELL = 1  # of the README's cells: the one that is pictured
 PICTURE_HEIGHT = 2000  # of the window, in which the whole report is drawn
 COUNTER = ("start_raw", "end_raw", "wraps", "modulus_raw", "unit_j", "difference_j", "gap_j")
@@ -202,7 +205,7 @@ def code_blocks(page: str, language: str) -> list[str]:
 def run_readme(page: str, pictures: Path) -> str:
     """Run the Python blocks of the README as cells in JupyterLab; save the pictures and return what they print."""
     from playwright.sync_api import sync_playwright
-    from tests.browser.conftest import CHROMIUM, write
+    from tests.browser.conftest import CHROMIUM, choose_view, write
     from tests.notebook.lab import CHROMIUM_FLAGS, Lab, server
 
     os.environ["OMP_NUM_THREADS"] = (
@@ -227,6 +230,13 @@ def run_readme(page: str, pictures: Path) -> str:
                 measured.scroll_into_view_if_needed()
                 lab.page.wait_for_timeout(1000)  # the chart is drawn again in the new colours
                 measured.screenshot(path=pictures / picture)
+            lab.theme("JupyterLab Light")
+            for view, picture in VIEW_PICTURES.items():
+                choose_view(lab.page, view)
+                table = measured.locator(".tw-report .tw-layers-view").first
+                table.evaluate("table => table.scrollIntoView({block: 'center'})")
+                lab.page.wait_for_timeout(500)
+                table.screenshot(path=pictures / picture)
             browser.close()
     printed = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
     return printed.removesuffix("end\n").rstrip()

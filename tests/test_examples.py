@@ -103,4 +103,7 @@ def test_pictures_and_pages_of_the_readme_exist_and_docs_make_makes_every_pictur
     made = (ROOT / "docs" / "make.py").read_text(encoding="utf-8")
     pictures = {path.name for path in (ROOT / "docs" / "images").iterdir()}
     assert {name for name in pictures if f'"{name}"' in made} == pictures
-    assert {Path(path).name for path in paths if path.startswith("docs/images/")} == pictures
+    shown = {Path(path).name for path in paths if path.startswith("docs/images/")}
+    for page in (ROOT / "docs").glob("*.md"):
+        shown |= set(re.findall(r"\]\(images/([^)]+)\)", page.read_text(encoding="utf-8")))
+    assert shown == pictures

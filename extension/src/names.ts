@@ -2,16 +2,16 @@
 
 import { h, say, set } from './dom';
 
-const TAIL = 18; // characters at most that stay at the end
+const TAIL = 12; // characters at most of the last parts: the side panel has room for 14
+const LAST_PART = 18; // characters at most of the last part alone
 
 /** Cut a name into a head that may be shortened and a tail that stays: the last parts of a dotted name, or its end. */
 export function split(name: string): readonly [string, string] {
-  const from = Math.max(name.length - TAIL, 0);
-  if (from === 0) {
+  if (name.length <= TAIL) {
     return ['', name];
   }
-  const dot = name.indexOf('.', from);
-  const at = dot > 0 && dot < name.length - 1 ? dot : from;
+  const dots = [TAIL, LAST_PART].map(room => name.indexOf('.', Math.max(name.length - room, 0)));
+  const at = dots.find(dot => dot > 0 && dot < name.length - 1) ?? Math.max(name.length - LAST_PART, 0);
   return [name.slice(0, at), name.slice(at)];
 }
 

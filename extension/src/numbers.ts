@@ -50,6 +50,11 @@ export function formatInterval(lo: Maybe, hi: Maybe, unit = 'J'): string {
   return `${three(lo / 10 ** power)} to ${three(hi / 10 ** power)} ${PREFIXES[power]}${unit}`;
 }
 
+/** Keep each number on one line with its unit: a narrow screen would else begin a line with "%". */
+export function keepUnits(text: string): string {
+  return text.replace(/(\d) (?=%|°C|(?:[nµmkMGT]?(?:Wh|[JWgsth])|min)(?![A-Za-z]))/g, '$1\u00a0');
+}
+
 /** Add up; unknown as soon as one of the parts is. */
 export function sumKnown(values: Iterable<Maybe>): number | null {
   let total = 0;

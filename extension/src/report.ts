@@ -8,7 +8,7 @@ import { h } from './dom';
 import { exportMenu } from './export';
 import type { Figure } from './figures';
 import { how } from './how';
-import { formatPower, formatTime } from './numbers';
+import { formatPower, formatTime, keepUnits } from './numbers';
 import type { Payload } from './payload';
 import { joined } from './power';
 import { summaryCard } from './strip';
@@ -19,16 +19,17 @@ export class ReportView extends View {
     super();
     this.node.setAttribute('aria-label', `energy report of ${payload.name || 'a run'}`);
     this.node.classList.add('tw-report');
+    const shown = unbroken(payload);
     // Folded, so that what the cell printed stays in sight.
     const details = h(
       'details',
       { class: 'tw-more' },
       h('summary', {}, 'Details'),
       ...this.evidence(),
-      how(payload)
+      how(shown)
     );
-    this.node.append(this.head(), summaryCard(payload), details);
-    this.figures.show(reportFigures(payload));
+    this.node.append(this.head(), summaryCard(shown), details);
+    this.figures.show(reportFigures(shown));
   }
 
   private head(): HTMLElement {
@@ -59,6 +60,18 @@ export class ReportView extends View {
     this.figures.node.after(this.layers.map);
     return [this.layers.node, details];
   }
+}
+
+/** Return the payload with its texts as they are drawn; what is copied and saved keeps plain spaces. */
+function unbroken(payload: Payload): Payload {
+  const { answer } = payload;
+  return {
+    ...payload,
+    answer: answer && { sentences: answer.sentences.map(keepUnits), hint: keepUnits(answer.hint) },
+    notes: payload.notes?.map(keepUnits),
+    how: payload.how?.map(keepUnits),
+    rates: payload.rates.map(rate => ({ ...rate, detail: keepUnits(rate.detail) }))
+  };
 }
 
 function reportFigures(payload: Payload): readonly Figure[] {

@@ -158,6 +158,8 @@ describe('a name where there is little room', () => {
     expect(split(name).join('')).toBe(name);
     expect(split(name)[1]).toBe('.query_key_value');
     expect(split('head')).toEqual(['', 'head']);
+    const tails = ['up', 'down', 'act'].map(last => split(`blocks.*.mlp.${last}`)[1]);
+    expect(tails).toEqual(['.*.mlp.up', '.*.mlp.down', '.*.mlp.act']); // told apart in the side panel
   });
 
   test('in the icicle a number is named with what it counts', () => {

@@ -6,7 +6,8 @@ import {
   formatPower,
   formatShare,
   formatTime,
-  sumKnown
+  sumKnown,
+  keepUnits
 } from '../src/numbers';
 import { golden } from './fixture';
 
@@ -59,4 +60,10 @@ describe('numbers are written as Python writes them', () => {
     expect(sumKnown([1, null, 2])).toBeNull();
     expect(sumKnown([1, 2])).toBe(3);
   });
+});
+
+test('a number stays on one line with its unit, and words wrap', () => {
+  expect(keepUnits('38.1 J (0 to 182 mJ) in 21 s, 7 %; 3 min, 61 °C, 6 steps of 8 hosts')).toBe(
+    '38.1\u00a0J (0 to 182\u00a0mJ) in 21\u00a0s, 7\u00a0%; 3\u00a0min, 61\u00a0°C, 6 steps of 8 hosts'
+  );
 });

@@ -90,7 +90,7 @@ describe('the card of a finished run', () => {
   test('has the answer and the hint, and the rest is folded', () => {
     const answer = { sentences: ['It took 8 kJ.', 'MLPs used most.'], hint: 'The GPU waited.' };
     const node = card({ answer });
-    expect(node.querySelector('.tw-answer')?.textContent).toBe('It took 8 kJ. MLPs used most.');
+    expect(node.querySelector('.tw-answer')?.textContent).toBe('It took 8\u00a0kJ. MLPs used most.');
     expect(node.querySelector('.tw-hint')?.textContent).toBe('The GPU waited.');
     const details = node.querySelector<HTMLDetailsElement>('.tw-more');
     expect(details?.open).toBe(false);

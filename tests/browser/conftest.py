@@ -17,6 +17,11 @@ REQUIRE = "TORCHWATT_REQUIRE_BROWSER"
 CHROMIUM = Path("/usr/bin/chromium")
 PICTURES = Path(__file__).resolve().parents[2] / "test-output"
 
+THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
+AXE = Path(__file__).resolve().parents[2] / "extension" / "node_modules" / "axe-core" / "axe.min.js"
+AXE_RUN = """async where => (await axe.run(where)).violations.map(
+    one => [one.id, one.nodes.slice(0, 5).map(node => [node.target.join(' '), node.failureSummary])])"""
+
 MODEL = """import json, time, torch
 from torch import nn
 torch.set_num_threads(1)
@@ -150,6 +155,18 @@ def picture(lab: Lab, name: str) -> None:
         lab.theme(theme)
         lab.page.wait_for_timeout(300)  # the plot is drawn again in the new colours
         lab.page.screenshot(path=PICTURES / f"{name}-{suffix}.png")
+
+
+@pytest.fixture
+def axe() -> None:
+    if not AXE.is_file():
+        _missing("axe-core is not installed: make front")
+
+
+def check_axe(page: Any, where: str) -> None:
+    """Check that axe-core finds nothing; the fixture `axe` skips the test where it is not installed."""
+    page.add_script_tag(path=AXE)
+    assert page.evaluate(AXE_RUN, where) == []
 
 
 def choose_view(page: Any, view: str) -> None:

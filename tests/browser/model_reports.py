@@ -2,60 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
 from pathlib import Path
 
 import nbformat
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 import torchwatt
+from tests.browser.small_gpt import Gpt
 from torchwatt.core.report import Report
 from torchwatt.views.report_payload import MIME, to_payload
-
-
-class Attention(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-
-    def forward(self, x):
-        query, key, value = self.qkv(x).chunk(3, dim=-1)
-        return self.proj(nn.functional.scaled_dot_product_attention(query, key, value))
-
-
-class Mlp(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.up, self.act, self.down = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-
-    def forward(self, x):
-        return self.down(self.act(self.up(x)))
-
-
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm_1, self.attention = nn.LayerNorm(width), Attention(width)
-        self.norm_2, self.mlp = nn.LayerNorm(width), Mlp(width)
-
-    def forward(self, x):
-        x = x + self.attention(self.norm_1(x))
-        return x + self.mlp(self.norm_2(x))
-
-
-class Gpt(nn.Module):
-    def __init__(self, blocks: int, width: int = 32, words: int = 64) -> None:
-        super().__init__()
-        self.words = nn.Embedding(words, width)
-        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, words)
-
-    def forward(self, ids):
-        x = self.words(ids)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x))
 
 
 class Residual(nn.Module):
@@ -86,7 +45,9 @@ class ResNet(nn.Module):
 
 @cache
 def model_report(name: str) -> Report:
-    """Return the report of a few training steps of `gpt-8`, `gpt-48` or `resnet`."""
+    """Return the report of a few training steps of `gpt-8`, `gpt-48` or `resnet`, or of `slow data`."""
+    if name == SLOW_DATA:
+        return slow_data_report()
     kind, _, blocks = name.partition("-")
     model = Gpt(int(blocks)) if kind == "gpt" else ResNet()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -94,6 +55,32 @@ def model_report(name: str) -> Report:
         for _ in range(6):
             optimizer.zero_grad()
             batch = torch.randint(64, (4, 16)) if kind == "gpt" else torch.randn(4, 3, 32, 32)
+            model(batch).square().mean().backward()
+            optimizer.step()
+    return run.report
+
+
+SLOW_DATA = "slow data"
+
+
+class SlowImages(Dataset):
+    """Images that take longer to load than to learn from."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        time.sleep(0.1)
+        return torch.randn(3, 32, 32)
+
+
+def slow_data_report() -> Report:
+    """Return the report of a training that waits for its data most of the time."""
+    model = ResNet()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with torchwatt.profile(model, region="FRA", name=SLOW_DATA) as run:
+        for batch in DataLoader(SlowImages(), batch_size=2):
+            optimizer.zero_grad()
             model(batch).square().mean().backward()
             optimizer.step()
     return run.report

@@ -3,51 +3,20 @@
 from __future__ import annotations
 
 import json
+from inspect import getsource
 
 import pytest
 
+from tests.browser import small_gpt
 from tests.browser.conftest import PICTURES, choose_view
 from tests.browser.test_live import REPORT, start
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.heavy, pytest.mark.timeout(600)]
 
-GPT = """%load_ext torchwatt
+TRAIN = """%load_ext torchwatt
 import json, torch
-from torch import nn
 torch.set_num_threads(1)
-class Attention(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-    def forward(self, x):
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        return self.proj(nn.functional.scaled_dot_product_attention(q, k, v))
-class MLP(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.up, self.act, self.down = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-    def forward(self, x):
-        return self.down(self.act(self.up(x)))
-class Block(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.norm_1, self.attention = nn.LayerNorm(width), Attention(width)
-        self.norm_2, self.mlp = nn.LayerNorm(width), MLP(width)
-    def forward(self, x):
-        x = x + self.attention(self.norm_1(x))
-        return x + self.mlp(self.norm_2(x))
-class GPT(nn.Module):
-    def __init__(self, blocks=48, width=32, words=64):
-        super().__init__()
-        self.words, self.drop = nn.Embedding(words, width), nn.Dropout(0.1)
-        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, words)
-    def forward(self, ids):
-        x = self.drop(self.words(ids))
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x))
-gpt = GPT()
+gpt = Gpt(48)
 optimizer = torch.optim.AdamW(gpt.parameters(), lr=1e-3)
 def train(steps):
     for _ in range(steps):
@@ -70,13 +39,13 @@ def joules(text: str) -> float:
 
 
 def test_the_rows_of_the_table_add_up_to_the_ledger(lab, notebook):
-    lab.open(notebook(GPT, "%%energy -o run --region FRA\ntrain(40)", LEDGER))
+    lab.open(notebook(getsource(small_gpt), TRAIN, "%%energy -o run --region FRA\ntrain(40)", LEDGER))
     start(lab)
     lab.page.wait_for_selector(REPORT)
     PICTURES.mkdir(exist_ok=True)
     lab.page.screenshot(path=PICTURES / "gpt.png")
-    lab.page.wait_for_function("() => jupyterapp.shell.currentWidget.content.widgets[2].model.outputs?.toJSON().length")
-    shown = lab.page.evaluate("() => jupyterapp.shell.currentWidget.content.widgets[2].model.outputs.toJSON()")
+    lab.page.wait_for_function("() => jupyterapp.shell.currentWidget.content.widgets[3].model.outputs?.toJSON().length")
+    shown = lab.page.evaluate("() => jupyterapp.shell.currentWidget.content.widgets[3].model.outputs.toJSON()")
     ledger = json.loads("".join(shown[0]["text"]))
     choose_view(lab.page, "tree")
     lab.page.get_by_role("button", name="expand all").last.click()

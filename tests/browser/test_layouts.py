@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from itertools import product
-from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.browser.conftest import PICTURES, REQUIRE, choose_view
-from tests.browser.model_reports import model_report, write_reports
+from tests.browser.conftest import PICTURES, THEMES, check_axe, choose_view
+from tests.browser.model_reports import SLOW_DATA, model_report, write_reports
 from tests.support.heavy import heavy_unless
 from torchwatt.views.html_report import to_html_page
 from torchwatt.views.number_format import format_energy
@@ -19,8 +17,6 @@ from torchwatt.views.report_payload import to_payload
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
 
-AXE = Path(__file__).resolve().parents[2] / "extension" / "node_modules" / "axe-core" / "axe.min.js"
-THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 MODELS = ("gpt-8", "gpt-48", "resnet")
 WIDTHS = (390, 900, 1280)
 HEIGHT = 800
@@ -34,9 +30,11 @@ CUT = """() => { const shown = one => one.checkVisibility({contentVisibilityAuto
         && !one.matches('.tw-name') && one.scrollWidth > one.clientWidth + 1);
     const wide = [...document.querySelectorAll('.tw-root')].filter(one => one.scrollWidth > one.clientWidth + 1);
     return [...cut, ...wide].map(one => `${one.className} ${one.textContent.slice(0, 60)}`) }"""
+# The answer, as far as it is on the first screen.
+SEEN = """height => [...document.querySelectorAll('.jp-OutputArea .tw-report :is(.tw-answer, .tw-hint, .tw-meters)')]
+    .filter(one => one.getBoundingClientRect().bottom <= height).map(one => one.innerText).join('\\n')
+    .replaceAll('\\u00a0', ' ')"""
 OPEN = "() => document.querySelectorAll('.tw-root details').forEach(one => { one.open = !one.matches('.tw-export') })"
-AXE_RUN = """async where => (await axe.run(where)).violations.map(
-    one => [one.id, one.nodes.slice(0, 5).map(node => [node.target.join(' '), node.failureSummary])])"""
 
 
 @pytest.fixture
@@ -83,12 +81,7 @@ def test_the_first_screen_answers_the_ten_second_questions(shown, model):
     page = shown(model)
     report, payload = model_report(model), to_payload(model_report(model))
     page.evaluate("() => { for (const one of document.querySelectorAll('.tw-more')) one.open = false; }")
-    seen = page.evaluate(
-        """height => [...document.querySelectorAll('.jp-OutputArea .tw-report :is(.tw-answer, .tw-hint, .tw-meters)')]
-            .filter(one => one.getBoundingClientRect().bottom <= height).map(one => one.innerText)""",
-        HEIGHT,
-    )
-    text = "\n".join(seen)
+    text = page.evaluate(SEEN, HEIGHT)
     PICTURES.mkdir(exist_ok=True)
     page.screenshot(path=PICTURES / f"first-screen-{model}.png")
     named = text.partition("Most of it: ")[2].split(",")[0]
@@ -104,18 +97,16 @@ def test_the_first_screen_answers_the_ten_second_questions(shown, model):
     assert format_energy(report.energy_j) in text
 
 
-def check_axe(page, where):
-    page.add_script_tag(path=AXE)
-    assert page.evaluate(AXE_RUN, where) == []
-
-
-@pytest.fixture
-def axe():
-    if not AXE.is_file():
-        reason = "axe-core is not installed: make front"
-        if os.environ.get(REQUIRE):
-            pytest.fail(reason)
-        pytest.skip(reason)
+def test_the_first_screen_says_that_the_run_waited_for_data(shown):
+    page = shown(SLOW_DATA)
+    report = model_report(SLOW_DATA)
+    data = next(group for group in to_payload(report)["groups"]["type"] if group["name"] == "(data)")
+    seconds = {entry.time_self_s for ledger in report.counted for entry in ledger.entries if entry.fqn == "(data)"}
+    seen = page.evaluate(SEEN, HEIGHT)
+    page.screenshot(path=PICTURES / "first-screen-slow-data.png")
+    assert f"waiting for data {100 * data['share']:.0f} %" in seen
+    assert f"Waiting for data took {100 * max(seconds) / report.duration_s:.0f} % of the time" in seen
+    assert max(seconds) > 1.0  # the program slept for 1.2 s
 
 
 @pytest.mark.usefixtures("axe")

@@ -28,7 +28,7 @@ QUERY = """async (sql) => {
     return rows; }"""
 JOULES = """select name, sum(value * (next_ts - ts)) / 1e9 from (
     select t.name, c.ts, c.value, lead(c.ts) over (partition by c.track_id order by c.ts) as next_ts
-    from counter c join counter_track t on c.track_id = t.id) group by name"""
+    from counter c join counter_track t on c.track_id = t.id where t.name like '% power %') group by name"""
 SLICES = """select s.name, s.ts, s.dur, s.category, extract_arg(s.arg_set_id, 'args.layers') from slice s
     join thread_track t on s.track_id = t.id join thread using (utid) where thread.name glob '{}*'
     order by s.ts, s.depth"""

@@ -9,7 +9,7 @@ from uuid import uuid4
 import nbformat
 import pytest
 
-from tests.browser.conftest import PICTURES, SETUP, ours, write
+from tests.browser.conftest import PICTURES, SETUP, THEMES, check_axe, ours, write
 from tests.browser.test_live import LIVE, start
 from tests.notebook.kernel import MIME
 from tests.notebook.lab import Lab, server
@@ -20,7 +20,7 @@ STRIP_PX, CARD_PX, GAP_PX, LINE_PX = 120, 240, 40, 20
 CARD = ".tw-report"
 PRINTING = """%%energy -o run --region FRA
 import time
-end, n = time.monotonic() + 6, 0
+end, n = time.monotonic() + 9, 0
 while time.monotonic() < end:
     train(0.2)
     n += 1
@@ -41,6 +41,7 @@ def check_order(places, most_px):
     assert places["log"]["top"] + LINE_PX <= places["window"]
 
 
+@pytest.mark.usefixtures("axe")
 def test_the_log_stays_in_sight_under_the_strip_and_under_the_card(lab, notebook):
     lab.open(notebook("%load_ext torchwatt", SETUP, PRINTING))
     page = lab.page
@@ -49,6 +50,10 @@ def test_the_log_stays_in_sight_under_the_strip_and_under_the_card(lab, notebook
     page.wait_for_function("() => document.querySelectorAll('.tw-live .tw-top-group:not([hidden])').length > 1")
     page.set_viewport_size({"width": 1280, "height": 900})
     check_order(page.evaluate(PLACES, ".tw-live .tw-strip"), STRIP_PX)
+    for theme in reversed(THEMES.values()):
+        lab.theme(theme)
+        check_axe(page, ".tw-live .tw-strip")
+    assert page.locator(".tw-live .tw-strip").is_visible()  # the cell still runs
     text = page.locator(".tw-live .tw-strip").inner_text()
     assert "power now" in text
     assert "energy so far" in text

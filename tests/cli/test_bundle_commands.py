@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,15 +14,18 @@ import pytest
 
 from tests.support import ready
 from tests.support.bundles import rich_report
-from tests.support.reports import sample_report
+from tests.support.reports import START_NS, sample_report
 from torchwatt.audit import verify, write_bundle
+from torchwatt.audit.report_loader import load_priced_report
 from torchwatt.cli import doctor
 from torchwatt.cli.bundle_commands import show_bundle
 from torchwatt.cli.command_parser import build_parser
+from torchwatt.cli.command_table import COMMANDS
 from torchwatt.core.meter import Channel, Meter, Unavailable
 from torchwatt.core.report import Window
 from torchwatt.core.terms import Domain
-from torchwatt.views import VIEWS, to_text
+from torchwatt.views import VIEWS, to_html_page, to_text
+from torchwatt.views.power_bands import power_bands
 
 
 def torchwatt(*args, **env):
@@ -111,6 +115,27 @@ def test_show_prints_the_report_of_the_run_in_each_view(tmp_path):
     show_bundle(str(tmp_path / "audit"), markdown=True, out=out)
     assert out.getvalue().startswith(f"# {report.name}\n\n")
     assert "| :-- |" in out.getvalue()
+
+
+def test_a_page_from_a_bundle_lacks_only_what_the_bundle_has_not(tmp_path, capsys):
+    epoch = Window("epoch 0", START_NS + 10**9, START_NS + 20 * 10**9, 1000.0, "epoch")
+    report = sample_report()
+    report = replace(report, windows=(*report.windows, epoch))
+    write_bundle(report, tmp_path / "audit")
+    arguments = build_parser().parse_args(["show", str(tmp_path / "audit"), "--html", str(tmp_path / "report.html")])
+    assert COMMANDS["show"](arguments) == 0
+    assert capsys.readouterr().out == f"written: {tmp_path / 'report.html'}\n"
+    loaded = load_priced_report(tmp_path / "audit")
+    bands, of_run = power_bands(loaded), power_bands(report)
+    assert {row: of_run[row] for row in of_run if row != "phases"} == bands
+    assert {"epochs", "stages", "steps"} <= set(bands)
+    page, page_of_run = (tmp_path / "report.html").read_text(encoding="utf-8"), to_html_page(report)
+    sentence = "a bundle, which has no phases, utilisation or temperature over time"
+    assert sentence in page
+    assert sentence not in page_of_run
+    text, text_of_run = (re.findall(r">([^<]+)<", html[: html.index("Power</div>")]) for html in (page, page_of_run))
+    assert text == text_of_run  # the answer, the figures, the views of the layers
+    assert "readings late" not in page or not re.search(r"(\d+) of \1 readings late", page)
 
 
 def test_doctor_ends_with_a_verdict_and_succeeds_where_a_run_works(monkeypatch, capsys):

@@ -154,6 +154,17 @@ def test_siblings_of_another_size_are_not_alike():
     assert set(fold_names(["a.0", "a.1"], modules).values()) == {"a.0", "a.1"}
 
 
+def test_a_total_has_a_band_or_says_that_none_is_known():
+    """A run of few steps has no interval between repeats."""
+    report = sample_report()
+    short = replace(report, ledgers=tuple(replace(x, energy_lo_j=None, energy_hi_j=None) for x in report.ledgers))
+    lo_j, hi_j = short.systematic_j
+    assert answer(short).sentences[0].startswith(f"7.40 kJ (another meter: {lo_j / 1e3:.2f} to {hi_j / 1e3:.2f} kJ) in")
+    unknown = replace(short, meters=())
+    assert answer(unknown).sentences[0].startswith("7.40 kJ (no interval known) in")
+    assert answer(report).sentences[0].startswith("7.40 kJ (90 % of repeats: ")
+
+
 def test_the_default_view_folds_what_repeats():
     assert default_view(sample_report()) == "blocks"
     flat = made_report([("fc1", 1.0, 1.0), ("fc2", 2.0, 1.0)])

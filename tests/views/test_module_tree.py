@@ -9,7 +9,8 @@ from tests.support.reports import bare_report, named_report, sample_report
 from torchwatt.core.ledger import Entry
 from torchwatt.core.terms import PHASES, RESERVED, ROOT, Domain
 from torchwatt.views import LAYER_COLUMNS, layer_rows, to_text
-from torchwatt.views.layer_sums import class_names, find_ties, fold_layers, is_tied, sum_layers
+from torchwatt.views.layer_groups import layer_groups
+from torchwatt.views.layer_sums import class_names, is_tied, sum_layers
 from torchwatt.views.module_tree import build_tree, find_containers, sum_totals
 from torchwatt.views.power_chart import choose_ticks, select_extremes
 from torchwatt.views.report_summary import domain_texts, step_rates
@@ -58,15 +59,6 @@ def test_the_top_of_the_tree_holds_every_joule_that_is_not_reserved(names):
         assert [node.fqn for node in tops] == [ROOT]
 
 
-@given(st.lists(fqns, min_size=1, max_size=12, unique=True), st.integers(0, 15))
-def test_folded_and_shown_are_everything(names, count):
-    layers = sum_layers(named_report(*names))
-    shown, folded = fold_layers(layers, count)
-    rest_j, rest = (folded.energy_j, folded.layers) if folded else (0.0, 0)
-    assert len(shown) + rest == len(layers)
-    assert isclose(fsum(x.energy_j for x in shown) + rest_j, fsum(x.energy_j for x in layers), abs_tol=1e-9)
-
-
 def test_root_owns_the_modules_of_the_model_and_no_scope():
     report = named_report(ROOT, "fc", "loss")
     (ledger,) = report.ledgers
@@ -109,8 +101,7 @@ def test_an_interval_is_unknown_where_one_domain_has_none():
 
 
 def test_layers_whose_order_cannot_be_told_are_tied():
-    layers = [layer for layer in sum_layers(sample_report()) if not layer.reserved]
-    found = find_ties(layers)
+    found = {group.name for group in layer_groups(sample_report(), "hottest") if group.unclear}
     assert {"blocks.1.mlp.fc1", "blocks.0.mlp.fc2"} <= found
     assert not {"head", "blocks.0.mlp.fc1"} & found
     rows = [row for row in layer_rows(sample_report()) if row["domain"] == "gpu:0"]

@@ -14,6 +14,7 @@ from torchwatt.views.number_format import (
     format_power,
     format_share,
     format_time,
+    keep_units,
 )
 
 FORMATS = (format_energy, format_power, format_mass, format_time, format_share, format_count, number_format.format_wh)
@@ -68,3 +69,10 @@ def test_three_figures_are_kept(value):
     scale = {"n": 1e-9, "µ": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[unit[:-1]]
     assert float(shown) * scale == pytest.approx(value, rel=0.0051)
     assert len(shown.replace(".", "").lstrip("0")) <= 3
+
+
+def test_a_number_stays_on_one_line_with_its_unit_and_words_wrap():
+    text = "38.1 J (0 to 182 mJ) in 21 s, 7 %; 3 min, 61 °C, 6 steps of 8 hosts"
+    assert keep_units(text).replace("\N{NO-BREAK SPACE}", "~") == (
+        "38.1~J (0 to 182~mJ) in 21~s, 7~%; 3~min, 61~°C, 6 steps of 8 hosts"
+    )

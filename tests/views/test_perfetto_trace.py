@@ -18,7 +18,7 @@ from torchwatt.core.terms import Slot
 from torchwatt.core.trace import Activity, Span, trace_from_spans
 from torchwatt.reports.report_result import JobRun
 from torchwatt.views import SpanTimeline, select_spans, to_perfetto
-from torchwatt.views.perfetto_trace import FILLED, NO_READINGS
+from torchwatt.views.perfetto_trace import FILLED, NO_GAUGE_READINGS, NO_READINGS
 
 REPORT = sample_report()
 
@@ -37,7 +37,7 @@ def slices(document, track=None):
 def counters(document):
     points = defaultdict(list)
     for event in document["traceEvents"]:
-        if event["ph"] == "C":
+        if event["ph"] == "C" and event["cat"] == "power":
             points[event["name"]].append((event["ts"], event["args"]["W"]))
     return points
 
@@ -63,6 +63,21 @@ def test_the_integral_of_each_counter_is_the_energy_of_its_domain():
         track = points[f"{ledger.domain} power ({ledger.provenance})"]
         joules = fsum(w * (after - at) / 1e6 for (at, w), (after, _) in pairwise(track))
         assert isclose(joules, ledger.energy_j, rel_tol=1e-9)
+
+
+def test_utilisation_and_temperature_are_counters_where_they_were_read():
+    document, found = read(REPORT), defaultdict(list)
+    for event in document["traceEvents"]:
+        if event["ph"] == "C" and event["cat"] == "gauge":
+            found[event["name"]].append((event["ts"], event["args"]))
+    use, heat = REPORT.gauges
+    since_us = [(t_ns - REPORT.start_ns) / 1000 for t_ns in use.t_ns.tolist()]
+    shares = [{"%": value} for value in use.raw.tolist()]
+    assert found["gpu:0 utilisation"] == list(zip(since_us, shares, strict=True))
+    assert [args for _, args in found["gpu:0 temperature"]] == [{"°C": value} for value in heat.raw.tolist()]
+    (pause,) = slices(document, "gpu:0 utilisation sensor")
+    assert (pause["name"], pause["ts"], pause["dur"]) == (NO_GAUGE_READINGS, 9e6, 5e6)
+    assert not [event for event in read(replace(REPORT, gauges=()))["traceEvents"] if event.get("cat") == "gauge"]
 
 
 def test_where_there_are_no_readings_a_slice_says_so():

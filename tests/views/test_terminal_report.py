@@ -15,7 +15,7 @@ def test_golden_text():
     golden.check("report.txt", to_text(sample_report()))
 
 
-@pytest.mark.parametrize("width", [88, 100, 140])
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
 def test_lines_fit_and_columns_align(width):
     lines = to_text(sample_report(), width=width).splitlines()
     assert max(map(len, lines)) <= width

@@ -62,7 +62,7 @@ def load_priced_report(directory: str | os.PathLike[str]) -> Report:
     impacts = tuple(_impact(row) for row in bundle["impact"] if row["scenario"] == AS_RUN)
     used = {name for impact in impacts for name in impact.factor_ids}
     factors = tuple(row_factor(row) for row in bundle["factor"] if row["factor_id"] in used)
-    return replace(load_report(directory), impacts=impacts, factors=factors)
+    return replace(load_report(directory, all_windows=True), impacts=impacts, factors=factors)
 
 
 def row_factor(row: Row) -> Factor:
@@ -116,6 +116,7 @@ def _report(
         tracing_cost_s=number(run, "tracing_cost_s"),
         traced_steps=_whole(run, "traced_step_count"),
         exit_reason=text(run, "exit_reason"),
+        from_bundle=True,
         software={
             name: text(run, column) for name, column in _SOFTWARE.items() if run[column] is not None
         },

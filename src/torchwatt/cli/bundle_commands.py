@@ -25,7 +25,7 @@ from torchwatt.cli.report_outputs import TOKEN_VARIABLE
 from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.plain_text import escape_unprintable, escape_unprintable_lines
 from torchwatt.offline.repricing import bundle_hours, reprice
-from torchwatt.reports.output_files import write_perfetto
+from torchwatt.reports.output_files import write_html, write_output, write_perfetto
 from torchwatt.reports.report_result import terminal_width
 from torchwatt.views import DASH, MAX_LAYERS, View, format_energy, format_mass, format_time, to_markdown, to_text
 
@@ -38,14 +38,19 @@ def show_bundle(
     by: View | None = None,
     everything: bool = False,
     markdown: bool = False,
+    html: Path | None = None,
     out: IO[str] | None = None,
 ) -> int:
-    """Print the report of a bundle as `run` prints it, and its other carbon numbers.
+    """Print the report of a bundle as `run` prints it, and its other carbon numbers; or write it as a page to `html`.
 
     Raises:
-        BundleError: The folder is not a bundle, or a file in it is malformed.
+        BundleError: The folder is not a bundle, a file in it is malformed, or the page cannot be written.
     """
     report = load_priced_report(directory)
+    if html is not None:
+        path, notes = write_output(report, "html", html, write_html)
+        print(escape_unprintable_lines("\n".join((*notes, f"written: {path}"))), file=out or sys.stdout)
+        return 0
     max_layers = None if everything else MAX_LAYERS
     by = by or ("hottest" if everything else None)
     if markdown:

@@ -119,6 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     show.add_argument("--all", action="store_true", help="print every row; without --by, every layer")
     show.add_argument("--markdown", action="store_true", help="print Markdown")
+    show.add_argument("--html", metavar="FILE", help="write the report as one HTML page instead of printing it")
     calibrate = commands.add_parser("calibrate", help="measure how a GPU's power sensor averages and delays")
     calibrate.add_argument("--device", default="gpu:0", help="the device as named in reports; default gpu:0")
     calibrate.add_argument("--seconds", type=float, default=25.0, help="duration of the load; default 25")

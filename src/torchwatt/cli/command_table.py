@@ -19,6 +19,7 @@ from torchwatt.cli.report_commands import run_merge, run_recover
 from torchwatt.cli.script_runner import run_script
 from torchwatt.core.errors import ConfigError
 from torchwatt.metrics import named
+from torchwatt.reports.run_options import html_target
 
 FINDINGS_STATUS = 1  # exit status of a bundle with findings; 2 means that there is no bundle, or wrong usage
 
@@ -80,7 +81,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    return show_bundle(_find_bundle(arguments), by=arguments.by, everything=arguments.all, markdown=arguments.markdown)
+    return show_bundle(
+        _find_bundle(arguments),
+        by=arguments.by,
+        everything=arguments.all,
+        markdown=arguments.markdown,
+        html=html_target(arguments.html),
+    )
 
 
 def _find_bundle(arguments: argparse.Namespace) -> str:

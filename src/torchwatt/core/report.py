@@ -87,6 +87,7 @@ class Report:
     traced_steps: int | None = None  # steps whose modules were traced; the others are filled in from them
     timeline: tuple[PhaseInterval, ...] = ()  # disjoint, in time order; not in bundles
     gauges: tuple[Series, ...] = ()  # utilisation and temperature of devices, if they were read; not in bundles
+    from_bundle: bool = False  # a bundle has no `timeline` and no `gauges`
     ranks: tuple[RankPart, ...] = ()  # of a merged job: the energy of each rank, included in the ledgers
 
     def __repr__(self) -> str:

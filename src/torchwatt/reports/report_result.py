@@ -38,8 +38,8 @@ MAX_HTML_BYTES = 90_000
 
 
 def terminal_width() -> int:
-    """Return the width of the terminal, from 100 to 140 columns; 100 without a terminal."""
-    return min(max(get_terminal_size((100, 24)).columns, 100), 140)
+    """Return the width of the terminal, from 60 to 140 columns; 100 without a terminal."""
+    return min(max(get_terminal_size((100, 24)).columns, 60), 140)
 
 
 class ReportResult(ABC):

@@ -80,13 +80,22 @@ def answer(report: Report) -> Answer:
 
 
 def _total_sentence(report: Report) -> str:
-    energy = report_summary.energy_text(report).replace(" · ", ", ")
+    energy = " ".join((format_energy(report.energy_j), f"({_band_text(report)})"))
+    energy = ", ".join(filter(None, (energy, report_summary.coverage_text(report))))
     parts = [f"{energy} in {format_time(report.duration_s)}"]
     rates = report_summary.energy_rates(report)
     steps = [rate for rate in rates if rate.label.endswith(" step")][:1]
     units = [rate for rate in rates if rate.label.removeprefix("per ") in report.units][:1]
     parts += [f"{rate.value} {rate.label}" for rate in (*steps, *units)]
     return f"{', '.join(parts)}; {_provenance_text(report)}."
+
+
+def _band_text(report: Report) -> str:
+    """Return the interval between repeats; without one (a run of few steps), what other meters would measure."""
+    repeats = report_summary.bounds_text(report.energy_j, report.interval_j)
+    if repeats:
+        return f"{report_summary.REPEAT_LABEL}: {repeats}"
+    return report_summary.systematic_text(report) or "no interval known"
 
 
 def _provenance_text(report: Report) -> str:

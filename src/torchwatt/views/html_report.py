@@ -16,7 +16,7 @@ from torchwatt.views.layer_html import (
 )
 from torchwatt.views.markup import BORDER, escape_text, html_tag, muted_text, text_chip
 from torchwatt.views.module_tree import build_layer_tree
-from torchwatt.views.number_format import DASH, format_energy, format_power, format_time, format_wh
+from torchwatt.views.number_format import DASH, format_energy, format_power, format_time, format_wh, keep_units
 from torchwatt.views.power_chart import render_chart
 from torchwatt.views.rank_table import rank_block
 
@@ -60,7 +60,7 @@ def _build_report(report: Report, max_bytes: int | None, title: str) -> str:
 def _measurement_block(report: Report) -> str:
     """Return how the numbers were obtained, in one fold: sentences, meters, missing meters, events, software."""
     sentences = report_summary.measurement_notes(report)
-    notes = "".join(html_tag("div", escape_text(sentence), "margin:3px 0") for sentence in sentences)
+    notes = "".join(html_tag("div", escape_text(keep_units(sentence)), "margin:3px 0") for sentence in sentences)
     warnings = len(report_summary.select_warnings(report))
     count = f" ({warnings} warning{'s' * (warnings > 1)})" if warnings else ""
     title = html_tag("summary", f"How this was measured{count}", "font-size:15px;font-weight:600;cursor:pointer")
@@ -91,8 +91,10 @@ def _head_block(report: Report, tag: str) -> str:
     line = html_tag("div", f"{title} &nbsp;{status} {muted_text('·', '13px')} {details}", "margin:4px 0 10px 0")
     result = answer(report)
     style = "margin:4px 0"
-    text = "".join(html_tag("div", escape_text(part), f"font-size:15px;{style}") for part in result.sentences)
-    hint = f"{html_tag('b', 'Hint:')} {escape_text(result.hint)}"
+    text = "".join(
+        html_tag("div", escape_text(keep_units(part)), f"font-size:15px;{style}") for part in result.sentences
+    )
+    hint = f"{html_tag('b', 'Hint:')} {escape_text(keep_units(result.hint))}"
     text += html_tag("div", hint, style) if result.hint else ""
     return line + text + html_tag("div", "".join(_figure_cards(report)), _CARDS + ";margin-top:10px")
 
@@ -121,7 +123,7 @@ def _figure_card(label: str, value: str, detail: str, provenance: str | None) ->
     pill = f" &nbsp;{provenance_chip(provenance)}" if provenance else ""
     body = html_tag("div", muted_text(escape_text(label)) + pill)
     body += html_tag("div", escape_text(value), "font-size:22px;font-weight:600;white-space:nowrap;margin:2px 0")
-    return html_tag("div", body + html_tag("div", muted_text(escape_text(detail))), _CARD)
+    return html_tag("div", body + html_tag("div", muted_text(escape_text(keep_units(detail)))), _CARD)
 
 
 def _domain_block(report: Report) -> str:
@@ -175,6 +177,11 @@ def _missing_block(report: Report) -> str:
     return f'<details{opened} style="margin-top:6px">{title}{text}</details>'
 
 
+_BUNDLE_CURVE = (
+    "This page is from a bundle, which has no phases, utilisation or temperature over time; only the run has them."
+)
+
+
 def _curve_block(report: Report) -> str:
     source = render_chart(report)
     if not source:
@@ -183,7 +190,8 @@ def _curve_block(report: Report) -> str:
     image = (
         f'<img src="{source}" alt="{escape_text(f"power over time of {names}")}" width="100%" style="max-width:980px">'
     )
-    return write_heading("Power") + image
+    note = html_tag("div", muted_text(escape_text(_BUNDLE_CURVE))) if report.from_bundle else ""
+    return write_heading("Power") + image + note
 
 
 def _event_block(report: Report) -> str:

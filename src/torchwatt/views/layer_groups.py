@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import fsum
 from typing import Literal, get_args
 
@@ -13,7 +14,8 @@ from torchwatt.core.ledger import Entry
 from torchwatt.core.report import Report
 from torchwatt.core.terms import PHASES, RESERVED, Phase, Provenance, weakest_provenance
 from torchwatt.core.trace import ModuleInfo
-from torchwatt.views.layer_sums import LayerSum, class_names, half_interval, is_tied, sum_layers
+from torchwatt.views.group_intervals import GroupIntervals
+from torchwatt.views.layer_sums import LayerSum, class_names, is_tied, sum_layers
 from torchwatt.views.module_tree import TOP_CONTAINER, ModuleNode, build_layer_tree, find_containers, fold_tree
 
 View = Literal["hottest", "blocks", "tree", "type"]
@@ -25,10 +27,8 @@ FLAT_VIEWS: tuple[View, ...] = ("hottest", "blocks", "type")
 class LayerGroup:
     """One row of a view: the entries of one or more modules, or of a reserved name, over the counted domains.
 
-    `lo_j` to `hi_j` is the 90 % interval between repeats of the run, None if an entry has none. Entries of a report
-    have no covariances, so the half widths of a group's entries are added, as in every other row: the interval is too
-    wide if they vary independently, never too narrow. `each_lo_j` and `each_hi_j` are the least and the most joules of
-    one module of the group; None for a single one.
+    `lo_j` to `hi_j` is the 90 % interval between repeats of the run (see `GroupIntervals`), None if an entry has none.
+    `each_lo_j` and `each_hi_j` are the least and the most joules of one module of the group; None for a single one.
     """
 
     name: str
@@ -99,7 +99,7 @@ def default_view(report: Report) -> View:
     return "blocks" if repeats or 2 * len(set(folded.values())) <= len(names) else "hottest"
 
 
-def cut_groups(groups: Sequence[LayerGroup], rows: int) -> tuple[LayerGroup, ...]:
+def cut_groups(report: Report, groups: Sequence[LayerGroup], rows: int) -> tuple[LayerGroup, ...]:
     """Keep `rows` groups of modules, and all reserved ones; the others become one row, "N more", at the end.
 
     A group that would be the only one to be cut is kept.
@@ -110,29 +110,25 @@ def cut_groups(groups: Sequence[LayerGroup], rows: int) -> tuple[LayerGroup, ...
     cut = set(map(id, modules[rows:]))
     remainder = [group for group in groups if id(group) in cut]
     entries = tuple(entry for group in remainder for entry in group.entries)
-    run_j = fsum(entry.energy_self_j for group in groups for entry in group.entries)
+    more = _GroupMaker(report).make(f"{len(remainder)} more", entries)
     return (
         *(group for group in groups if id(group) not in cut),
-        replace(
-            _group(f"{len(remainder)} more", entries, run_j),
-            count=sum(group.count for group in remainder),
-        ),
+        replace(more, count=sum(group.count for group in remainder)),
     )
 
 
-def _group(name: str, entries: tuple[Entry, ...], run_j: float) -> LayerGroup:
-    energy_j, half_j = half_interval(entries)
-    has_interval = half_j is not None and bool(entries)
-    lows = [entry.energy_self_lo_j for entry in entries]
-    lo_j = fsum(low for low in lows if low is not None) if has_interval and None not in lows else None
-    return LayerGroup(
-        name=name,
-        count=0 if name in RESERVED else 1,
-        entries=entries,
-        share=energy_j / run_j if run_j > 0 else None,
-        lo_j=lo_j,
-        hi_j=energy_j + half_j if lo_j is not None and half_j is not None else None,
-    )
+class _GroupMaker:
+    """Makes the groups of one report."""
+
+    def __init__(self, report: Report) -> None:
+        self._intervals, self._run_j = GroupIntervals(report.counted), report.energy_j or 0.0
+
+    def make(self, name: str, entries: tuple[Entry, ...]) -> LayerGroup:
+        """Return the group of one module, or of a reserved name."""
+        lo_j, hi_j = self._intervals.bound(entries) or (None, None)
+        energy_j = fsum(entry.energy_self_j for entry in entries)
+        share = energy_j / self._run_j if self._run_j > 0 else None
+        return LayerGroup(name, 0 if name in RESERVED else 1, entries, share, lo_j, hi_j)
 
 
 def _make_groups(
@@ -141,10 +137,10 @@ def _make_groups(
     members: dict[str, list[LayerSum]] = defaultdict(list)
     for layer in layers:
         members[layer.fqn if layer.reserved else name_of(layer)].append(layer)
-    run_j = report.energy_j or 0.0
+    maker = _GroupMaker(report)
     groups = []
     for name, of_group in members.items():
-        group = _group(name, tuple(entry for layer in of_group for entry in layer.entries), run_j)
+        group = maker.make(name, tuple(entry for layer in of_group for entry in layer.entries))
         if len(of_group) > 1:
             each_j = [layer.energy_j for layer in of_group]
             group = replace(group, count=len(of_group), each_lo_j=min(each_j), each_hi_j=max(each_j))
@@ -154,12 +150,9 @@ def _make_groups(
 
 def mark_unclear(groups: Sequence[LayerGroup]) -> tuple[LayerGroup, ...]:
     """Mark the groups whose order relative to the row above is uncertain."""
-    return tuple(
-        replace(
-            lower, unclear=upper is not None and is_tied(half_interval(upper.entries), half_interval(lower.entries))
-        )
-        for upper, lower in zip([None, *groups], groups, strict=False)
-    )
+    halves = [(group.energy_j, None if group.hi_j is None else group.hi_j - group.energy_j) for group in groups]
+    ties = [False, *(is_tied(upper, lower) for upper, lower in pairwise(halves))]
+    return tuple(replace(group, unclear=tied) for group, tied in zip(groups, ties, strict=False))
 
 
 def tree_groups(report: Report, max_modules: int | None = None) -> tuple[LayerGroup, ...]:
@@ -169,7 +162,7 @@ def tree_groups(report: Report, max_modules: int | None = None) -> tuple[LayerGr
         report: The report to show.
         max_modules: Fold the smaller modules of each container into one row, "(n smaller)"; None: fold none.
     """
-    booked, run_j = build_layer_tree(report), report.energy_j or 0.0
+    booked, maker = build_layer_tree(report), _GroupMaker(report)
     tops = booked.tops if max_modules is None else fold_tree(booked.tops, max_modules)
     waiting = [(node, TOP_CONTAINER, 0) for node in reversed(tops)]
     shown: list[tuple[ModuleNode, str, int]] = []
@@ -181,9 +174,9 @@ def tree_groups(report: Report, max_modules: int | None = None) -> tuple[LayerGr
     rows = []
     for node, container, depth in shown:
         entries = folded.get(container, ()) if node.smaller else node.layer.entries if node.layer else ()
-        group = _group(node.fqn, tuple(entries), run_j)
+        group = maker.make(node.fqn, tuple(entries))
         rows.append(replace(group, count=node.smaller or 1, depth=depth, total_j=node.total_j))
-    return (*rows, *(_group(layer.fqn, layer.entries, run_j) for layer in booked.reserved))
+    return (*rows, *(maker.make(layer.fqn, layer.entries) for layer in booked.reserved))
 
 
 def _folded_entries(

@@ -97,7 +97,7 @@ def build_group_tables(report: Report, views: Mapping[View, Sequence[LayerGroup]
 
 
 def _group_table(report: Report, everything: Sequence[LayerGroup], max_rows: int) -> str:
-    groups, run_j = cut_groups(everything, max_rows), report.energy_j or 0.0
+    groups, run_j = cut_groups(report, everything, max_rows), report.energy_j or 0.0
     scale_j = max((group.energy_j for group in groups), default=0.0)
     several = any(group.each_lo_j is not None for group in groups)
     heads = [name for name in _HEAD if several or name != _EACH]

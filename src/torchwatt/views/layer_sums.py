@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import fsum, hypot
 
 from torchwatt.core.ledger import Entry, sum_if_known
@@ -65,26 +64,10 @@ def sum_layers(report: Report) -> tuple[LayerSum, ...]:
     return tuple(sorted(layers, key=lambda layer: (-layer.energy_j, layer.fqn)))
 
 
-def find_ties(layers: Sequence[LayerSum]) -> frozenset[str]:
-    """Return the layers whose order is uncertain: the interval of the difference from the layer before includes 0."""
-    return frozenset(
-        lower.fqn
-        for upper, lower in pairwise(layers)
-        if is_tied(half_interval(upper.entries), half_interval(lower.entries))
-    )
-
-
 def is_tied(upper: tuple[float, float | None], lower: tuple[float, float | None]) -> bool:
     """Return whether the order of two values is uncertain, each given with half its 90 % interval."""
     halves = [half for _, half in (upper, lower) if half is not None]
     return len(halves) == 2 and upper[0] - lower[0] <= hypot(*halves)
-
-
-def half_interval(entries: Sequence[Entry]) -> tuple[float, float | None]:
-    """Return the joules of some entries, and half their 90 % interval; None if an entry has no interval."""
-    energy_j = fsum(entry.energy_self_j for entry in entries)
-    hi_j = sum_if_known(entry.energy_self_hi_j for entry in entries)
-    return energy_j, None if hi_j is None else hi_j - energy_j
 
 
 def class_names(report: Report) -> dict[str, str]:
@@ -105,20 +88,3 @@ def _sum_phase(entries: Sequence[Entry]) -> PhaseSum:
         hi_j=sum_if_known(entry.energy_self_hi_j for entry in entries),
         provenance=weakest_provenance(*(entry.provenance for entry in entries)),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class FoldedLayers:
-    """The number and the joules of the layers that are not shown."""
-
-    layers: int
-    energy_j: float
-
-
-def fold_layers(layers: Sequence[LayerSum], shown: int) -> tuple[tuple[LayerSum, ...], FoldedLayers | None]:
-    """Keep the first `shown` layers and sum the others; a single remaining layer is shown instead of summed."""
-    if len(layers) <= shown + 1:
-        return tuple(layers), None
-    folded = layers[shown:]
-    energy_j = fsum(entry.energy_self_j for layer in folded for entry in layer.entries)
-    return tuple(layers[:shown]), FoldedLayers(len(folded), energy_j)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import floor, isfinite, log10
 
 from torchwatt.core.units import J_PER_KWH
@@ -74,6 +75,14 @@ def format_interval(lo: float | None, hi: float | None, unit: str = "J") -> str:
     power = _prefix_power(max(abs(lo), abs(hi)))
     ends = f"{_format_figures(lo / 10.0**power)} to {_format_figures(hi / 10.0**power)}"
     return f"{ends} {_PREFIXES[power]}{unit}"
+
+
+_BEFORE_UNIT = re.compile(r"(?<=\d) (?=%|°C|(?:[nµmkMGT]?(?:Wh|[JWgsth])|min)(?![A-Za-z]))")
+
+
+def keep_units(text: str) -> str:
+    """Keep each number on one line with its unit, where a screen wraps text; for HTML only, files have plain spaces."""
+    return _BEFORE_UNIT.sub("\N{NO-BREAK SPACE}", text)
 
 
 def _format_si(value: float | None, unit: str) -> str:

@@ -1,8 +1,9 @@
 """A run in the Trace Event Format of Chrome, which Perfetto reads: watts as counters, what ran as slices. Pure.
 
 Times are microseconds since the run's start on its monotonic clock, to the nanosecond; `start_unix_ns` gives the same
-instant in unix time. Power is in W, energy in J. The integral of a domain's counter is that domain's energy: where
-there are no readings the counter is 0 W, and a slice `no readings` covers that time.
+instant in unix time. Power is in W, energy in J, utilisation in %, temperature in °C. The integral of a domain's power
+is that domain's energy: where there are no readings the counter is 0 W, and a slice `no readings` covers that time.
+Utilisation and temperature hold until the next reading; longer pauses have a slice `no readings` as well.
 Format: "Trace Event Format", Google, 2016; Perfetto, `src/trace_processor/importers/json`.
 """
 
@@ -12,6 +13,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,17 @@ from torchwatt.core.meter import IntArray
 from torchwatt.core.report import Report, Step, Window
 from torchwatt.core.terms import PROFILER, Slot
 from torchwatt.core.trace import Activity, Trace
+from torchwatt.core.units import NS_PER_S
+from torchwatt.views.power_chart import GaugeLine, gauge_lines
 from torchwatt.views.report_summary import step_j
 
+MAX_READINGS = 20_000  # of each gauge
 MAX_SLICES = 200_000  # of modules: 4 MB compressed, which the browser opens within seconds
 RUN_PROCESS = 1
 FILLED = "filled in from traced steps"
 PARTLY_FILLED = f"partly {FILLED}"
 NO_READINGS = "no readings (power unknown)"
+NO_GAUGE_READINGS = "no readings (the counter shows the last one)"
 _US_PER_NS = 1e-3
 
 
@@ -100,7 +106,7 @@ def _about(report: Report, timeline: SpanTimeline | None) -> dict[str, Any]:
         "status": report.status,
         "clock": "microseconds since the run's start, monotonic",
         "start_unix_ns": str(report.start_unix_ns),
-        "units": "power in W, energy in J",
+        "units": "power in W, energy in J, utilisation in %, temperature in °C",
         "energy_j": report.energy_j,
         "provenance": report.provenance,
         "module_slices": modules,
@@ -112,6 +118,9 @@ def _events(report: Report, timeline: SpanTimeline | None, about: Mapping[str, A
     yield _metadata("process_name", RUN_PROCESS, 0, name=f"torchwatt: {_text(report.name)}")
     for curve in report.curves:
         yield from _counter_events(report, curve)
+    gauges = tuple(gauge_lines(report, MAX_READINGS))
+    for gauge in gauges:
+        yield from _gauge_events(gauge)
     tracks = _Tracks(report)
     yield from tracks.add("about", [_Slice("about this trace", report.start_ns, report.end_ns, "about", about)])
     yield from tracks.add("epochs", map(_window_slice, report.windows))
@@ -119,6 +128,8 @@ def _events(report: Report, timeline: SpanTimeline | None, about: Mapping[str, A
     yield from tracks.add("steps", _step_slices(report, timeline.trace if timeline else None))
     for curve in report.curves:
         yield from tracks.add(f"{curve.domain} meter", _gap_slices(report, curve))
+    for gauge in gauges:
+        yield from tracks.add(f"{gauge.domain} {gauge.kind} sensor", _gauge_gap_slices(report, gauge))
     if timeline is not None:
         trace = timeline.trace
         for thread in np.unique(trace.thread).tolist():
@@ -192,6 +203,22 @@ def _counter_events(report: Report, curve: EnergyCurve) -> Iterator[dict[str, An
         yield {"ph": "C", "name": name, "cat": "power", "pid": RUN_PROCESS, "ts": at_us, "args": {"W": watts}}
 
 
+def _gauge_events(gauge: GaugeLine) -> Iterator[dict[str, Any]]:
+    """Yield the readings of a gauge; each holds until the next one, and none is made up where readings are missing."""
+    name = f"{gauge.domain} {gauge.kind}"
+    for at_s, value in zip(gauge.t_s.tolist(), gauge.value.tolist(), strict=True):
+        if not isnan(value):
+            at_us = round(at_s * 1e6, 3)
+            yield {
+                "ph": "C",
+                "name": name,
+                "cat": "gauge",
+                "pid": RUN_PROCESS,
+                "ts": at_us,
+                "args": {gauge.unit: value},
+            }
+
+
 def _gap_slices(report: Report, curve: EnergyCurve) -> Iterator[_Slice]:
     gaps = [(a, b) for a, b in curve.silent if a < report.end_ns and b > report.start_ns]
     if curve.start_ns > report.start_ns:
@@ -199,6 +226,14 @@ def _gap_slices(report: Report, curve: EnergyCurve) -> Iterator[_Slice]:
     if curve.end_ns < report.end_ns:
         gaps.append((curve.end_ns, report.end_ns))
     return (_Slice(NO_READINGS, a, b, "meter", {"domain": str(curve.domain)}) for a, b in gaps)
+
+
+def _gauge_gap_slices(report: Report, gauge: GaugeLine) -> Iterator[_Slice]:
+    """Yield the pauses of a gauge, which begin at a NaN and end at the reading after it."""
+    starts = np.flatnonzero(np.isnan(gauge.value[:-1]))
+    for start_s, end_s in zip(gauge.t_s[starts].tolist(), gauge.t_s[starts + 1].tolist(), strict=True):
+        start_ns, end_ns = (report.start_ns + round(at_s * NS_PER_S) for at_s in (start_s, end_s))
+        yield _Slice(NO_GAUGE_READINGS, start_ns, end_ns, "meter", {"domain": gauge.domain})
 
 
 def _window_slice(window: Window) -> _Slice:

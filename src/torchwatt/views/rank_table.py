@@ -9,11 +9,12 @@ from math import fsum
 from textwrap import wrap
 
 from torchwatt.core.job import RankPart
-from torchwatt.core.ledger import Entry
+from torchwatt.core.ledger import Entry, total_self_j
 from torchwatt.core.plain_text import escape_unprintable
 from torchwatt.core.report import Report
 from torchwatt.core.terms import COMMUNICATION, NO_RANK
-from torchwatt.views.layer_sums import TIE_LEGEND, half_interval, is_tied
+from torchwatt.views.group_intervals import GroupIntervals
+from torchwatt.views.layer_sums import TIE_LEGEND, is_tied
 from torchwatt.views.markup import escape_text, html_tag, muted_text
 from torchwatt.views.number_format import DASH, format_energy, format_time
 
@@ -69,7 +70,11 @@ def _half_intervals_j(report: Report) -> dict[tuple[str, str], float | None]:
     for ledger in report.counted:
         for entry in ledger.entries:
             entries_of_slot[entry.fqn, entry.phase].append(entry)
-    return {slot: half_interval(entries)[1] for slot, entries in entries_of_slot.items()}
+    intervals = GroupIntervals(report.counted)
+    bounds = {slot: intervals.bound(entries) for slot, entries in entries_of_slot.items()}
+    return {
+        slot: None if ends is None else ends[1] - total_self_j(entries_of_slot[slot]) for slot, ends in bounds.items()
+    }
 
 
 def _compare_row(name: str, phase: str, energy_of_rank: dict[int, float], parts: Sequence[RankPart]) -> RankComparison:

@@ -51,7 +51,9 @@ def to_payload(report: Report) -> dict[str, Any]:
     }
     for *caps, rows in _CAPS:
         value = {**_build_payload(report, booked, *caps), **fixed}
-        value["groups"] = {view: [_group_value(group) for group in cut_groups(views[view], rows)] for view in views}
+        value["groups"] = {
+            view: [_group_value(group) for group in cut_groups(report, views[view], rows)] for view in views
+        }
         if len(json.dumps(value, allow_nan=False)) < MAX_PAYLOAD_BYTES:
             break
     return value

@@ -364,7 +364,8 @@ def describe_cost(report: Report) -> str:
         words = [f"sampled by {'' if sampler.mode == 'replay' else 'a '}{sampler.mode}"]
         words.append(f"{format_time(sampler.cpu_s)} CPU")
     if missed := sum(sampler.missed.values()):
-        words.append(f"{missed} of {missed + sum(sampler.reads.values())} readings late")
+        reads = f" of {missed + sum(sampler.reads.values())}" if sampler.reads else ""  # a bundle has no reads
+        words.append(f"{missed}{reads} readings late")
     if report.tracing_cost_s is not None:
         share = report.tracing_cost_s / report.duration_s if report.duration_s > 0 else None
         words.append(f"tracing {format_time(report.tracing_cost_s)} ({format_share(share)} of the run)")

@@ -32,7 +32,7 @@ _LABEL_WIDTH = 11
 _MAX_EVENTS = 12
 _MAX_WINDOWS = 12
 _MAX_TEXT = 300
-MIN_WIDTH = 88
+MIN_WIDTH = 60
 MAX_LAYERS = 20  # rows of modules by default
 _BAR_WIDTH, _BAR_RANK = 10, 3
 _WIDEST_NAME = 44  # optional columns leave so much room for names
@@ -46,7 +46,7 @@ def to_text(report: Report, *, max_layers: int | None = MAX_LAYERS, width: int =
     Args:
         report: The report to show.
         max_layers: How many rows of modules to list; the others are summed in one row. None lists all.
-        width: Characters a line, 88 or more.
+        width: Characters a line, 60 or more.
         by: The view of the layers; default: `blocks` if the model repeats blocks, else `hottest`.
     """
     width = max(width, MIN_WIDTH)
@@ -159,7 +159,7 @@ def _layer_table_lines(report: Report, max_layers: int | None, width: int, by: V
     total = [column.cells[len(names)] for column in shown]
     lines += ["-" * width, _table_line("all of the above", total, shown, name_width)]
     if any(group.unclear for group in groups):
-        lines.append(TIE_LEGEND)
+        lines += wrap(TIE_LEGEND, width)
     used = {str(group.provenance) for group in groups if group.provenance} | {str(report.provenance)}
     lines.append(
         "   ".join(f"{glyph} {word}" for word, glyph in report_summary.PROVENANCE_GLYPHS.items() if word in used)
@@ -181,7 +181,7 @@ def _select_groups(report: Report, by: View, max_layers: int | None) -> tuple[La
     if by == "tree":
         return tree_groups(report, max_layers)
     groups = layer_groups(report, by)
-    return groups if max_layers is None else cut_groups(groups, max(max_layers, 0))
+    return groups if max_layers is None else cut_groups(report, groups, max(max_layers, 0))
 
 
 def _row_name(group: LayerGroup, by: View) -> str:
@@ -301,9 +301,14 @@ def _label_lines(label: str, text: str, width: int) -> list[str]:
     if not text:
         return []
     label = escape_unprintable(label)
-    lines = wrap(_to_ascii(escape_unprintable(text)), width - _LABEL_WIDTH, break_on_hyphens=False)
     head = label.ljust(_LABEL_WIDTH) if len(label) < _LABEL_WIDTH else f"{label} "
-    return [(head if i == 0 else " " * _LABEL_WIDTH) + line for i, line in enumerate(lines)]
+    return wrap(
+        _to_ascii(escape_unprintable(text)),
+        width,
+        initial_indent=head,
+        subsequent_indent=" " * _LABEL_WIDTH,
+        break_on_hyphens=False,
+    )
 
 
 def _to_ascii(text: str) -> str:

@@ -21,13 +21,12 @@ if TYPE_CHECKING:
     from torchwatt.notebook.live_widget import LiveWidget
     from torchwatt.session import Run
 
-MIN_PERIOD_S, MAX_PERIOD_S = 0.25, 1.5  # displayed figures should change within 2 s
-UPDATE_SHARE = 0.0025  # of one CPU, for updates without layers; layers have a limiter of their own
+MIN_PERIOD_S, MAX_PERIOD_S = 0.25, 1.75  # displayed figures should change within 2 s
+UPDATE_SHARE = 0.002  # of one CPU, for updates without layers; layers have a limiter of their own
 FIRST_UPDATE_S = 0.3  # a shorter cell shows only its report
 STATUS_S = 1.0
 RECENT, WHOLE = 12, 240  # points of the power line: with each update, and with every 40th
 MAX_FAILURES = 5
-
 
 
 def update_period_s(cost_s: float) -> float:
@@ -94,8 +93,8 @@ class LiveUpdater:
                 if len(self.failures) >= MAX_FAILURES:
                     return
             # Missed updates are skipped.
-            period_s = STATUS_S if self._handle is None else update_period_s(cost_ns / NS_PER_S)
-            due_s = max(due_s + period_s, time.monotonic())
+            period_s = update_period_s(cost_ns / NS_PER_S)
+            due_s = max(due_s + (period_s if self._handle is not None else max(period_s, STATUS_S)), time.monotonic())
 
     def _beat(self) -> int:
         """Update the view; return the CPU time in nanoseconds without that of the layers."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 HOST_KINDS = frozenset({"cpu", "dram", "ram"})
 OPEN_CALL_NS = 4 * NS_PER_S  # a call that has not ended by then is included up to now
-LOG_PERIOD_NS = 3 * NS_PER_S  # a read of the logs costs milliseconds, however little is new
+LOG_PERIOD_NS = 5 * NS_PER_S  # a read of the logs costs milliseconds, however little is new
 IDLE_CPU_SHARE = 0.05  # of one CPU, as in the report
 LIVE_DOMAIN = Domain("live")
 
@@ -68,7 +68,7 @@ class LiveLayers:
         return self._step_rate.mean_j()
 
     def update(self, *, read: bool = False) -> None:
-        """Count steps; read the logs every three seconds, when steps cannot be counted otherwise, or on request.
+        """Count steps; read the logs every five seconds, when steps cannot be counted otherwise, or on request.
 
         Args:
             read: Read the logs now, for a report.

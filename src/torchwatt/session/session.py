@@ -365,7 +365,7 @@ class Session:
     def timeline(self) -> SpanTimeline | None:
         """Return the longest spans of the modules, while the session runs those so far; None if layers are not traced.
 
-        Selected at the first call after the end; the rest of the trace is released then.
+        Selected at the first call after the end.
         """
         if self.running:
             trace = self.trace()

@@ -101,6 +101,10 @@ def _sum_layer(fqn: str, entries: Sequence[Entry], class_name: str) -> LayerSum:
 
 
 def _sum_phase(entries: Sequence[Entry]) -> PhaseSum:
+    if len(entries) == 1:  # most modules of a live view
+        (entry,) = entries
+        lo_j, hi_j = entry.energy_self_lo_j, entry.energy_self_hi_j
+        return PhaseSum(entry.energy_self_j, lo_j, hi_j, entry.provenance)
     return PhaseSum(
         energy_j=fsum(entry.energy_self_j for entry in entries),
         lo_j=sum_if_known(entry.energy_self_lo_j for entry in entries),

@@ -210,7 +210,7 @@ def main():
         with server(notebooks, home, extension=True) as base:
             browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(CHROMIUM_FLAGS))
             within = True
-            for option, words in (("", "live view at 4 Hz"), ("--no-live", "--no-live")):
+            for option, words in (("", "live view"), ("--no-live", "--no-live")):
                 cost = run(browser, base, write(notebooks, seconds, asked.modules, option), seconds)
                 within &= show(f"{words}, {asked.modules} modules", cost, seconds)
             browser.close()

@@ -60,16 +60,26 @@ export function say(element: Element, text: string): void {
 /** Put children in order without moving the ones that are in place: a moved element loses the focus. */
 export function arrange(parent: Element, children: readonly Element[]): void {
   const wanted = new Set<Element>(children);
-  for (const child of [...parent.children]) {
+  const before = [...parent.children]; // read once: each look at a live collection costs as much as it is long
+  for (const child of before) {
     if (!wanted.has(child)) {
       child.remove();
     }
   }
-  children.forEach((child, index) => {
-    if (parent.children[index] !== child) {
-      parent.insertBefore(child, parent.children[index] ?? null);
+  const kept = before.filter(child => wanted.has(child));
+  const moved = new Set<Element>();
+  let at = 0;
+  for (const child of children) {
+    for (let next = kept[at]; next && moved.has(next); next = kept[at]) {
+      at += 1;
     }
-  });
+    if (kept[at] === child) {
+      at += 1;
+    } else {
+      parent.insertBefore(child, kept[at] ?? null);
+      moved.add(child);
+    }
+  }
 }
 
 function present(children: readonly Child[]): (Node | string)[] {

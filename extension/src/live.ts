@@ -8,7 +8,7 @@ import type { Top } from './strip';
 
 const WINDOW_S = 60;
 /** Seconds; what is older is grey and says how old it is. */
-export const FRESH = { figures: 0.5, layers: 5 } as const;
+export const FRESH = { figures: 2.5, layers: 10 } as const;
 
 export interface Ages {
   readonly figures: number;

@@ -36,6 +36,8 @@ const COLUMNS: readonly Column[] = [
 
 interface Drawn {
   readonly row: HTMLTableRowElement;
+  readonly cells: ReadonlyMap<Exclude<Key, 'name'>, HTMLElement>;
+  readonly bar: HTMLElement;
   update(line: Line): void;
 }
 
@@ -167,7 +169,7 @@ export class LayerTable {
       const drawn = this.drawn.get(key) ?? makeRow(key);
       this.drawn.set(key, drawn);
       drawn.update(line);
-      paint(drawn.row, line.branch, largest, this.runJ);
+      paint(drawn, line.branch, largest, this.runJ);
       set(drawn.row, {
         tabindex: key === this.active ? 0 : -1,
         'aria-selected': key === this.active ? 'true' : null
@@ -258,14 +260,22 @@ function makeRow(key: string): Drawn {
   const kind = h('span', { class: 'tw-class' });
   const bar = h('div', { class: 'tw-share' });
   const first = h('td', { class: 'tw-name' }, h('div', { class: 'tw-line' }, twist, name, tie, kind), bar);
-  const cells = COLUMNS.slice(1).map(({ key: column }) =>
-    column === 'provenance'
-      ? h('td', { class: 'tw-known-by', 'data-column': column }, h('span', { class: 'tw-chip' }))
-      : h('td', { class: 'tw-number', 'data-column': column })
-  );
-  const row = h('tr', { 'data-key': key }, first, ...cells);
+  const cells = new Map<Exclude<Key, 'name'>, HTMLElement>();
+  for (const { key: column } of COLUMNS) {
+    if (column === 'provenance') {
+      cells.set(
+        column,
+        h('td', { class: 'tw-known-by', 'data-column': column }, h('span', { class: 'tw-chip' }))
+      );
+    } else if (column !== 'name') {
+      cells.set(column, h('td', { class: 'tw-number', 'data-column': column }));
+    }
+  }
+  const row = h('tr', { 'data-key': key }, first, ...cells.values());
   return {
     row,
+    cells,
+    bar,
     update: line => {
       const { branch } = line;
       set(row, {
@@ -285,34 +295,32 @@ function makeRow(key: string): Drawn {
 }
 
 /** Write the numbers; a number says how it is known. */
-function paint(row: HTMLElement, branch: Branch, largest: number, runJ: number): void {
-  for (const cell of row.querySelectorAll<HTMLElement>('td[data-column]')) {
-    const key = cell.dataset.column as Exclude<Key, 'name'>;
+function paint({ cells, bar }: Drawn, branch: Branch, largest: number, runJ: number): void {
+  for (const [key, cell] of cells) {
     if (key === 'provenance') {
       mark(cell.firstElementChild as HTMLElement, branch.provenance);
     } else {
       say(cell, cellText(branch, key));
     }
-    set(cell, {
-      title: key === 'total' && runJ > 0 ? `${formatShare(branch.totalJ / runJ)} of the run` : null
-    });
   }
-  const bar = row.querySelector<HTMLElement>('.tw-share');
-  if (bar) {
-    const whole = largest > 0 ? largest : 1;
-    const widths = PARTS.map(part => [part, (100 * branch.parts[part]) / whole] as const).filter(
-      ([, width]) => width > 0
-    );
-    arrange(
-      bar,
-      widths.map(([part, width], index) => {
-        const piece = (bar.children[index] as HTMLElement | undefined) ?? h('i');
-        piece.className = `tw-bg-${part}`;
-        piece.style.width = `${width.toFixed(2)}%`;
-        return piece;
-      })
-    );
+  const total = cells.get('total');
+  if (total) {
+    set(total, { title: runJ > 0 ? `${formatShare(branch.totalJ / runJ)} of the run` : null });
   }
+  const whole = largest > 0 ? largest : 1;
+  const widths = PARTS.map(part => [part, (100 * branch.parts[part]) / whole] as const).filter(
+    ([, width]) => width > 0
+  );
+  const before = [...bar.children] as HTMLElement[];
+  arrange(
+    bar,
+    widths.map(([part, width], index) => {
+      const piece = before[index] ?? h('i');
+      piece.className = `tw-bg-${part}`;
+      piece.style.width = `${width.toFixed(2)}%`;
+      return piece;
+    })
+  );
 }
 
 function cellText(branch: Branch, key: Exclude<Key, 'name' | 'provenance'>): string {

@@ -133,11 +133,11 @@ describe('a report', () => {
     expect(node.textContent).toContain(`${found} of `);
   });
 
-  test('draws a thousand modules a part at a time and says how many more there are', () => {
-    const node = tree(many(1200));
+  test('draws many modules a part at a time and says how many more there are', () => {
+    const node = tree(many(450));
     click(node, 'expand all');
     expect(rows(node).length).toBe(200);
-    expect(node.textContent).toContain('show 200 more of 1011');
+    expect(node.textContent).toContain('show 200 more of 261');
     click(node, 'show 200 more');
     expect(rows(node).length).toBe(400);
     expect(node.textContent).toContain(

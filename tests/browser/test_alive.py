@@ -88,19 +88,19 @@ def test_steps_and_layers_of_hundreds_of_modules_move_all_the_time(lab, notebook
     settled = parts[0] + parts[1]
     assert len(settled) >= 2 * (seconds - 4)
     ages = sorted(one["age"] for one in settled)
-    assert ages[len(ages) * 9 // 10] <= 0.5, ages[-20:]
-    assert ages[-1] <= 1.5
+    assert ages[len(ages) * 9 // 10] <= 2.5, ages[-20:]
+    assert ages[-1] <= 3
     layers = [one["layersAge"] for one in settled]
     assert None not in layers
-    assert max(layers) <= 5, max(layers)
+    assert max(layers) <= 10, max(layers)
     longest = {
         name: max(longest_stillness([(one["t"], one[name]) for one in part]) for part in parts if part)
         for name in ("steps", "root")
     }
     done, reported, longest_s = map(float, "".join(o["text"] for o in lab.cells()[2]["outputs"]).split())
     assert done == reported
-    assert longest["steps"] <= longest_s + 1, longest
-    assert longest["root"] <= 5.5, longest
+    assert longest["steps"] <= longest_s + 2, longest
+    assert longest["root"] <= 10, longest
     assert 0.8 * done <= seen[-1]["steps"] <= done + 1  # between two counts it is an estimate, as `LiveLayers` says
 
 

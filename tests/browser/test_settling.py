@@ -11,11 +11,11 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.heavy, pytest.m
 
 # Making this cell's report takes two seconds more, so that a browser that is busy shows the sentence as well.
 SLOW = """import torchwatt.session.session as sessions
-made = sessions.settle
-def settle(*args, **kwargs):
+made = sessions.build_report
+def build_slowly(*args, **kwargs):
     time.sleep(2)
     return made(*args, **kwargs)
-sessions.settle = settle"""
+sessions.build_report = build_slowly"""
 SAID = """() => { window.said = new Set();
     window.saying = setInterval(() => {
         const text = document.querySelector('.tw-live .tw-status')?.textContent;

@@ -1,4 +1,4 @@
-"""Thread that reads a running session four times a second and sends updates to the browser."""
+"""Thread that reads a running session up to four times a second and sends updates to the browser."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ if TYPE_CHECKING:
     from torchwatt.notebook.live_widget import LiveWidget
     from torchwatt.session import Run
 
-PERIOD_S = 0.25
+MIN_PERIOD_S, MAX_PERIOD_S = 0.25, 1.75  # displayed figures should change within 2 s
+UPDATE_SHARE = 0.002  # of one CPU, for updates without layers; layers have a limiter of their own
 FIRST_UPDATE_S = 0.3  # a shorter cell shows only its report
 STATUS_S = 1.0
-RECENT, WHOLE = 12, 240  # points of the power line: 3 s with each update, 60 s with every 40th
+RECENT, WHOLE = 12, 240  # points of the power line: with each update, and with every 40th
 MAX_FAILURES = 5
+
+
+def update_period_s(cost_s: float) -> float:
+    """Return the seconds until the next update, so that updates like the last one stay within their share of a CPU."""
+    return min(max(cost_s / UPDATE_SHARE, MIN_PERIOD_S), MAX_PERIOD_S)
 
 
 class LiveUpdater:
@@ -43,6 +49,8 @@ class LiveUpdater:
         self._pace = CostLimiter()
         self._count = 0
         self._status_s = 0.0
+        self._carbon_g: float | None = None
+        self._layers_ns = 0  # CPU time of the latest update's layers
         self.failures: list[str] = []
         self.spent_s = 0.0  # CPU time of the thread
         self._pulse = run.pulse()
@@ -75,31 +83,36 @@ class LiveUpdater:
             self._widget.end()
 
     def _loop(self) -> None:
-        due_s = time.monotonic() + FIRST_UPDATE_S
+        due_s, cost_ns = time.monotonic() + FIRST_UPDATE_S, 0
         while not self._stop.wait(max(due_s - time.monotonic(), 0.0)):
             try:
-                self._beat()
+                cost_ns = self._beat()
             except Exception as error:
                 # The kernel shuts down, or the run has just ended: the report contains the measurements.
                 self.failures.append(f"{type(error).__name__}: {error}")
                 if len(self.failures) >= MAX_FAILURES:
                     return
             # Missed updates are skipped.
-            due_s = max(due_s + (STATUS_S if self._handle is None else PERIOD_S), time.monotonic())
+            period_s = update_period_s(cost_ns / NS_PER_S)
+            due_s = max(due_s + (period_s if self._handle is not None else max(period_s, STATUS_S)), time.monotonic())
 
-    def _beat(self) -> None:
+    def _beat(self) -> int:
+        """Update the view; return the CPU time in nanoseconds without that of the layers."""
+        self._layers_ns = 0
         began_ns = time.thread_time_ns()
         self._show_beat()
         cost_ns = time.thread_time_ns() - began_ns
         self.spent_s += cost_ns / NS_PER_S
         if self._layers is not None:
             self._layers.pay(cost_ns)
+        return cost_ns - self._layers_ns
 
     def _show_beat(self) -> None:
         recording = self._pulse.update()
         now_s = time.monotonic()
         if self._handle is None or now_s - self._status_s >= STATUS_S:
             self._status_s = now_s
+            self._carbon_g = self._pulse.carbon_g()
             history_channel().tell(self._record())
         if self._handle is not None:
             self._show(recording)
@@ -110,14 +123,14 @@ class LiveUpdater:
             self._open(recording)
         pulse = self._pulse
         points = list(pulse.points)[-(WHOLE if self._count % 40 == 0 else RECENT) :]
-        message = update_payload(points, pulse.energy_j, points[-1].power_w, pulse.carbon_g(), pulse.as_of_s)
+        message = update_payload(points, pulse.energy_j, points[-1].power_w, self._carbon_g, pulse.as_of_s)
         self._count += 1
         self._layers = self._layers or self._run.live_layers(pulse)
         if self._layers is None:
             self._send(message | rate_payload(*self._rates.update(self._run.units, None)))
             return
         t_s = points[-1].t_s
-        due, before_s = self._pace.due(t_s), time.thread_time()
+        due, before_ns = self._pace.due(t_s), time.thread_time_ns()
         self._layers.update(read=due)
         step_j = self._layers.step_j()
         message |= steps_payload(self._layers.steps, step_j)
@@ -126,7 +139,8 @@ class LiveUpdater:
             self._send(message)
             return
         self._send(message | live_layers_payload(self._layers.report()))
-        self._pace.paid(t_s, time.thread_time() - before_s)
+        self._layers_ns = time.thread_time_ns() - before_ns
+        self._pace.paid(t_s, self._layers_ns / NS_PER_S)
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._widget is not None and not self._stop.is_set():
@@ -152,6 +166,6 @@ class LiveUpdater:
             status="running",
             t_s=self._pulse.points[-1].t_s,
             energy_j=fsum(joules.values()) if joules else None,
-            carbon_g=self._pulse.carbon_g(),
+            carbon_g=self._carbon_g,
             power_w=fsum(w for w in watts if w is not None) if watts and None not in watts else None,
         )

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 CPU_SHARE = 0.002  # of one CPU
-CREDIT_S = 0.03  # initial allowance, so that short runs show layers
+CREDIT_S = 0.01  # initial allowance, so that short runs show layers
 MIN_INTERVAL_S = 1.0
 MAX_INTERVAL_S = 3.5  # displayed values should not be older than 5 s
-MAX_CPU_SHARE = 0.02  # of one CPU, to keep to LATEST_S
+MAX_CPU_SHARE = 0.003  # of one CPU, to keep to MAX_INTERVAL_S
 
 
 class CostLimiter:
     """Schedules repeated work so that its CPU time stays below a share of one CPU.
 
-    Work that is `LATEST_S` overdue may use up to `MAX_CPU_SHARE`; beyond, its interval grows with its cost. Times are
+    Work that is `MAX_INTERVAL_S` old may use up to `MAX_CPU_SHARE`; beyond, its interval grows with its cost. Times are
     seconds since the run began; the next cost is assumed to equal the last one.
     """
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from math import fsum, isclose
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 HOST_KINDS = frozenset({"cpu", "dram", "ram"})
 OPEN_CALL_NS = 4 * NS_PER_S  # a call that has not ended by then is included up to now
-LOG_PERIOD_NS = NS_PER_S
+LOG_PERIOD_NS = 5 * NS_PER_S  # a read of the logs costs milliseconds, however little is new
 IDLE_CPU_SHARE = 0.05  # of one CPU, as in the report
 LIVE_DOMAIN = Domain("live")
 
@@ -69,7 +68,7 @@ class LiveLayers:
         return self._step_rate.mean_j()
 
     def update(self, *, read: bool = False) -> None:
-        """Count steps; read the logs every second, when steps cannot be counted otherwise, or on request.
+        """Count steps; read the logs every five seconds, when steps cannot be counted otherwise, or on request.
 
         Args:
             read: Read the logs now, for a report.
@@ -221,5 +220,7 @@ class LiveLayers:
                 counts[names.of(key)] = None if count is None or before is None else before + count
         for slot, joules in slot_j.items():
             if joules > 0:
-                entry = book_entry(LIVE_DOMAIN, slot, joules, 0.0, method="time_share", provenance=provenance)
-                yield replace(entry, calls=counts.get(slot.fqn, 0))
+                calls_n = counts.get(slot.fqn, 0)
+                yield book_entry(
+                    LIVE_DOMAIN, slot, joules, 0.0, method="time_share", provenance=provenance, calls=calls_n
+                )

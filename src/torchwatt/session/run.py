@@ -15,7 +15,7 @@ from torchwatt.reports.report_result import JobRun, ReportResult
 from torchwatt.session.live_layers import LiveLayers
 from torchwatt.session.live_meter import LiveMeter
 from torchwatt.session.session import MAX_COUNT, Session
-from torchwatt.views import SpanTimeline, select_spans
+from torchwatt.views import SpanTimeline
 
 MIN_COUNT = 1e-9  # for smaller counts, joules per unit may overflow a float
 
@@ -115,11 +115,7 @@ class Run(ReportResult):
         return None if tracer is None else LiveLayers(self._session, tracer, pulse)
 
     def _timeline(self) -> SpanTimeline | None:
-        """Return the spans of the run's modules, while it runs those so far; None if layers are not traced."""
-        if self._session.timeline is not None:
-            return self._session.timeline
-        trace = self._session.trace() if self._session.running else None
-        return None if trace is None else select_spans(trace)
+        return self._session.timeline()
 
     def step(self) -> None:
         """Mark the end of a step if automatic detection cannot; after the first mark only marks count."""

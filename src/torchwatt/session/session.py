@@ -86,7 +86,8 @@ class Session:
         self.thread = threading.get_ident()
         self.pid = os.getpid()
         self.report: Report | None = None
-        self.timeline: SpanTimeline | None = None
+        self._ended_trace: Trace | None = None  # until `timeline` selects from it
+        self._timeline: SpanTimeline | None = None
         self.units: dict[str, float] = {}
         self.written: WrittenFiles | None = None
         self.task = session_registry.current_task()
@@ -225,7 +226,7 @@ class Session:
         late.run(self._end_jitter)
         self.ended_ns = end_ns = late.run(self._last_look)
         trace = late.run(lambda: self._tracing.stop(self._start_ns, end_ns))
-        self.timeline = late.run(lambda: select_spans(trace)) if self.options.layers else None
+        self._ended_trace = trace if self.options.layers else None
         session_registry.unregister_session(self)
         recording = late.run(self._end_feed)
         if (journal := self._journal) is not None:
@@ -360,6 +361,18 @@ class Session:
     def trace(self) -> Trace | None:
         """Return the trace so far, with at most `MAX_FILLED_SPANS` filled spans; None without tracer. Thread-safe."""
         return self._tracing.tracer.snapshot(MAX_FILLED_SPANS) if self._tracing.tracer is not None else None
+
+    def timeline(self) -> SpanTimeline | None:
+        """Return the longest spans of the modules, while the session runs those so far; None if layers are not traced.
+
+        Selected at the first call after the end.
+        """
+        if self.running:
+            trace = self.trace()
+            return None if trace is None else select_spans(trace)
+        if self._ended_trace is not None:
+            self._timeline, self._ended_trace = select_spans(self._ended_trace), None
+        return self._timeline
 
     def state(self, recording: Recording) -> RunState:
         """Return the state so far beside readings and spans."""

@@ -115,7 +115,7 @@ def _group_sentence(report: Report) -> str:
     layers, run_j = sum_layers(report), report.energy_j or 0.0
     if run_j <= 0 or all(layer.reserved for layer in layers):
         return ""
-    groups = sorted(_main_groups(report, layers).items(), key=lambda item: (-item[1], item[0]))
+    groups = sorted(main_groups(report, layers).items(), key=lambda item: (-item[1], item[0]))
     named: list[tuple[str, float]] = []
     while groups and len(named) < _MAX_GROUPS and fsum(joules for _, joules in named) < _MAIN_SHARE * run_j:
         named.append(groups.pop(0))
@@ -138,15 +138,16 @@ def _share(energy_j: float, run_j: float) -> str:
     return f"{percent:.0f} %" if percent >= 1 or percent <= 0 else "under 1 %"
 
 
-def main_groups(report: Report) -> dict[str, float]:
+def main_groups(report: Report, layers: Sequence[LayerSum] | None = None) -> dict[str, float]:
     """Return joules by group: the parts of the model at the level that tells most, and the reserved rows.
 
     Groups are containers of folded names, such as `h.*.mlp`, each with all modules inside; they add up to the total.
+
+    Args:
+        report: The run.
+        layers: Its sums, where they are known already.
     """
-    return _main_groups(report, sum_layers(report))
-
-
-def _main_groups(report: Report, layers: Sequence[LayerSum]) -> dict[str, float]:
+    layers = sum_layers(report) if layers is None else layers
     modules = [layer for layer in layers if not layer.reserved]
     folded = fold_names((layer.fqn for layer in modules), report.modules)
     groups = {layer.fqn: layer.energy_j for layer in layers if layer.reserved}
@@ -159,16 +160,17 @@ def _split_groups(named: Sequence[tuple[str, LayerSum]]) -> dict[str, float]:
     own: dict[str, list[float]] = defaultdict(list)
     children: dict[str, set[str]] = defaultdict(set)
     for name, layer in named:
-        own[name].append(layer.energy_j)
+        energy_j = layer.energy_j
+        own[name].append(energy_j)
         parts = name.split(".")
         for depth in range(1, len(parts) + 1):
             path = ".".join(parts[:depth])
             if not path:  # a name that begins with a dot
                 continue
-            contained_j[path].append(layer.energy_j)
+            contained_j[path].append(energy_j)
             children[".".join(parts[: depth - 1])].add(path)
     total = {path: fsum(joules) for path, joules in contained_j.items()}
-    modules_j = fsum(layer.energy_j for _, layer in named)
+    modules_j = fsum(fsum(joules) for joules in own.values())
     groups: dict[str, float] = {}
     waiting = sorted(children[""])
     while waiting:

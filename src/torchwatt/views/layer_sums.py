@@ -76,12 +76,18 @@ def class_names(report: Report) -> dict[str, str]:
 
 
 def _sum_layer(fqn: str, entries: Sequence[Entry], class_name: str) -> LayerSum:
-    by_phase = {phase: [e for e in entries if e.phase == phase] for phase in PHASES}
-    phases = {phase: _sum_phase(phase_entries) for phase, phase_entries in by_phase.items() if phase_entries}
+    by_phase: dict[Phase, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        by_phase[entry.phase].append(entry)
+    phases = {phase: _sum_phase(by_phase[phase]) for phase in PHASES if phase in by_phase}
     return LayerSum(fqn, class_name, phases, tuple(entries))
 
 
 def _sum_phase(entries: Sequence[Entry]) -> PhaseSum:
+    if len(entries) == 1:  # most modules of a live view
+        (entry,) = entries
+        lo_j, hi_j = entry.energy_self_lo_j, entry.energy_self_hi_j
+        return PhaseSum(entry.energy_self_j, lo_j, hi_j, entry.provenance)
     return PhaseSum(
         energy_j=fsum(entry.energy_self_j for entry in entries),
         lo_j=sum_if_known(entry.energy_self_lo_j for entry in entries),

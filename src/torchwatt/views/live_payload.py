@@ -9,6 +9,7 @@ from typing import Any
 from torchwatt.core.meter import Meter, Unavailable
 from torchwatt.core.report import Report
 from torchwatt.views.answer import main_groups
+from torchwatt.views.layer_sums import LayerSum
 from torchwatt.views.module_tree import build_layer_tree
 from torchwatt.views.number_format import format_energy
 from torchwatt.views.report_payload import json_number, layers_payload, payload_text
@@ -99,20 +100,27 @@ def rate_payload(unit: str, unit_j: float | None) -> dict[str, Any]:
 
 def live_layers_payload(report: Report) -> dict[str, Any]:
     """Return the layers of a report so far, with the time up to which they are complete, and its largest groups."""
+    booked = build_layer_tree(report)
+    groups = top_groups(report, (*booked.modules, *booked.reserved))
     return {
-        "top": [[payload_text(name), json_number(share)] for name, share in top_groups(report)],
+        "top": [[payload_text(name), json_number(share)] for name, share in groups],
         "layers": {
             "as_of_s": json_number(report.duration_s),
-            **layers_payload(build_layer_tree(report), MAX_LIVE_LAYERS),
+            **layers_payload(booked, MAX_LIVE_LAYERS),
         },
     }
 
 
-def top_groups(report: Report, count: int = MAX_TOP_GROUPS) -> list[tuple[str, float]]:
-    """Return names and shares of the groups with the most joules, largest first: those of the report's answer."""
+def top_groups(report: Report, layers: Sequence[LayerSum] | None = None) -> list[tuple[str, float]]:
+    """Return names and shares of the groups with the most joules, largest first: those of the report's answer.
+
+    Args:
+        report: The run.
+        layers: Its sums, where they are known already.
+    """
     run_j = report.energy_j or 0.0
-    groups = sorted(main_groups(report).items(), key=lambda item: (-item[1], item[0]))
-    return [(name, energy_j / run_j) for name, energy_j in groups[:count]] if run_j > 0 else []
+    groups = sorted(main_groups(report, layers).items(), key=lambda item: (-item[1], item[0]))
+    return [(name, energy_j / run_j) for name, energy_j in groups[:MAX_TOP_GROUPS]] if run_j > 0 else []
 
 
 def _energy_meters(meters: Sequence[Meter]) -> list[Meter]:

@@ -92,13 +92,16 @@ def build_tree(layers: Sequence[LayerSum], modules: Collection[str] = ()) -> tup
     static = sum_totals(
         ((e.fqn, e.phase, e.energy_static_j) for e in entries if e.energy_static_j is not None), container_of
     )
-    unknown = sum_totals(((e.fqn, e.phase, 1.0) for e in entries if e.energy_static_j is None), container_of)
+    unknown = {e.fqn for e in entries if e.energy_static_j is None}
+    for name, container in container_of.items():  # innermost first
+        if name in unknown:
+            unknown.add(container)
     children: dict[str, list[ModuleNode]] = defaultdict(list)
     for fqn, container in container_of.items():
         node_children = _sort_nodes(children.pop(fqn, ()))
         name = fqn if container in {TOP_CONTAINER, ROOT} else fqn.removeprefix(f"{container}.")
         count = 1 + sum(node.count for node in node_children)
-        node = ModuleNode(name, fqn, own.get(fqn), node_children, total[fqn], static[fqn], not unknown[fqn], count)
+        node = ModuleNode(name, fqn, own.get(fqn), node_children, total[fqn], static[fqn], fqn not in unknown, count)
         children[container].append(node)
     return _sort_nodes(children[TOP_CONTAINER])
 

@@ -35,7 +35,7 @@ EVENTS: dict[str, dict[str, str]] = {
     },
     "Energy": {
         "COUNTER_WRAP": "a counter reached its largest value and went on from 0; no joule is lost",
-        "COUNTER_RESET": "a counter went backwards; that interval is filled in from power readings or the power around it",
+        "COUNTER_RESET": "a counter went backwards; its joules are from power readings, or from the power around",
         "COUNTER_JUMP": "a counter rose by more than the device can draw; filled likewise, or the reading is left out",
         "COUNTER_FROZEN": "a counter did not change while the device worked; filled likewise, or unknown",
         "COUNTER_LOST": "a counter was reset while nobody could read it; the joules of that time are unknown",

@@ -173,7 +173,8 @@ bundle is in [audit.md](audit.md).
 A cell marked ● is never empty; any other empty cell is *unknown*, never 0. Units are UCUM. Files are UTF-8 without
 BOM, `,`, LF, RFC 4180; rows are in the order of the key. Numbers have all their digits, times are UTC with
 microseconds, `t_ns` counts from the start of the run. Text that a spreadsheet
-could take for a formula, or that holds control characters, starts with `'`; behind it, `\\\\` is a backslash and `\\uXXXX` a control character.
+could take for a formula, or that holds control characters, starts with `'`; behind it, `\\\\` is a backslash and
+`\\uXXXX` a control character.
 
 Uncertainties: `_lo_j` and `_hi_j` are the 90 % interval of what another repeat of the run would give;
 `_systematic_lo_j` and `_systematic_hi_j` that of what another meter would say of this run. `lo` and `hi` of a factor

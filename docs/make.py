@@ -39,6 +39,7 @@ VIEW_PICTURES = {  # of docs/reports.md
 MEASURED_CELL = 1  # of the README's cells: the one that is pictured
 PICTURE_HEIGHT = 2000  # of the window, in which the whole report is drawn
 COUNTER = ("start_raw", "end_raw", "wraps", "modulus_raw", "unit_j", "difference_j", "gap_j")
+LAYER_ENERGY = ("energy_self_j", "energy_self_lo_j", "energy_self_hi_j", "energy_share", "energy_per_call_j")
 RUN_ID = "0193f2c1-7a55-7c11-9d2e-3f1a5b6c7d8e"
 MODULUS = 16_000_000  # microjoules: the recorded counter wraps every 16 J
 
@@ -63,6 +64,7 @@ def walk(folder: Path) -> str:
     number = {factor["kind"]: factor["value"] for factor in factors}
     grams = float(run["energy_it_j"]) / 3.6e6 * float(number["pue"]) * float(number["grid_gwp"])
     joules = sum(float(r["energy_self_j"]) for r in rows(bundle, "layer") if r["device_id"] == "cpu:0")
+    share, per_call_j = (float(layer["energy_self_j"]) / float(n) for n in (device["energy_j"], layer["calls"]))
     raw = [int(device[f"counter_{name}"]) for name in ("end_raw", "start_raw", "wraps", "modulus_raw")]
     counted = raw[0] - raw[1] + raw[2] * raw[3]
     told = str(verify(bundle, chain=folder / "chain.jsonl", runs=folder)).replace(str(folder) + "/", "")
@@ -105,7 +107,13 @@ are the same joules, and between any two rows `power_w` is their slope.
 
 **7. Who used them.** The rows of `layer.csv` with `device_id` = `cpu:0` add up to {joules!r} J. One of them:
 
-{shown(layer, "fqn", "phase", "calls", "energy_self_j", "energy_self_lo_j", "energy_self_hi_j", "method", "provenance")}
+{shown(layer, "fqn", "phase", "calls", *LAYER_ENERGY, "method", "provenance")}
+
+By hand: {layer["energy_self_j"]} / {device["energy_j"]} = {share!r}, its
+`energy_share`; {layer["energy_self_j"]} / {layer["calls"]} = {per_call_j!r} J, its `energy_per_call_j`.
+Here the walk ends. The split between layers comes from a trace, which a bundle does not hold: no cell gives
+`energy_self_j` again. Sums and powers bound it. [A table](#columns) says what is recomputed, what is bounded, and what
+is the writer's word.
 
 **8. All of it at once.** `torchwatt verify audit --chain chain.jsonl --runs .`:
 

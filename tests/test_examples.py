@@ -107,3 +107,22 @@ def test_pictures_and_pages_of_the_readme_exist_and_docs_make_makes_every_pictur
     for page in (ROOT / "docs").glob("*.md"):
         shown |= set(re.findall(r"\]\(images/([^)]+)\)", page.read_text(encoding="utf-8")))
     assert shown == pictures
+
+
+def anchors(page):
+    """Return the places of a page that a link may name, as GitHub makes them of headings."""
+    text = page.read_text(encoding="utf-8")
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    made = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    return made | set(re.findall(r'<a id="([^"]+)"', text))
+
+
+def test_links_between_pages_lead_to_pages_and_headings_that_exist():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]
+    dead = []
+    for page in pages:
+        for path, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([^)]+))?\)", page.read_text(encoding="utf-8")):
+            target = (page.parent / path) if path else page
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                dead.append((page.name, path, anchor))
+    assert dead == []

@@ -37,6 +37,9 @@ def test_the_walk_ends_at_the_counters_two_readings(make, tmp_path):
         make.row(bundle, "impact", subject="run", criterion="gwp"),
     )
     assert f"= {impact['value']} g" in walk  # step 3 comes out at step 1, to the last digit
+    layer = make.row(bundle, "layer", fqn="layer1", phase="forward")
+    assert f"= {layer['energy_share']}, its" in walk
+    assert f"= {layer['energy_per_call_j']} J, its" in walk
     difference_j = re.search(r"J =\n(\S+) J\.", walk)
     assert float(difference_j[1]) == pytest.approx(float(device["energy_j"]), rel=1e-9)
     assert "audit: consistent; unsigned: anyone could have made it; in chain chain.jsonl at place 1 of 1" in walk

@@ -21,7 +21,7 @@ NO_COUNTER = {"counter": "none"}
 @fault(
     GROUP,
     "a counter that goes backwards, or starts again at 0 (driver reload)",
-    sees="`COUNTER_RESET`, with the joules that were bridged",
+    sees="`COUNTER_RESET`, with the joules that were filled in",
     keeps="the whole run: the interval comes from the integrated power",
     proofs=[SESSION + "test_a_counter_that_goes_backwards_is_bridged"],
 )
@@ -141,7 +141,7 @@ def stamps(folder: Path) -> Iterator[Seen]:
 @fault(
     GROUP,
     "a counter that says 2^64-1 mJ, once or from then on",
-    sees="`COUNTER_JUMP`, with how many readings were left out or what was bridged",
+    sees="`COUNTER_JUMP`, with how many readings were left out or what was filled in",
     keeps="the whole run: by the readings around it, or from the integrated power",
 )
 def absurd_counter(folder: Path) -> Iterator[Seen]:
@@ -296,7 +296,7 @@ def unknown_window(folder: Path) -> Iterator[Seen]:
 
 @fault(
     GROUP,
-    "a quiet moment before the run in which the device drew more than in the run",
+    "a device that drew more in the idle baseline before the run than in the run",
     sees="nothing: static power is at most the mean power of the run",
     keeps="the joules of the run",
 )
@@ -408,7 +408,7 @@ proved(
 proved(
     GROUP,
     "the driver's own ring of power samples: none, empty, coarse, on another clock, frozen; the wall clock is set",
-    sees="RING_UNUSED with the reason, from the start or of the layers' fit; of a clock that was set CLOCK_STEP",
+    sees="RING_UNUSED with the reason: at the start, or where layers are fitted; CLOCK_STEP where the clock was set",
     keeps="all joules; layers by the power that is polled, where samples are missing for a tenth of the run",
     by=[
         RING + "test_a_ring_that_is_no_use_leaves_the_polled_power_and_is_told",

@@ -194,7 +194,7 @@ def wrap(folder: Path) -> Iterator[Seen]:
 @fault(
     GROUP,
     "it wraps, and `max_energy_range_uj` is missing, empty, 0, negative or too small",
-    sees="`COUNTER_RESET`, with the joules that were bridged; the wrong range is not in the bundle",
+    sees="`COUNTER_RESET`, with the joules that were filled in; the wrong range is not in the bundle",
     keeps="the whole run: the one interval at the power around it",
 )
 def wrap_of_unknown_range(folder: Path) -> Iterator[Seen]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.faults.event_codes import event_codes
 from tests.faults.zero import no_silent_zero
 from torchwatt.core.report import Report
 
@@ -56,6 +57,8 @@ class Fault:
         assert self.inject is not None, f"{self.name}: is proved elsewhere"
         told = frozenset(word for seen in self.inject(folder) for word in seen.codes)
         assert self.words <= told, f"{self.name}: promised {sorted(self.words - told)}, told {sorted(told)}"
+        unlisted = {word for word in told if word.isupper()} - event_codes()
+        assert not unlisted, f"{self.name}: tests/faults/event_codes.py lacks {sorted(unlisted)}"
         return told
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults import child
+from tests.faults.event_codes import events_markdown
 from tests.faults.registry import FAULTS, Fault, table
 from tests.support.nvml_simulator import library_folder
 
@@ -34,6 +35,8 @@ and an event or a line under "not metered" says why.
 
 "NVML" is a simulated driver library under the real `pynvml`; powercap is a folder of counters. Both are read by the
 sampler's own loop, in virtual time where waiting would prove nothing.
+
+[Every event code](#event-codes) is listed below the faults.
 """
 
 
@@ -47,7 +50,7 @@ def everything() -> list[Fault]:
 
 def page() -> str:
     """Return docs/faults.md."""
-    return HEAD + table(everything())
+    return HEAD + table(everything()) + events_markdown()
 
 
 def environment() -> dict[str, str]:

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 
 from tests.faults import child, table
+from tests.faults.event_codes import codes_in_source, event_codes
 from tests.faults.registry import FAULTS, Fault
 from tests.faults.zero import no_silent_zero, zeros
 from tests.support.reports import bare_report, sample_report
 from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.ledger import Ledger
+from torchwatt.core.terms import METER_LOSSES
 
 REPOSITORY = table.REPOSITORY
 ALL = table.everything()
@@ -70,6 +72,13 @@ def test_a_fault_of_the_machine_is_told_and_nothing_is_made_up(one: Fault, machi
 
 def test_the_page_is_the_registry() -> None:
     assert table.PAGE.read_text(encoding="utf-8") == table.page(), "run `python -m tests.faults.table --write`"
+
+
+def test_every_event_code_of_the_source_is_on_the_page_with_its_meaning() -> None:
+    page = table.PAGE.read_text(encoding="utf-8")
+    assert codes_in_source() == event_codes()
+    assert event_codes() >= METER_LOSSES
+    assert [code for code in sorted(codes_in_source()) if page.count(f"\n| `{code}` | ") != 1] == []
 
 
 def test_every_proof_elsewhere_exists() -> None:

@@ -238,7 +238,7 @@ proved(
 proved(
     GROUP,
     "all descriptors are closed, as daemons do, and their numbers become files of the program",
-    sees="nothing more in the program's files; of what could not be read on the events of a lost meter",
+    sees="nothing of ours in the program's files; SENSOR_ERROR of a closed meter, JOURNAL_STOPPED of the journal",
     keeps="the program's files and exit status; the report",
     by=[
         CLOSED + "test_a_program_that_closes_all_descriptors_keeps_its_files_and_its_exit_status",

@@ -34,6 +34,7 @@ def test_an_interrupt_stops_run_all_and_the_report_is_there(kernel, tmp_path, fo
     (error,) = errors(cell)
     # ipykernel cancels a cell that waits, and signals one that does not.
     assert error == ("CancelledError" if "await" in form else "KeyboardInterrupt")
+    assert "torchwatt" not in traceback(cell)
     assert len(reports(cell)) == 1
     assert later.execution_count is None
     status, reason, duration_s, codes = kernel.value(

@@ -172,10 +172,30 @@ bundle is in [audit.md](audit.md).
 
 A cell marked ● is never empty; any other empty cell is *unknown*, never 0. Units are UCUM. Files are UTF-8 without
 BOM, `,`, LF, RFC 4180; rows are in the order of the key. Numbers have all their digits, times are UTC with
-microseconds, `t_ns` counts from the start of the run. `_lo_` and `_hi_` are a 90 % interval, `_u_` a standard
-uncertainty (k=1). Text that a spreadsheet could take for a formula, or that holds control characters, starts with `'`;
-behind it, `\\\\` is a backslash and `\\uXXXX` a control character.
+microseconds, `t_ns` counts from the start of the run. Text that a spreadsheet
+could take for a formula, or that holds control characters, starts with `'`; behind it, `\\\\` is a backslash and
+`\\uXXXX` a control character.
+
+Uncertainties: `_lo_j` and `_hi_j` are the 90 % interval of what another repeat of the run would give;
+`_systematic_lo_j` and `_systematic_hi_j` that of what another meter would say of this run. `lo` and `hi` of a factor
+are its source's 90 % interval, or two sources; of an impact they follow from the meters' band and the factors' `lo`
+and `hi`. `_u_` is a standard uncertainty (k=1).
 """
+# What the page says of a table beside its columns, whose descriptions are a part of every bundle.
+_MARKDOWN_NOTES = {
+    "layer": """`method` is one of:
+
+- `fit`: watts of all rows were solved for, from the readings of the meter ([attribution.md](attribution.md));
+- `time_share`: the meter's joules were shared by time, and `how_known` of the device says why; also a sum over ranks
+  whose methods differ;
+- `load_model`: the device is modelled, and the model's joules are shared by time;
+- `counter`, `power_integral`: the row was not split and has the method of its device, as where no kernels were
+  recorded, in time that no trace covers, and on a card that only others used.
+
+`replay` is reserved and never written. `carried_share` is the part of the time that was filled in from traced steps
+([steps.md](steps.md)); screens call it \"extrapolated\". `measured_share` is 1 - Var(posterior)/Var(prior) of a fitted
+row. `device_energy_j` in a formula is `energy_j` of the row's device in `device.csv`.""",
+}
 
 
 def schema_markdown() -> str:
@@ -189,6 +209,9 @@ def _markdown_table(table: Table) -> Iterator[str]:
     yield ""
     yield f"{table.description[0].upper()}{table.description[1:]}. Key: {', '.join(f'`{name}`' for name in table.key)}."
     yield ""
+    if note := _MARKDOWN_NOTES.get(table.name):
+        yield note
+        yield ""
     yield "| column | type | unit | ● | what |"
     yield "|---|---|---|---|---|"
     for column in table.columns:

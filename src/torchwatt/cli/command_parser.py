@@ -126,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     attribute_command.add_attribute_parser(commands)
     _add_carbon_options(report_commands.add_merge_parser(commands))
     report_commands.add_recover_parser(commands)
-    verify = commands.add_parser("verify", help="check the files of a run by recomputing every value")
+    verify = commands.add_parser("verify", help="check the files of a run: recompute what follows from other values")
     verify.add_argument("directory", metavar="DIR", help="the folder of a run")
     verify.add_argument(
         "--chain",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import fsum, isclose
 from typing import TYPE_CHECKING
 
@@ -220,7 +221,5 @@ class LiveLayers:
                 counts[names.of(key)] = None if count is None or before is None else before + count
         for slot, joules in slot_j.items():
             if joules > 0:
-                calls_n = counts.get(slot.fqn, 0)
-                yield book_entry(
-                    LIVE_DOMAIN, slot, joules, 0.0, method="time_share", provenance=provenance, calls=calls_n
-                )
+                entry = book_entry(LIVE_DOMAIN, slot, joules, 0.0, method="time_share", provenance=provenance)
+                yield replace(entry, calls=counts.get(slot.fqn, 0))

@@ -1,4 +1,4 @@
-"""`verify`: a bundle read as a stranger would read it, every number computed again."""
+"""`verify`: a bundle read as a stranger would read it, its numbers computed again from each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`verify`: read a bundle and compute every number in it again."""
+"""`verify`: read a bundle and compute again what follows from other cells."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ afterEach(() => {
 describe('a report', () => {
   test('says its figures, domains, what is missing, and how each number is known', () => {
     const payload = golden();
-    const text = report(payload).textContent ?? '';
+    const text = (report(payload).textContent ?? '').replaceAll('\u00a0', ' ');
     for (const word of [payload.energy.text, payload.carbon.text, ...payload.domains.map(one => one.text)]) {
       expect(text).toContain(word);
     }

@@ -60,7 +60,7 @@ def _build_report(report: Report, max_bytes: int | None, title: str) -> str:
 def _measurement_block(report: Report) -> str:
     """Return how the numbers were obtained, in one fold: sentences, meters, missing meters, events, software."""
     sentences = report_summary.measurement_notes(report)
-    notes = "".join(html_tag("div", escape_text(keep_units(sentence)), "margin:3px 0") for sentence in sentences)
+    notes = "".join(html_tag("div", keep_units(escape_text(sentence)), "margin:3px 0") for sentence in sentences)
     warnings = len(report_summary.select_warnings(report))
     count = f" ({warnings} warning{'s' * (warnings > 1)})" if warnings else ""
     title = html_tag("summary", f"How this was measured{count}", "font-size:15px;font-weight:600;cursor:pointer")
@@ -92,9 +92,9 @@ def _head_block(report: Report, tag: str) -> str:
     result = answer(report)
     style = "margin:4px 0"
     text = "".join(
-        html_tag("div", escape_text(keep_units(part)), f"font-size:15px;{style}") for part in result.sentences
+        html_tag("div", keep_units(escape_text(part)), f"font-size:15px;{style}") for part in result.sentences
     )
-    hint = f"{html_tag('b', 'Hint:')} {escape_text(keep_units(result.hint))}"
+    hint = f"{html_tag('b', 'Hint:')} {keep_units(escape_text(result.hint))}"
     text += html_tag("div", hint, style) if result.hint else ""
     return line + text + html_tag("div", "".join(_figure_cards(report)), _CARDS + ";margin-top:10px")
 
@@ -123,7 +123,7 @@ def _figure_card(label: str, value: str, detail: str, provenance: str | None) ->
     pill = f" &nbsp;{provenance_chip(provenance)}" if provenance else ""
     body = html_tag("div", muted_text(escape_text(label)) + pill)
     body += html_tag("div", escape_text(value), "font-size:22px;font-weight:600;white-space:nowrap;margin:2px 0")
-    return html_tag("div", body + html_tag("div", muted_text(escape_text(keep_units(detail)))), _CARD)
+    return html_tag("div", body + html_tag("div", muted_text(keep_units(escape_text(detail)))), _CARD)
 
 
 def _domain_block(report: Report) -> str:

@@ -15,6 +15,7 @@ from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.meter import Series
 from torchwatt.core.terms import Slot
 from torchwatt.core.trace import Activity, trace_from_spans
+from torchwatt.core.units import Z90
 from torchwatt.tracing.device_windows import extrapolate_windows
 from torchwatt.tracing.step_events import DeviceSteps
 
@@ -66,6 +67,13 @@ def test_the_fit_is_three_times_nearer_to_the_layers_own_joules_than_time_share_
     assert not books.fit.reason
     assert error(books, books.share_j) > 0.10
     assert error(books, books.energy_j) < 0.035
+
+
+def test_the_fits_own_error_covers_two_of_the_layers_own_joules_and_the_intervals_of_repeats_six(books):
+    truth = {**ALONE_J, "bf16": 4.99}
+    off_j = {i: abs(books.energy_j[i] / CALLS - truth[s.fqn]) for i, s in enumerate(books.slots) if s.fqn in truth}
+    assert sum(off_j[i] < Z90 * books.sd_j[i] / CALLS for i in off_j) == 2
+    assert sum(off_j[i] < books.half_j[i] / CALLS for i in off_j) == 6
 
 
 def test_what_layers_draw_differs_twofold_where_time_share_sees_one_power(books):

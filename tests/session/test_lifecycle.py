@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -354,6 +355,22 @@ def test_an_interrupt_while_a_session_ends_keeps_the_run(monkeypatch):
     assert run.status == "complete"
     assert run.energy_j > 0
     assert set(run.layers.fqn) >= {"0", "2"}
+
+
+def test_a_second_interrupt_in_one_step_of_the_end_is_raised_at_once_and_one_in_the_next_step_is_not():
+    from torchwatt.session.session import DeferredInterrupt
+
+    def step(interrupts):
+        if interrupts:
+            raise interrupts.pop()
+        return "done"
+
+    late = DeferredInterrupt()
+    assert [late.run(partial(step, [KeyboardInterrupt(i)])) for i in range(2)] == ["done", "done"]
+    with pytest.raises(KeyboardInterrupt):
+        late.raise_it()
+    with pytest.raises(KeyboardInterrupt):
+        late.run(partial(step, [KeyboardInterrupt(), KeyboardInterrupt()]))
 
 
 def test_even_if_nothing_can_be_settled_the_users_exception_passes(monkeypatch):

@@ -61,9 +61,8 @@ def book_entry(
     provenance: Provenance,
     static_j: float | None = None,
     interval_j: tuple[float, float] | tuple[None, None] = NO_INTERVAL,
-    calls: int | None = 0,
 ) -> Entry:
-    """Return the entry of a slot; its static part is at most its energy, the remainder is dynamic.
+    """Return the entry of a slot, without calls; its static part is at most its energy, the remainder is dynamic.
 
     Args:
         domain: The meter's.
@@ -74,7 +73,6 @@ def book_entry(
         provenance: How well it is known.
         static_j: Static power times the slot's time; None if unknown.
         interval_j: 90 % interval of a repeated run (see `interval_around`).
-        calls: How often it was called; None if unknown.
     """
     at_rest_j = None if static_j is None else min(static_j, energy_j)
     return Entry(
@@ -87,7 +85,7 @@ def book_entry(
         energy_static_j=at_rest_j,
         energy_dynamic_j=None if at_rest_j is None else energy_j - at_rest_j,
         time_self_s=time_s,
-        calls=calls,
+        calls=0,
         method=method,
         provenance=provenance,
     )

@@ -99,7 +99,7 @@ test('a live view says that the report is being made, and what it shows grows no
   const view = new LiveView({ ...BEGIN, traces: true });
   document.body.append(view.node);
   view.take(beat([1]));
-  vi.advanceTimersByTime(2700);
+  vi.advanceTimersByTime(3500);
   expect(view.node.querySelector('.tw-stale')).not.toBeNull();
   view.settle();
   vi.advanceTimersByTime(5000);

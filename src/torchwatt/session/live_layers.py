@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from math import fsum, isclose
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ import numpy as np
 
 from torchwatt.attribution.counter_scope import MODULE_GPUS_FACT
 from torchwatt.core.energy_curve import interpolate
-from torchwatt.core.ledger import Entry, Ledger, book_entry
+from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.report import Report
 from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Domain, Slot, domain_kind, weakest_provenance
 from torchwatt.core.units import NS_PER_S
@@ -221,5 +220,17 @@ class LiveLayers:
                 counts[names.of(key)] = None if count is None or before is None else before + count
         for slot, joules in slot_j.items():
             if joules > 0:
-                entry = book_entry(LIVE_DOMAIN, slot, joules, 0.0, method="time_share", provenance=provenance)
-                yield replace(entry, calls=counts.get(slot.fqn, 0))
+                yield Entry(
+                    domain=LIVE_DOMAIN,
+                    fqn=slot.fqn,
+                    phase=slot.phase,
+                    energy_self_j=joules,
+                    energy_self_lo_j=None,
+                    energy_self_hi_j=None,
+                    energy_static_j=None,
+                    energy_dynamic_j=None,
+                    time_self_s=0.0,
+                    calls=counts.get(slot.fqn, 0),
+                    method="time_share",
+                    provenance=provenance,
+                )

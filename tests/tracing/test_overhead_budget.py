@@ -2,11 +2,13 @@
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.support.examples import examples
+from torchwatt.tracing.aggregated_spans import AggregatedSpans
 from torchwatt.tracing.log_rows import ALL_CALLS, OUTERMOST, STEP_ENDS
 from torchwatt.tracing.overhead_budget import (
     EARLY_STEPS,
@@ -17,7 +19,9 @@ from torchwatt.tracing.overhead_budget import (
     WINDOW_OVERDRAFT,
     OverheadBudget,
     OverheadEstimator,
+    SpanLimit,
 )
+from torchwatt.tracing.thread_log import ThreadLog
 from torchwatt.tracing.tracing_policy import MOST_AFTERMATH, WARM_STEP, StepBatch, TracingCosts, TracingPolicy
 
 MS = 1_000_000
@@ -265,3 +269,19 @@ def test_a_window_that_slows_its_call_down_more_than_it_says_is_found_out():
         conductor.backward_took("a", round(rng.gauss(6 * MS, MS / 50)), recorded=True)
     assert 0.9 * MS < conductor.slowdown_ns("a") <= 1.02 * MS
     assert conductor.slowdown_ns("b") == 0.0
+
+
+def records(n):
+    column = np.arange(n, dtype=np.int64)
+    return AggregatedSpans(column * 0, column, column + 1, column * 0 + 1, column, column)  # each in a run of its own
+
+
+def test_records_that_cannot_be_put_together_count_as_what_is_kept():
+    log = ThreadLog(0)
+    log._records = records(500)
+    assert log.kept() == log.total() + 500
+    limit = SpanLimit(max_spans=400, start_ns=0)
+    assert limit.allows(300, 10)
+    assert not any(
+        limit.allows(log.kept(), t_ns) for t_ns in range(20, 50)
+    )  # so that fewer steps are traced, and fewer are made

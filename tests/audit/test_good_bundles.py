@@ -1,6 +1,8 @@
 """Bundles of every kind of run: other people's validators take them, and verify raises no false alarm."""
 
 import json
+import os
+import signal
 import subprocess
 import time
 from dataclasses import replace
@@ -19,6 +21,7 @@ from torchwatt.audit import read_bundle, verify, write_bundle
 from torchwatt.audit.seal import GIT_ATTRIBUTES
 from torchwatt.core.meter import Channel, Event, Meter, Recording, series_from_readings
 from torchwatt.core.terms import Domain
+from torchwatt.sensors.sampler_process import SamplerProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -219,3 +222,18 @@ def test_a_sampler_that_was_late_before_a_run_or_beside_a_counter_is_no_finding(
     events = sorted((late, *report.events), key=lambda event: event.t_ns)
     found = verify(write_bundle(replace(report, events=tuple(events)), tmp_path / "bundle"))
     assert found.ok, found
+
+
+@pytest.mark.parametrize("suspended", [True, False], ids=["by a signal", "without a processor"])
+def test_a_sampler_that_stands_still_to_the_end_is_no_finding(suspended, powercap, tmp_path, monkeypatch):
+    monkeypatch.setattr(SamplerProcess, "is_suspended", lambda self: suspended)
+    with tw.profile(powercap_root=powercap.root, layers="off") as run:
+        assert run._session.feed.sampler_pid, "the machine was too busy to start a sampler"
+        os.kill(run._session.feed.sampler_pid, signal.SIGSTOP)
+        time.sleep(2.3)
+    codes = {(event.code, event.subject) for event in run.report.events}
+    assert ("SAMPLER_STOPPED" if suspended else "SAMPLE_GAP", "run") in codes
+    # On a machine that is not busy it missed no reading before.
+    report = replace(run.report, sampler=replace(run.report.sampler, missed={}))
+    found = verify(write_bundle(report, tmp_path / "bundle"))
+    assert found.ok, str(found)

@@ -87,7 +87,7 @@ def test_evaluations_and_checkpoints_are_apart_and_end_where_they_end(trained):
     for kind, ends in (("evaluation", clock.evaluated), ("checkpoint", clock.saved)):
         found = [w for w in windows if w.kind == kind]
         assert len(found) == len(ends) == 2
-        assert all(abs(w.end_ns - end) < 5e7 for w, end in zip(found, ends, strict=True))
+        assert all(abs(w.end_ns - end) < 2.5e8 for w, end in zip(found, ends, strict=True))  # one hook after another
 
 
 def test_layers_carry_the_names_of_the_state_dict(trained):

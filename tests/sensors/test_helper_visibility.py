@@ -55,5 +55,5 @@ def test_a_sampler_that_python_cannot_start_has_ended(monkeypatch, tmp_path):
     with (tmp_path / "memory").open("w+b") as file:
         child = SamplerProcess({}, file.fileno())
         assert not child.alive()
-        assert child.wait(1.0)
+        assert child.wait(10.0)
         child.stop()

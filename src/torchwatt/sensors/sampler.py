@@ -31,6 +31,7 @@ from torchwatt.sensors.sample_buffer import (
 )
 from torchwatt.sensors.sampler_main import make_loops, record_anchor, ring_capacities, start_threads
 from torchwatt.sensors.sampler_process import LOW_OVERHEAD_PERIODS, SamplerProcess, sampler_config
+from torchwatt.sensors.source_loop import GAP_PERIODS
 
 CAPACITY = 1 << 20  # readings per channel before thinning: 5.8 h at 20 ms; unwritten pages use no memory
 PRIVATE_CAPACITY = 1 << 16
@@ -38,6 +39,7 @@ MIN_CAPACITY, MIN_SHARED_BYTES = 64, 1 << 18  # below these no memory is shared 
 FIRST_SAMPLE_S = 2.0
 _SLOW_SOURCES_S = 0.25  # wait for slow sources after the first one has been read
 _COARSE_NS = 20_000_000
+SILENT_NS = NS_PER_S  # without a reading of any channel at the end of a run
 _TAIL_NS = 150_000_000
 
 Mode = Literal["process", "thread"]
@@ -312,14 +314,20 @@ class Sampler:
         """Add events for GPUs that appeared during the run, and for a suspended sampler process."""
         if self._discovery.gpus is not None:
             self._events += appeared_gpu_events(self._discovery.gpus)
-        if running.child is not None and running.child.is_suspended():
-            newest = [ring.newest_ns() for ring in running.rings().values()]
-            silent_s = (time.monotonic_ns() - max(newest, default=running.start_ns)) / NS_PER_S
+        if running.child is None:
+            return
+        newest_ns = max((ring.newest_ns() for ring in running.rings().values()), default=running.start_ns)
+        silent_ns = time.monotonic_ns() - newest_ns
+        shortest_ns = min((c.period_ns for meter in self.meters for c in meter.channels), default=0)
+        reading = f"no reading for the last {silent_ns / NS_PER_S:.3g} s"
+        if running.child.is_suspended():
             message = (
-                f"the sampler process is suspended by a signal (SIGSTOP) or a debugger: it made no reading "
-                f"for the last {silent_s:.3g} s; counters are known at both ends of the run, power is not"
+                f"the sampler process is suspended by a signal (SIGSTOP) or a debugger: it made {reading} of the run; "
+                "counters are known at both ends of the run, power is not"
             )
             self._event("warning", "SAMPLER_STOPPED", "run", message)
+        elif silent_ns > max(SILENT_NS, GAP_PERIODS * shortest_ns):  # its own count of missed readings ends before
+            self._event("warning", "SAMPLE_GAP", "run", f"the sampler process got no processor: {reading} of the run")
 
     def _tail_ns(self, running: _SamplerResources) -> int:
         """Return how long to sample on, so that the last publication of coarse sensors is seen: two updates."""

@@ -7,10 +7,12 @@ from math import fsum
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import torchwatt as tw
-from torchwatt.notebook.live_updater import LiveUpdater
+from torchwatt.notebook.live_updater import MAX_PERIOD_S, MIN_PERIOD_S, UPDATE_SHARE, LiveUpdater, update_period_s
 from torchwatt.views import live_layers_payload
 from torchwatt.views.live_payload import MAX_LIVE_LAYERS
 
@@ -211,3 +213,11 @@ def test_work_is_bounded_for_a_thousand_modules_and_for_ten_thousand_steps(block
         )  # and what stands for the rest in each
         layers.close()
     assert max(touched[10:]) <= 2 * max(touched[2:10]) + 1_000
+
+
+@given(st.floats(0.0, 1.0))
+def test_updates_stay_within_their_share_of_a_cpu_and_figures_change_within_two_seconds(cost_s):
+    period_s = update_period_s(cost_s)
+    assert MIN_PERIOD_S <= period_s <= MAX_PERIOD_S < 2
+    assert cost_s <= UPDATE_SHARE * period_s * (1 + 1e-9) or period_s == MAX_PERIOD_S
+    assert period_s == MIN_PERIOD_S or cost_s >= UPDATE_SHARE * period_s * (1 - 1e-9)  # not rarer than its cost demands

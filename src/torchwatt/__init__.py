@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from torchwatt.core.version import __version__
+from torchwatt.core import __version__
 
 if TYPE_CHECKING:
     from torchwatt import metrics

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO
 
 from torchwatt.audit.schema import SCHEMA_VERSION
+from torchwatt.core import __version__
 from torchwatt.core.errors import BundleError
-from torchwatt.core.version import __version__
 from torchwatt.disk.path_safety import read_user_path
 from torchwatt.disk.private_files import FILE_MODE, make_private_folder, open_for_append
 from torchwatt.helper_process import system_program

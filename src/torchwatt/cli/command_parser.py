@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchwatt.cli import attribute_command, fleet_command, report_commands
 from torchwatt.cli.report_outputs import TOKEN_VARIABLE, add_output_options
+from torchwatt.core import __version__
 from torchwatt.core.errors import TorchwattError
 from torchwatt.core.plain_text import escape_unprintable_lines, replace_unencodable
-from torchwatt.core.version import __version__
 from torchwatt.views.layer_groups import VIEWS
 
 if TYPE_CHECKING:

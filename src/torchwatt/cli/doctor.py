@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from torchwatt.attribution.counted_domains import map_gpus_to_modules
 from torchwatt.attribution.counter_scope import assign_counter_scopes
 from torchwatt.attribution.method_note import COUNTER_SCOPE_PREFIX
+from torchwatt.core import __version__
 from torchwatt.core.meter import Channel, Meter, Unavailable
 from torchwatt.core.plain_text import escape_unprintable, escape_unprintable_lines
 from torchwatt.core.terms import MODULE_POWER
-from torchwatt.core.version import __version__
 from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.calibrations import calibrations_file
 from torchwatt.sensors.protocol import Discovery

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from torchwatt.core import __version__
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.extras import install_command
-from torchwatt.core.version import __version__
 from torchwatt.metrics.energy_counters import CounterValues, DeviceKey, RunKey
 from torchwatt.metrics.exporter import Exporter
 

@@ -13,7 +13,7 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from torchwatt.core.version import __version__
+from torchwatt.core import __version__
 
 # Overrides the identity where the kernel's is not unique: simulated nodes, or kernels that hide the boot id.
 HOST_VARIABLE = "TORCHWATT_HOST"

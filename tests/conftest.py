@@ -36,6 +36,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so do jobs in the backg
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+os.environ["COLUMNS"] = "100"  # else reports are as wide as the terminal, where there is one
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest: two workers then end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}

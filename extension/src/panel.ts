@@ -81,7 +81,12 @@ class EnergyPanel extends Widget {
     const panel = this.tracker.currentWidget;
     const reports = panel ? reportsOf(panel.content) : [];
     const items = merge(reports, panel ? (this.sessions?.runs(panel.context.path) ?? []) : []);
-    say(this.notebook, panel ? `${panel.context.path}: ${items.length} ${items.length === 1 ? 'run' : 'runs'}` : 'no notebook is open');
+    say(
+      this.notebook,
+      panel
+        ? `${panel.context.path}: ${items.length} ${items.length === 1 ? 'run' : 'runs'}`
+        : 'no notebook is open'
+    );
     this.picked = this.picked.filter(id => items.some(item => item.id === id && item.report));
     if (!this.picked.length) {
       this.picked = items

@@ -6,8 +6,8 @@ import {
   formatPower,
   formatShare,
   formatTime,
-  sumKnown,
-  keepUnits
+  keepUnits,
+  sumKnown
 } from '../src/numbers';
 import { golden } from './fixture';
 

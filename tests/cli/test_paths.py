@@ -20,6 +20,7 @@ TRACE = '{"traceEvents": [{"ph": "X", "cat": "kernel", "name": "k", "pid": 0, "t
 COMMANDS = {
     "show": "show {}",
     "show, store": "show x --store {}",
+    "show, html": "show {bundle} --html {}",
     "verify": "verify {}",
     "verify, chain": "verify {bundle} --chain {}",
     "verify, runs": "verify {bundle} --chain {chain} --runs {}",

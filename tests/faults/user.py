@@ -99,7 +99,7 @@ def names(folder: Path) -> Iterator[Seen]:
     "a million spans",
     sees="the steps and scopes summed up",
     keeps="the run; at most 300 MB more than before, and a report in seconds",
-    proofs=["tests/tracing/test_span_limit.py"],
+    proofs=["tests/tracing/test_overhead_budget.py"],
 )
 def spans(folder: Path) -> Iterator[Seen]:
     yield from _spans(folder, int(os.environ.get("TORCHWATT_FAULT_SPANS", "100000")))

@@ -105,7 +105,7 @@ def test_the_answer_is_the_same_in_every_view():
     sentences = answer(report).sentences
     assert len(sentences) == 2
     assert JobRun(report).summary() == answer(report).text == " ".join(sentences)
-    text, html = " ".join(to_text(report).split()), to_html_fragment(report)
+    text, html = " ".join(to_text(report).split()), to_html_fragment(report).replace("\xa0", " ")
     markdown = to_markdown(report).replace("\\", "")
     for sentence in sentences:
         assert sentence in text

@@ -6,7 +6,7 @@ CPU_SHARE = 0.002  # of one CPU
 CREDIT_S = 0.01  # initial allowance, so that short runs show layers
 MIN_INTERVAL_S = 1.0
 MAX_INTERVAL_S = 3.5  # displayed values should not be older than 5 s
-MAX_CPU_SHARE = 0.003  # of one CPU, to keep to MAX_INTERVAL_S
+MAX_CPU_SHARE = 0.0025  # of one CPU, to keep to MAX_INTERVAL_S
 
 
 class CostLimiter:

@@ -52,6 +52,15 @@ def test_nothing_is_done_twice_within_a_second_and_what_is_dear_is_done_again_la
     assert pace.due(10.0 + 0.5 / MAX_CPU_SHARE)
 
 
+def test_what_a_look_only_happened_to_do_does_not_delay_the_next_one_for_a_minute():
+    pace = CostLimiter()
+    pace.paid(2.0, 0.2, typical=False)
+    assert pace.due(2.0 + MAX_INTERVAL_S)
+    pace.paid(6.0, 0.02)
+    assert not pace.due(6.0 + 0.9 * 0.02 / MAX_CPU_SHARE)
+    assert pace.due(6.0 + 0.02 / MAX_CPU_SHARE)
+
+
 def test_the_history_keeps_the_latest_runs_and_says_a_run_once():
     history = RunHistory()
     for number in range(MAX_RUNS + 7):

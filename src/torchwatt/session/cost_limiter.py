@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 CPU_SHARE = 0.002  # of one CPU
 CREDIT_S = 0.01  # initial allowance, so that short runs show layers
 MIN_INTERVAL_S = 1.0
@@ -13,7 +15,7 @@ class CostLimiter:
     """Schedules repeated work so that its CPU time stays below a share of one CPU.
 
     Work that is `MAX_INTERVAL_S` old may use up to `MAX_CPU_SHARE`; beyond, its interval grows with its cost. Times are
-    seconds since the run began; the next cost is assumed to equal the last one.
+    seconds since the run began; the next cost is assumed to equal the last typical one.
     """
 
     def __init__(self, share: float = CPU_SHARE, credit_s: float = CREDIT_S) -> None:
@@ -32,7 +34,18 @@ class CostLimiter:
             return True
         return waited_s >= max(MAX_INTERVAL_S, self._last_cost_s / MAX_CPU_SHARE)
 
-    def paid(self, t_s: float, cost_s: float) -> None:
-        """Record that the work was done at `t_s`, and its CPU time."""
-        self._last_s, self._last_cost_s = t_s, cost_s
+    def paid(self, t_s: float, cost_s: float, *, typical: bool = True) -> None:
+        """Record that the work was done at `t_s`, and its CPU time; `typical`: the next time it costs about as much."""
+        self._last_s = t_s
         self._spent_s += cost_s
+        if typical:
+            self._last_cost_s = cost_s
+
+
+def full_collections() -> int:
+    """Return how often Python's garbage collector has looked at all objects.
+
+    Whichever thread makes the next object does that work, 0.15 s where torch is loaded: it says nothing about the
+    next cost of a look that happened to do it.
+    """
+    return int(gc.get_stats()[2]["collections"])

@@ -10,6 +10,7 @@ import pytest
 
 from tests.browser.conftest import PICTURES, SETUP, choose_view, picture
 from tests.support.heavy import one_of
+from torchwatt.notebook.live_updater import MAX_PERIOD_S
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -63,9 +64,9 @@ def running(lab, notebook):
 
 @pytest.mark.alone  # counts the updates and their gaps
 def test_the_view_moves_while_the_kernel_is_busy_and_ends_as_the_report_with_pythons_numbers(running):
-    lab = running(SETUP, "%%energy -o run --region FRA\ntrain(6)", TRUTH)
+    lab = running(SETUP, "%%energy -o run --region FRA\ntrain(10)", TRUTH)
     page = lab.page
-    page.wait_for_function("() => beats.length >= 8")
+    page.wait_for_function("() => beats.length >= 2")
     assert re.fullmatch(r"[\d.]+ [mk]?W", page.locator("[data-figure='power now'] .tw-figure-value").inner_text())
     page.get_by_role("button", name="Expand").click()
     assert "CO2e" in page.locator("[data-figure='carbon so far']").inner_text()
@@ -77,8 +78,8 @@ def test_the_view_moves_while_the_kernel_is_busy_and_ends_as_the_report_with_pyt
     page.wait_for_selector(REPORT)
     at = page.evaluate("() => beats")
     gaps = [b - a for a, b in pairwise(at)]
-    assert len(at) >= 15, f"{len(at)} updates in {at[-1] - at[0]:.0f} ms"
-    assert max(gaps) < 700
+    assert len(at) >= 5, f"{len(at)} updates in {at[-1] - at[0]:.0f} ms"
+    assert max(gaps) < 1_000 * MAX_PERIOD_S + 700
     wait_for_outputs(lab, 2)
     assert page.locator(LIVE).count() == 0
     compare_with_python(lab)
@@ -117,7 +118,7 @@ def test_an_exception_leaves_the_report_and_stops_run_all(running):
 @one_of(ENDS, "interrupt")
 def test_an_interrupt_leaves_the_report_and_stops_run_all(running):
     lab = running(SETUP, "%%energy -o run\ntrain(100)", "print('not reached')")
-    lab.page.wait_for_function("() => beats.length >= 4")
+    lab.page.wait_for_function("() => beats.length >= 2")
     lab.command("notebook:interrupt-kernel")
     lab.page.wait_for_selector(REPORT)
     assert "KeyboardInterrupt" in lab.page.locator(".tw-status").inner_text()

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from torchwatt.cli import terminal_row
 from torchwatt.core.plain_text import escape_unprintable
+from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.descriptors import HeldDescriptor
 from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.helper_process import helper_command
-from torchwatt.session.cost_limiter import CostLimiter, full_collections
+from torchwatt.session.cost_limiter import CostLimiter, LookTimer
 from torchwatt.session.live_rate import UnitRates
 from torchwatt.views import DASH, format_energy, format_power, top_groups
 
@@ -154,14 +155,13 @@ class LiveRow:
         step_j = None
         parts = []
         if self._layers is not None:
-            due, began_s, collections = self._limiter.due(t_s), time.thread_time(), full_collections()
+            due, timer = self._limiter.due(t_s), LookTimer()
             self._layers.update(read=due)
             step_j = self._layers.step_j()
             parts.append(f"step {self._layers.steps}")
             if due:
                 self._top = top_groups(self._layers.report())
-                typical = full_collections() == collections
-                self._limiter.paid(t_s, time.thread_time() - began_s, typical=typical)
+                self._limiter.paid(t_s, timer.cost_ns / NS_PER_S, typical=timer.is_typical)
         unit, unit_j = self._rates.update(self._run.units, step_j)
         if unit_j is not None:
             parts.append(f"{format_energy(unit_j)} per {unit}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.notebook.run_history import RunRecord, history_channel
-from torchwatt.session.cost_limiter import CostLimiter, full_collections
+from torchwatt.session.cost_limiter import CostLimiter, LookTimer
 from torchwatt.session.live_rate import UnitRates
 from torchwatt.views import live_layers_payload, rate_payload, start_payload, steps_payload, update_payload
 
@@ -130,7 +130,7 @@ class LiveUpdater:
             self._send(message | rate_payload(*self._rates.update(self._run.units, None)))
             return
         t_s = points[-1].t_s
-        due, before_ns, collections = self._pace.due(t_s), time.thread_time_ns(), full_collections()
+        due, timer = self._pace.due(t_s), LookTimer()
         self._layers.update(read=due)
         step_j = self._layers.step_j()
         message |= steps_payload(self._layers.steps, step_j)
@@ -139,8 +139,8 @@ class LiveUpdater:
             self._send(message)
             return
         self._send(message | live_layers_payload(self._layers.report()))
-        self._layers_ns = time.thread_time_ns() - before_ns
-        self._pace.paid(t_s, self._layers_ns / NS_PER_S, typical=full_collections() == collections)
+        self._layers_ns = timer.cost_ns
+        self._pace.paid(t_s, self._layers_ns / NS_PER_S, typical=timer.is_typical)
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._widget is not None and not self._stop.is_set():

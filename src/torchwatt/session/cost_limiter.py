@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 
 CPU_SHARE = 0.002  # of one CPU
 CREDIT_S = 0.01  # initial allowance, so that short runs show layers
@@ -42,10 +43,26 @@ class CostLimiter:
             self._last_cost_s = cost_s
 
 
-def full_collections() -> int:
-    """Return how often Python's garbage collector has looked at all objects.
+class LookTimer:
+    """Measures one look of a live view on the thread that makes it, which also makes this object at its begin."""
 
-    Whichever thread makes the next object does that work, 0.15 s where torch is loaded: it says nothing about the
-    next cost of a look that happened to do it.
-    """
+    def __init__(self) -> None:
+        self._began_ns, self._collections = time.thread_time_ns(), _full_collections()
+
+    @property
+    def cost_ns(self) -> int:
+        """CPU time of the thread so far, in ns."""
+        return time.thread_time_ns() - self._began_ns
+
+    @property
+    def is_typical(self) -> bool:
+        """Whether the next look will cost about as much: no full garbage collection fell into this one.
+
+        Whichever thread makes the next object does that work, 0.15 s where torch is loaded.
+        """
+        return _full_collections() == self._collections
+
+
+def _full_collections() -> int:
+    """Return how often Python's garbage collector has examined all objects."""
     return int(gc.get_stats()[2]["collections"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+
 from torchwatt.core.meter import Event
 from torchwatt.core.report import Report
 from torchwatt.views import report_summary
@@ -48,9 +50,9 @@ def _build_report(report: Report, max_bytes: int | None, title: str) -> str:
     head, curve = _head_block(report, title), _curve_block(report)
     lower = rank_block(report) + _measurement_block(report)
     booked, views, fragment = build_layer_tree(report), flat_views(report), ""
-    tables = {max_rows: build_group_tables(report, views, max_rows) for _, max_rows in _CAPS}
+    tables = cache(partial(build_group_tables, report, views))
     for max_modules, max_rows in _CAPS:
-        blocks = head + tables[max_rows] + curve + build_tree_block(booked, report.energy_j, max_modules) + lower
+        blocks = head + tables(max_rows) + curve + build_tree_block(booked, report.energy_j, max_modules) + lower
         fragment = html_tag("div", blocks, "max-width:980px;line-height:1.45;text-align:left;font-size:13px")
         if max_bytes is None or len(fragment.encode()) < max_bytes:
             break

@@ -216,7 +216,9 @@ def unequal_views(run: tw.Run) -> Iterable[str]:
 def shares_of_text(text: str) -> list[float]:
     """Return the column `share` of the table in a terminal, in percent."""
     lines = text[text.index("\nlayers, ") :].split("\n\n", maxsplit=1)[0].splitlines()
-    header = next(line for line in lines if " share " in line)
+    header = next((line for line in lines if " share " in line), None)
+    if header is None:
+        raise ValueError(f"no column of shares in this report:\n{text}")
     end = header.index(" share ") + len(" share")
     cells = [line[:end].split() for line in lines if line[:end].endswith(" %")]
     return [float(cell[-2]) for cell in cells]

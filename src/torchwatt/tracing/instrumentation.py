@@ -37,6 +37,7 @@ from torchwatt.tracing.log_rows import (
     FORCE_ROWS,
     OFF,
     OUTERMOST,
+    STEP_ENDS,
     UNKNOWN_KEY,
     SignatureTable,
 )
@@ -139,6 +140,7 @@ class Instrumentation:
         self.signatures = SignatureTable(self.registry.by_id.get)
         self.logs: list[ThreadLog] = []
         self.scopes: dict[str, int] = {}
+        self._scope_ids: dict[str, object] = {}  # objects whose ids stand for scopes in signatures
         self.events: list[Event] = []
         self.force_rows = min(FORCE_ROWS, max_spans)
         self.users = 0
@@ -250,9 +252,20 @@ class Instrumentation:
         with _lock:
             return self.scopes.setdefault(name, FIRST_SCOPE_KEY - len(self.scopes))
 
-    def scope_begins(self) -> tuple[Instrumentation, ThreadLog, int, int, int]:
+    def _count_scope(self, name: str) -> None:
+        """Have a new scope counted in steps of which only the end is recorded, and trace the next step."""
+        with _lock:
+            stand_in = self._scope_ids.setdefault(name, object())
+            key = self.registry.by_id[id(stand_in)] = self.scope_key(name)
+            self.quiet.scopes.add(id(stand_in))
+            self.signatures.count_scope(key)
+        self.look_closer()
+
+    def scope_begins(self, name: str) -> tuple[Instrumentation, ThreadLog, int, int, int]:
         """Open a user's scope; pass the result to `scope_ended`."""
         log, start = self.log(), self.clock_ns()
+        if name not in self._scope_ids:
+            self._count_scope(name)
         if log.mode != ALL_CALLS and (log.inside or self.quiet.inside == log.ident):
             start = NOT_LOGGED  # nested inside an outermost call: filled in
         else:
@@ -266,6 +279,11 @@ class Instrumentation:
             log.open_scopes.remove(start)
             next_number = sequence_nr() if log is self.log() else seq
             log.settle()
+            if log.mode == STEP_ENDS and start >= log.step_end:
+                # Inside a step of which only the end is recorded: it is filled in from a step with the same scopes.
+                if self.quiet.alone:
+                    self.quiet.called.append(id(self._scope_ids[name]))
+                return
             log.rows.append((self.scope_key(name), start, self.clock_ns(), seq, next_number, task))
             if len(log.rows) > self.force_rows:
                 self.overflow(log)

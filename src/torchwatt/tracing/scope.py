@@ -18,7 +18,7 @@ from torchwatt.core.tracebacks import drop_own_frames
 class ScopeRecorder(Protocol):
     """What a scope uses of the running instrumentation."""
 
-    def scope_begins(self) -> Any:
+    def scope_begins(self, name: str) -> Any:
         """Open a scope; the result is passed to `scope_ended`, its first item is the recorder."""
 
     def scope_ended(self, name: str, begun: Any) -> None:
@@ -70,7 +70,7 @@ class Scope:
         if _is_compiling():
             return self
         hub = ACTIVE.hub
-        self._open.append(None if hub is None else hub.scope_begins())
+        self._open.append(None if hub is None else hub.scope_begins(self.name))
         return self
 
     def __exit__(

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from torchwatt.core.intervals import cut_crossings
 from torchwatt.core.meter import IntArray
 from torchwatt.core.terms import UNATTRIBUTED, Slot
 from torchwatt.tracing.aggregated_spans import (
@@ -54,7 +53,15 @@ from torchwatt.tracing.module_registry import RESERVED_SLOTS, ModuleNames, Modul
 from torchwatt.tracing.step_templates import StepTemplates
 from torchwatt.tracing.template_composer import CalledModules, ModuleCalls, ModuleSlots, ModuleTree, steps_among
 from torchwatt.tracing.thread_log import ThreadLog
-from torchwatt.tracing.trace_spans import SpanColumns, SpanFiller, _led_ns, is_forward_kind, wants_gradients
+from torchwatt.tracing.trace_spans import (
+    SpanColumns,
+    SpanFiller,
+    _led_ns,
+    is_forward_kind,
+    scopes_in_steps,
+    uncross_scopes,
+    wants_gradients,
+)
 
 MAX_FILLED = 300_000  # spans, about 15 MB
 LEAST_RECORDS = 1_024
@@ -225,21 +232,8 @@ class SpanAssembly:
         repeats = [wrapper for wrapper, inner in self.names.wrapped.items() if inner in self.used]
         calls = 1 - np.isin(rows[:, KEY], [*repeats, UNCOUNTED_COMMUNICATION_KEY, AROUND_KEY])
         start, end = rows[:, START].copy(), rows[:, END].copy()
-        self._uncross(start, end, np.flatnonzero(rows[:, KEY] <= FIRST_SCOPE_KEY), self.calls[log])
+        uncross_scopes(start, end, np.flatnonzero(rows[:, KEY] <= FIRST_SCOPE_KEY), self.calls[log])
         self.columns.add(slots[kind], start, end, thread=thread, filled=False, calls=calls)
-
-    @staticmethod
-    def _uncross(start: IntArray, end: IntArray, scopes: IntArray, calls: Sequence[BackwardCall]) -> None:
-        if not len(scopes):
-            return
-        all_starts = np.concatenate((start, np.array([c.start_ns for c in calls], dtype=np.int64)))
-        all_ends = np.concatenate((end, np.array([c.end_ns for c in calls], dtype=np.int64)))
-        starts, ends = np.sort(all_starts), np.sort(all_ends)
-        began = np.searchsorted(starts, end[scopes]) - np.searchsorted(starts, start[scopes], side="right")
-        ended = np.searchsorted(ends, end[scopes]) - np.searchsorted(ends, start[scopes], side="right")
-        suspects = scopes[began != ended]  # beginnings and ends inside a span must be equal in number
-        cut_crossings(all_starts, all_ends, suspects)
-        end[suspects] = all_ends[suspects]
 
     def _light(self, log: ThreadLog, thread: int, book: BackwardTemplates) -> None:
         """Add the records of steps that were not traced, and the spans that fill them."""
@@ -345,7 +339,8 @@ class SpanAssembly:
         """Return the modules that ran in the outermost calls of a thread."""
         snapshot, paths, records = self.looks[log], self.paths[log], self.records[log]
         optimizers = frozenset(key for key, *_ in snapshot.optimizers)
-        always = self.outermost | optimizers | {BACKWARD_KEY}
+        scopes = frozenset(key for each in self.view.signatures for key in each.over if key <= FIRST_SCOPE_KEY)
+        always = self.outermost | optimizers | scopes | {BACKWARD_KEY}
         calls_found: list[tuple[int, Mapping[int, int], frozenset[int] | None]] = [
             (int(snapshot.table[call.row, START]), call.counts, None) for call in paths.calls
         ]
@@ -361,6 +356,8 @@ class SpanAssembly:
             elif description[0] == "backward":
                 calls_found.append((start, {BACKWARD_KEY: count}, None))
         calls_found += [(call.start_ns, {BACKWARD_KEY: 1}, None) for call in self.calls[log]]
+        ended_scopes = scopes_in_steps(snapshot, self.kept[log], records, scopes)
+        calls_found += [(end - 1, {key: count}, None) for key, end, count in ended_scopes]
         # The end of an optimizer step is the end of the step, which contains it.
         calls_found += [(end - 1, {key: 1}, None) for key, end, count in snapshot.optimizers if count == 1]
         calls_found.sort(key=lambda each: each[0])
@@ -390,6 +387,7 @@ class SpanAssembly:
         of_slot = {Slot(UNATTRIBUTED, "backward"): BACKWARD_KEY, RESERVED_SLOTS[OPTIMIZER_KEY]: OPTIMIZER_KEY}
         keys |= {i: of_slot[slot] for i, slot in enumerate(slots) if slot in of_slot}
         number = Counter(self.names.of(key) for key in self.used if key > 0)
+        keys |= {i: self.view.scopes[slot.fqn] for i, slot in enumerate(slots) if slot.fqn in self.view.scopes}
         alone = frozenset(key for key, name in self.names.fqn.items() if number[name] == 1)
         return ModuleSlots(keys, beside, backward.__contains__, alone)
 

@@ -16,7 +16,14 @@ from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.tracing.aggregated_spans import AggregatedSpans, SpanKinds
 from torchwatt.tracing.call_template import CallTemplate, TimedCall, relative_sd
 from torchwatt.tracing.forward_templates import CallPaths, GraphSizes, reassign_pieces
-from torchwatt.tracing.log_rows import BACKWARD_KEY, OPTIMIZER_KEY, OUTERMOST_TASK, UNKNOWN, CallSignature
+from torchwatt.tracing.log_rows import (
+    BACKWARD_KEY,
+    FIRST_SCOPE_KEY,
+    OPTIMIZER_KEY,
+    OUTERMOST_TASK,
+    UNKNOWN,
+    CallSignature,
+)
 from torchwatt.tracing.template_composer import (
     FEW_SAMPLES,
     NO_STEPS,
@@ -175,7 +182,15 @@ class StepTemplates:
             return None
         end_ns = calls[ran_until][0] if ran_until < len(calls) else model.end_ns
         template = _first_part(model.template, model.starts_ns < end_ns)
-        return None if template is None else replace(model, template=template)
+        if template is None:
+            return None
+        # A scope that had begun, and did not end in this part, is counted where it ended.
+        still_open = [key <= FIRST_SCOPE_KEY and not ran.counts.get(key) for key in self._keys_of(template)]
+        return replace(model, template=replace(template, calls=np.where(still_open, 0, template.calls)))
+
+    def _keys_of(self, template: CallTemplate) -> list[int]:
+        """Return the key of the module or scope of each piece of a template; 0: neither."""
+        return [self._slots.keys.get(slot, 0) for slot in template.owner.tolist()]
 
     def _agreed(self, models: Sequence[_StepModel], comparable: Sequence[_StepModel]) -> list[_StepModel]:
         """Mark the calls of an owner as unknown where steps with equal counts disagree about them."""

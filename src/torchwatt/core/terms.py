@@ -90,10 +90,14 @@ def domain_kind(device_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A module (or a reserved name) in a phase, to which energy is attributed."""
+    """A module (or a reserved name) in a phase and a stage, to which energy is attributed.
+
+    `stage` is what the program was doing, by a name that it or a library gave ("prefill"); empty: no name.
+    """
 
     fqn: str
     phase: Phase
+    stage: str = ""
 
 
 class DeviceUsers(IntEnum):

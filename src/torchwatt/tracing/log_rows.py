@@ -79,6 +79,29 @@ class BackwardCall:
     cache: dict[str, Any] = field(default_factory=dict)  # results of assembly
 
 
+NO_STAGE = 0  # number of the stage without a name
+NO_CHANGES: IntArray = np.zeros((0, 2), dtype=np.int64)  # of stages
+
+
+class OpenStage(NamedTuple):
+    """A stage that has begun: its number, the key of its rows, and when it began."""
+
+    number: int
+    key: int
+    start_ns: int
+
+
+def stages_at(changes: IntArray, t_ns: IntArray) -> IntArray:
+    """Return the number of a thread's stage at each of some times.
+
+    Args:
+        changes: Times, in order, and the number of the stage from then on; shape (n, 2).
+        t_ns: Times; a change holds from its own time on.
+    """
+    numbers: IntArray = np.append(changes[:, 1], NO_STAGE)[np.searchsorted(changes[:, 0], t_ns, side="right") - 1]
+    return numbers
+
+
 NO_ROWS: IntArray = np.empty((0, 6), dtype=np.int64)
 
 

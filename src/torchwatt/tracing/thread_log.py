@@ -28,6 +28,7 @@ from torchwatt.tracing.log_rows import (
     FORWARD_TASK,
     KEY,
     NO_ROWS,
+    NO_STAGE,
     OUTERMOST_TASK,
     PARTIAL,
     PROFILER_KEY,
@@ -36,6 +37,7 @@ from torchwatt.tracing.log_rows import (
     TASK,
     BackwardCall,
     LogReader,
+    OpenStage,
     PossibleStepEnd,
     Row,
     keys_of,
@@ -59,10 +61,9 @@ class ThreadLog:
         "_chunks", "_compacted", "_folded_ns", "_g", "_is_inside", "_readers", "_records", "_runs", "_settling",
         "_tail", "_units", "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "cpu",
         "cpu_readings", "deaf", "ends", "former", "ident", "in_place", "inside", "kinds", "lead_optimizer",
-        "leads_itself", "lock",
-        "margins", "mode", "native", "nodes", "noted", "open_scopes", "opened", "optimizer_ends", "others", "own_until",
-        "partial", "reducers", "rows", "since", "skeletons", "step_end", "stepless", "stride", "traced", "tracers",
-        "within_step",
+        "leads_itself", "lock", "margins", "mode", "native", "nodes", "noted", "open_scopes", "open_stages", "opened",
+        "optimizer_ends", "others", "own_until", "partial", "reducers", "rows", "since", "skeletons", "stage_changes",
+        "step_end", "stepless", "stride", "traced", "tracers", "within_step",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
@@ -85,7 +86,9 @@ class ThreadLog:
         self.answered = 0  # number of those recorded since the last decision
         self.optimizer_ends = OptimizerEnds()  # earlier ones
         self.opened: dict[int, int] = {}  # optimizer steps in progress: key -> start_ns
-        self.open_scopes: list[int] = []  # their starts
+        self.open_scopes: list[tuple[int, str]] = []  # start and name of each
+        self.open_stages: list[OpenStage] = []
+        self.stage_changes = array("q")  # times, and the number of the stage from then on
         self.stepless = True  # neither optimizer, backward call nor user marks ends of steps: outermost calls do
         self.step_end = 0  # of the latest step
         self.traced = array("q")  # start and end of each traced step
@@ -191,6 +194,10 @@ class ThreadLog:
         latest = self.noted or self.rows
         return bool(latest) and (latest[-1][KEY] > 0 or latest[-1][KEY] == DATA_KEY)
 
+    def stage_changed(self, t_ns: int) -> None:
+        """Record which stage the thread is in from now on: the innermost that is open."""
+        self.stage_changes.extend((t_ns, self.open_stages[-1].number if self.open_stages else NO_STAGE))
+
     def read_cpu(self, t_ns: int) -> None:
         """Record the CPU time of the calling thread; when the list is full, every second entry is dropped."""
         if len(self.cpu_readings) >= 2 * MAX_CPU_READINGS:
@@ -293,6 +300,7 @@ class ThreadLog:
                 optimizers,
                 dict(self.nodes),
                 self._is_inside,
+                np.array(self.stage_changes[:], dtype=np.int64).reshape(-1, 2),
             )
 
     def book_ends(self) -> None:
@@ -344,7 +352,8 @@ class ThreadLog:
         """
         with self.lock:
             snapshot, tail = self.look(), self._tail
-            breaks = [*self.open_scopes, *self.skeletons]
+            breaks = [*(start for start, _ in self.open_scopes), *self.skeletons]
+            breaks += [stage.start_ns for stage in self.open_stages]
             # Rows after the latest end of a step may belong to the next one, and are folded with it.
             until_ns = self.step_end or now_ns
             later = [call for call in snapshot.calls if call.end_ns > until_ns]
@@ -355,6 +364,7 @@ class ThreadLog:
             parts = split_log(
                 body, calls, self.kinds,
                 since_ns=self._folded_ns, breaks=breaks, margins=self.margins, within_step=self._is_inside,
+                stages=snapshot.stages,
             )  # fmt: skip
             self._is_inside = parts.inside
             self._records = concatenate_spans((self._records, shift_numbers(parts.records, self._runs, self._units)))

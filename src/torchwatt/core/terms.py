@@ -100,6 +100,11 @@ class Slot:
     stage: str = ""
 
 
+def is_bare_stage(slot: Slot) -> bool:
+    """Return whether spans of a slot are the time of a stage in which nothing else ran."""
+    return slot.stage != "" and slot.fqn == UNATTRIBUTED and slot.phase == "other"
+
+
 class DeviceUsers(IntEnum):
     """Users of a device at one instant; the values of the gauge `gpu:<n>/users`.
 

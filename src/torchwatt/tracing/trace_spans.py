@@ -20,7 +20,7 @@ from torchwatt.core.intervals import (
 )
 from torchwatt.core.meter import IntArray
 from torchwatt.core.terms import Phase, Slot
-from torchwatt.tracing.aggregated_spans import AggregatedSpans, LogSnapshot
+from torchwatt.tracing.aggregated_spans import AggregatedSpans, LogSnapshot, SpanKinds
 from torchwatt.tracing.call_template import (
     CallTemplate,
     ElasticTemplate,
@@ -33,6 +33,7 @@ from torchwatt.tracing.log_rows import (
     END,
     FIRST_SCOPE_KEY,
     KEY,
+    NO_STAGE,
     SEQ0,
     SEQ1,
     START,
@@ -193,9 +194,15 @@ class SpanColumns:
         self.slots: dict[Slot, int] = {}
         self._blocks: list[tuple[IntArray, IntArray, IntArray, IntArray, IntArray, IntArray]] = []
 
-    def index(self, fqn: str, phase: Phase) -> int:
+    def index(self, fqn: str, phase: Phase, stage: str = "") -> int:
         """Return the number of a slot."""
-        return self.slots.setdefault(Slot(fqn, phase), len(self.slots))
+        return self.slots.setdefault(Slot(fqn, phase, stage), len(self.slots))
+
+    def same_in_any_stage(self, slots: Iterable[int]) -> dict[int, int]:
+        """Map the slots of the same name and phase as some slots, in any stage, to the latter."""
+        of = list(self.slots)
+        known = {(of[i].fqn, of[i].phase): i for i in slots}
+        return {i: known[slot.fqn, slot.phase] for i, slot in enumerate(of) if (slot.fqn, slot.phase) in known}
 
     def add(self, slot: Any, start: IntArray, end: IntArray, *, thread: int, filled: bool, calls: Any) -> None:
         """Add spans; `slot` and `calls` are arrays or one value for all."""
@@ -227,34 +234,44 @@ class SpanColumns:
 
 
 class SpanFiller:
-    """Adds filled spans of one thread to the columns."""
+    """Adds filled spans of one thread to the columns.
 
-    def __init__(self, columns: SpanColumns, thread: int, slot_of: Callable[[int], int]) -> None:
+    Args:
+        columns: Get the spans.
+        thread: Number of the thread.
+        slot_of: Slot of an owner in a stage, by the stage's number.
+    """
+
+    def __init__(self, columns: SpanColumns, thread: int, slot_of: Callable[[int, int], int]) -> None:
         self._columns = columns
         self._thread = thread
         self._slot_of = slot_of
 
-    def fill(self, template: CallTemplate, starts: IntArray, ends: IntArray, count: IntArray) -> None:
-        """Add a template laid over calls, one row each; `count`: number of calls that a row stands for."""
-        slot = np.array([self._slot_of(int(key)) for key in template.owner], dtype=np.int64)
+    def fill(
+        self, template: CallTemplate, starts: IntArray, ends: IntArray, count: IntArray, stage: int = NO_STAGE
+    ) -> None:
+        """Add a template laid over calls of a stage, one row each; `count`: number of calls that a row stands for."""
+        slot = np.array([self._slot_of(int(key), stage) for key in template.owner], dtype=np.int64)
         slots = np.tile(slot, len(starts))
         calls = (template.calls[None, :] * count[:, None]).ravel()  # below zero: unknown
         self._columns.add(slots, starts.ravel(), ends.ravel(), thread=self._thread, filled=True, calls=calls)
 
-    def fill_records(self, records: AggregatedSpans, chosen: Iterable[tuple[int, CallTemplate]]) -> None:
-        """Lay templates over records; other records inside one keep their time."""
-        same_template: dict[int, tuple[CallTemplate, list[int]]] = {}
+    def fill_records(
+        self, records: AggregatedSpans, kinds: SpanKinds, chosen: Iterable[tuple[int, CallTemplate]]
+    ) -> None:
+        """Lay templates over records, in the stages of these; other records inside one keep their time."""
+        same_template: dict[tuple[int, int], tuple[CallTemplate, list[int]]] = {}
         for i, template in chosen:
-            inner = inner_records(records, i)
+            inner, stage = inner_records(records, i), kinds.stage[int(records.kind[i])]
             if inner:
                 call = TimedCall(int(records.start[i]), int(records.end[i]), inner)
                 starts, ends = stretch_template(template, call)
-                self.fill(template, starts[None], ends[None], records.count[i : i + 1])
+                self.fill(template, starts[None], ends[None], records.count[i : i + 1], stage)
             else:
-                same_template.setdefault(id(template), (template, []))[1].append(i)
-        for template, members in same_template.values():
+                same_template.setdefault((id(template), stage), (template, []))[1].append(i)
+        for (_, stage), (template, members) in same_template.items():
             starts, ends = stretch_templates(template, records.start[members], records.end[members])
-            self.fill(template, starts, ends, records.count[members])
+            self.fill(template, starts, ends, records.count[members], stage)
 
 
 def inner_records(records: AggregatedSpans, i: int) -> tuple[tuple[int, int], ...]:

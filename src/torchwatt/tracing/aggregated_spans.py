@@ -405,3 +405,4 @@ class LogSnapshot:
     nodes: Mapping[int, int]  # by the end of a step: how many autograd nodes it made outside backward calls
     inside: bool  # the records end within a step, after a call that made a graph
     stages: IntArray = field(default_factory=lambda: NO_CHANGES)  # changes of the stage, as in `stages_at`
+    folded_ns: int = 0  # rows that began earlier, and are still in the table, hold records: they stay rows

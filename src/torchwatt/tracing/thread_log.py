@@ -301,6 +301,7 @@ class ThreadLog:
                 dict(self.nodes),
                 self._is_inside,
                 np.array(self.stage_changes[:], dtype=np.int64).reshape(-1, 2),
+                self._folded_ns,
             )
 
     def book_ends(self) -> None:

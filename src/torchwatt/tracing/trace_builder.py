@@ -91,7 +91,8 @@ class _TraceBuilder(SpanAssembly):
     def _staged(self, steps: Sequence[LoopStep]) -> list[LoopStep]:
         """Return steps with the stage that the program named, where they ended in one."""
         changes = self.looks[self.view.logs[0]].stages
-        numbers = stages_at(changes, np.array([step.end_ns - 1 for step in steps], dtype=np.int64)).tolist()
+        at_end = stages_at(changes, np.array([step.end_ns - 1 for step in steps], dtype=np.int64)).tolist()
+        numbers = [step.named or number for step, number in zip(steps, at_end, strict=True)]
         names = self.view.stages
         return [replace(s, stage=names[n]) if n in names else s for s, n in zip(steps, numbers, strict=True)]
 
@@ -177,13 +178,19 @@ class _TraceBuilder(SpanAssembly):
             np.zeros(len(passed), dtype=np.bool_),
         ))  # fmt: skip
         rounds = np.concatenate((np.ones(len(traced), np.int64), _steps_beside(records, kinds)[number], passed[:, 4]))
+        named = np.concatenate((
+            stages_at(self.looks[log].stages, traced[:, START]),
+            np.array(kinds.stage, dtype=np.int64)[light.kind] if len(light) else np.zeros(0, dtype=np.int64),
+            stages_at(self.looks[log].stages, passed[:, 0]),
+        ))  # fmt: skip
         order = np.argsort(start, kind="stable")
         registry, functions = self.view.registry, self.view.functions
         sizes = {each: registry.params_of(each, functions) for each in set(key.tolist())}
         main = np.isin(key, list(find_models(sizes, self.names.main, trained=bool(grown.any()))))
         return OutermostCalls(
-            start[order], end[order], count[order], grown[order], main[order], rounds[order], within_round[order]
-        )
+            start[order], end[order], count[order], grown[order], main[order], rounds[order], within_round[order],
+            named[order],
+        )  # fmt: skip
 
     def _activities(self, steps: Sequence[LoopStep], *, calls: bool) -> tuple[tuple[Activity, ...], tuple[Event, ...]]:
         view = self.view
@@ -203,7 +210,8 @@ class _TraceBuilder(SpanAssembly):
         # A step of zero length on the device was merged with another.
         end_numbers = np.cumsum([step.count for step in steps])
         which = np.minimum(np.searchsorted(end_numbers, np.cumsum([n for *_, n in done])), len(steps) - 1)
-        return [LoopStep(*each, steps[i].stage) for each, i in zip(done, which.tolist(), strict=True)]
+        of = [steps[i] for i in which.tolist()]
+        return [LoopStep(*each, step.stage, step.named) for each, step in zip(done, of, strict=True)]
 
     def _notes(self, book: BackwardTemplates) -> list[Event]:
         end = self.view.end_ns

@@ -43,8 +43,10 @@ def run_program(steps=400):
             ends("other")
             loss.backward()
             ends("backward")
-            optimizer.step()
+            with tw.scope("update"):  # it ends after the step that it is part of
+                optimizer.step()
             ends("optimizer")
+            calls["update"] += 1
             if i % 10 == 9:
                 with tw.scope("report"):
                     for _ in range(12):

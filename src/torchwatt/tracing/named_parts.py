@@ -95,20 +95,25 @@ class NamedParts:
             next_number = sequence_nr() if log is self._host.log() else seq
             self._log_row(log, self.scopes[name], start, (seq, next_number, task))
 
-    def _log_row(self, log: ThreadLog, key: int, start_ns: int, rest: tuple[int, int, int]) -> None:
+    def _log_row(self, log: ThreadLog, key: int, start_ns: int, rest: tuple[int, int, int]) -> int:
+        """Log a row that ends now; return its end."""
         log.settle()
+        # What began in a step of which only the end is recorded is filled in from a step with the same scopes.
         if log.mode == STEP_ENDS and start_ns >= log.step_end:
-            # Inside a step of which only the end is recorded: it is filled in from a step with the same scopes.
             if self._host.quiet.alone:
                 self._host.quiet.called.append(id(self._stand_ins[key]))
-            return
-        log.rows.append((key, start_ns, self._host.clock_ns(), *rest))
+            return self._host.clock_ns()
+        if start_ns >= log.asleep_since:  # around the optimizer's step, which has ended the loop's step
+            return self._host.clock_ns()
         if len(log.rows) > self._host.force_rows:
             self._host.overflow(log)
+        end_ns = self._host.clock_ns()
+        log.rows.append((key, start_ns, end_ns, *rest))
+        return end_ns
 
     def stage_begins(self, name: str) -> tuple[ThreadLog, OpenStage] | None:
         """Open a stage; pass the result to `stage_ended`. None: inside the call of a module there are no stages."""
-        host, log = self._host, self._host.log()
+        start_ns, host, log = self._host.clock_ns(), self._host, self._host.log()
         if log.inside or host.quiet.inside == log.ident or host.registry.enclosed(sys._getframe(1)):
             text = f"the stage {name!r} was opened inside a module's call: its joules are in the stage around that call"
             host.note("info", "STAGE_INSIDE_CALL", text)
@@ -122,7 +127,7 @@ class NamedParts:
             self._count(key)
         elif not times & (times - 1):  # the 2nd, 4th, 8th ...: a rare stage is traced as well
             host.look_closer()
-        stage = OpenStage(number, key, host.clock_ns())
+        stage = OpenStage(number, key, start_ns)
         log.open_stages.append(stage)
         log.stage_changed(stage.start_ns)
         return log, stage
@@ -133,5 +138,5 @@ class NamedParts:
         if log.mode != OFF and stage in log.open_stages:
             log.open_stages.remove(stage)
             number = sequence_nr()
-            self._log_row(log, stage.key, stage.start_ns, (number, number, graph_task_id()))
-            log.stage_changed(self._host.clock_ns())
+            end_ns = self._log_row(log, stage.key, stage.start_ns, (number, number, graph_task_id()))
+            log.stage_changed(end_ns)

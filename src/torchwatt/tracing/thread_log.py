@@ -51,6 +51,7 @@ MOST_MERGED = 1 << 40
 MAX_SKELETONS = 1_024
 MAX_CPU_READINGS = 16_384
 FEW_ENTRIES = 32
+NEVER_NS = 1 << 62
 own_ns = thread_clock()
 
 
@@ -59,7 +60,7 @@ class ThreadLog:
 
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_is_inside", "_readers", "_records", "_runs", "_settling",
-        "_tail", "_units", "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "cpu",
+        "_tail", "_units", "answered", "answers", "asleep_since", "backwards", "before", "call_ns", "calls_asleep", "cpu",
         "cpu_readings", "deaf", "ends", "former", "ident", "in_place", "inside", "kinds", "lead_optimizer",
         "leads_itself", "lock", "margins", "mode", "native", "nodes", "noted", "open_scopes", "open_stages", "opened",
         "optimizer_ends", "others", "own_until", "partial", "reducers", "rows", "since", "skeletons", "stage_changes",
@@ -91,6 +92,7 @@ class ThreadLog:
         self.stage_changes = array("q")  # times, and the number of the stage from then on
         self.stepless = True  # neither optimizer, backward call nor user marks ends of steps: outermost calls do
         self.step_end = 0  # of the latest step
+        self.asleep_since = NEVER_NS  # when the latest step began, if only its end was recorded
         self.traced = array("q")  # start and end of each traced step
         self.skeletons = array("q")  # start and end of steps recorded by bounds, as templates for those by end
         self.cpu_readings = array("q")  # times, and this thread's CPU time at each, at bounds of outermost spans
@@ -165,7 +167,7 @@ class ThreadLog:
                 self.ends.append((self.lead_optimizer, row[END]))
         else:
             self.rows.append(row)
-            self.step_end = row[END]  # not part of the following step
+            self.step_end, self.asleep_since = row[END], NEVER_NS  # not part of the following step
 
     def _settle_many(self) -> None:
         """Log many entries at once."""
@@ -182,6 +184,7 @@ class ThreadLog:
                 self.ends.extend(zip(repeat(self.lead_optimizer), rows[steps, END].tolist(), strict=False))
             self._compacted += len(rows)
             self.step_end = max(self.step_end, last_ns)  # these ends now count as logged
+            self.asleep_since = int(rows[-1, START]) if len(rows) and steps[-1] else NEVER_NS
         except BaseException:  # an interrupt: undo
             if self.step_end < last_ns:
                 del self._chunks[done[0] :], self.ends[done[1] :]
@@ -233,6 +236,7 @@ class ThreadLog:
     def end_asleep(self, end_ns: int, signature: int = 0, *, goes_on: bool = False) -> None:
         """Log a step of which only the end is known, and which of the counted modules ran; or a part that goes on."""
         start_ns, self.step_end = self.step_end, end_ns
+        self.asleep_since = NEVER_NS if goes_on else start_ns
         self.rows.append((STEP_KEY, start_ns, end_ns, 0, int(goes_on), OUTERMOST_TASK - signature))
 
     def total(self) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import threading
+from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from torchwatt.core.meter import Severity
+import numpy as np
+
+from torchwatt.core.meter import IntArray, Severity
 from torchwatt.core.terms import UNATTRIBUTED
-from torchwatt.tracing.log_rows import ALL_CALLS, FIRST_SCOPE_KEY, OFF, STEP_ENDS, OpenStage, SignatureTable
+from torchwatt.tracing.log_rows import ALL_CALLS, FIRST_SCOPE_KEY, NO_STAGE, OFF, STEP_ENDS, OpenStage, SignatureTable
 from torchwatt.tracing.patches import graph_task_id, sequence_nr
 
 if TYPE_CHECKING:
@@ -18,6 +21,40 @@ if TYPE_CHECKING:
     from torchwatt.tracing.thread_log import ThreadLog
 
 NOT_LOGGED = -1
+MANY_CHANGES = 16_384  # of the stage, in memory
+
+
+class OpenNames:
+    """The scopes and stages that are open on one thread, and the changes of its stage."""
+
+    __slots__ = ("_changes", "scopes", "staged")
+
+    def __init__(self) -> None:
+        self.scopes: list[tuple[int, str]] = []  # start and name of each
+        self.staged: list[OpenStage] = []
+        self._changes = array("q")  # times, and the number of the stage from then on
+
+    def starts_ns(self) -> list[int]:
+        """Return when the open ones began."""
+        return [*(start_ns for start_ns, _ in self.scopes), *(stage.start_ns for stage in self.staged)]
+
+    def stage_changed(self, t_ns: int) -> None:
+        """Record which stage the thread is in from now on: the innermost that is open."""
+        self._changes.extend((t_ns, self.staged[-1].number if self.staged else NO_STAGE))
+
+    def stages(self) -> IntArray:
+        """Return the changes of the stage, as `stages_at` takes them."""
+        return np.array(self._changes[:], dtype=np.int64).reshape(-1, 2)
+
+    def forget_stages(self, until_ns: int, needed_ns: IntArray) -> None:
+        """Drop the changes before a time, where there are many, but those in force at some times."""
+        if len(self._changes) <= 2 * MANY_CHANGES:
+            return
+        changes = self.stages()
+        needed = np.searchsorted(changes[:, 0], np.append(needed_ns, until_ns), side="right") - 1
+        is_kept = changes[:, 0] > until_ns
+        is_kept[needed[needed >= 0]] = True
+        self._changes = array("q", changes[is_kept].ravel().tolist())
 
 
 class NamingContext(Protocol):
@@ -46,7 +83,7 @@ class NamedParts:
     """Logs scopes and stages.
 
     A scope is a row with a key of its own, below all others. A stage is a row of the same kind, for the time of nobody
-    in it, and a change in `ThreadLog.stage_changes`, which tells the stage of everything else.
+    in it, and two changes in `OpenNames`, which tell the stage of everything else.
     """
 
     def __init__(self, host: NamingContext) -> None:
@@ -84,14 +121,14 @@ class NamedParts:
         if log.mode != ALL_CALLS and (log.inside or self._host.quiet.inside == log.ident):
             start = NOT_LOGGED  # nested inside an outermost call: filled in
         else:
-            log.open_scopes.append((start, name))
+            log.names.scopes.append((start, name))
         return log, name, sequence_nr(), graph_task_id(), start
 
     def scope_ended(self, begun: tuple[ThreadLog, str, int, int, int]) -> None:
         """Log a user's scope on the thread where it began."""
         log, name, seq, task, start = begun
-        if start != NOT_LOGGED and log.mode != OFF and (start, name) in log.open_scopes:
-            log.open_scopes.remove((start, name))
+        if start != NOT_LOGGED and log.mode != OFF and (start, name) in log.names.scopes:
+            log.names.scopes.remove((start, name))
             next_number = sequence_nr() if log is self._host.log() else seq
             self._log_row(log, self.scopes[name], start, (seq, next_number, task))
 
@@ -120,7 +157,7 @@ class NamedParts:
             return None
         with self._lock:
             number = self.stages.setdefault(name, len(self.stages) + 1)
-            around = log.open_scopes[-1][1] if log.open_scopes else UNATTRIBUTED
+            around = log.names.scopes[-1][1] if log.names.scopes else UNATTRIBUTED
             key = self.stage_rows.setdefault((around, number), self._next_key())
             times = self._entered[number] = self._entered.get(number, 0) + 1
         if key not in self._stand_ins:
@@ -128,15 +165,15 @@ class NamedParts:
         elif not times & (times - 1):  # the 2nd, 4th, 8th ...: a rare stage is traced as well
             host.look_closer()
         stage = OpenStage(number, key, start_ns)
-        log.open_stages.append(stage)
-        log.stage_changed(stage.start_ns)
+        log.names.staged.append(stage)
+        log.names.stage_changed(stage.start_ns)
         return log, stage
 
     def stage_ended(self, begun: tuple[ThreadLog, OpenStage]) -> None:
         """Log a stage on the thread where it began."""
         log, stage = begun
-        if log.mode != OFF and stage in log.open_stages:
-            log.open_stages.remove(stage)
+        if log.mode != OFF and stage in log.names.staged:
+            log.names.staged.remove(stage)
             number = sequence_nr()
             end_ns = self._log_row(log, stage.key, stage.start_ns, (number, number, graph_task_id()))
-            log.stage_changed(end_ns)
+            log.names.stage_changed(end_ns)

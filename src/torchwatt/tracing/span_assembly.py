@@ -105,7 +105,8 @@ class SpanAssembly:
             snapshot = log.look()
             parts = split_log(
                 snapshot.table, snapshot.calls, snapshot.kinds,
-                since_ns=max(view.start_ns, snapshot.folded_ns), margins=log.margins, within_step=snapshot.inside, stages=snapshot.stages,
+                since_ns=max(view.start_ns, snapshot.folded_ns), margins=log.margins, within_step=snapshot.inside,
+                stages=snapshot.stages,
             )  # fmt: skip
             shown = [c for c in parts.calls if self._shows(c)]
             self.looks[log], self.calls[log], self.kept[log] = snapshot, shown, parts.kept

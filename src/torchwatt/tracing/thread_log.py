@@ -28,7 +28,6 @@ from torchwatt.tracing.log_rows import (
     FORWARD_TASK,
     KEY,
     NO_ROWS,
-    NO_STAGE,
     OUTERMOST_TASK,
     PARTIAL,
     PROFILER_KEY,
@@ -37,12 +36,12 @@ from torchwatt.tracing.log_rows import (
     TASK,
     BackwardCall,
     LogReader,
-    OpenStage,
     PossibleStepEnd,
     Row,
     keys_of,
 )
 from torchwatt.tracing.loop_steps import OptimizerEnds
+from torchwatt.tracing.named_parts import OpenNames
 from torchwatt.tracing.overhead_budget import ThreadCpuTime, thread_clock
 from torchwatt.tracing.tracing_policy import StepBatch
 
@@ -60,11 +59,11 @@ class ThreadLog:
 
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_is_inside", "_readers", "_records", "_runs", "_settling",
-        "_tail", "_units", "answered", "answers", "asleep_since", "backwards", "before", "call_ns", "calls_asleep", "cpu",
-        "cpu_readings", "deaf", "ends", "former", "ident", "in_place", "inside", "kinds", "lead_optimizer",
-        "leads_itself", "lock", "margins", "mode", "native", "nodes", "noted", "open_scopes", "open_stages", "opened",
-        "optimizer_ends", "others", "own_until", "partial", "reducers", "rows", "since", "skeletons", "stage_changes",
-        "step_end", "stepless", "stride", "traced", "tracers", "within_step",
+        "_tail", "_units", "answered", "answers", "asleep_since", "backwards", "before", "call_ns", "calls_asleep",
+        "cpu", "cpu_readings", "deaf", "ends", "former", "ident", "in_place", "inside", "kinds", "lead_optimizer",
+        "leads_itself", "lock", "margins", "mode", "names", "native", "nodes", "noted", "opened", "optimizer_ends",
+        "others", "own_until", "partial", "reducers", "rows", "since", "skeletons", "step_end", "stepless", "stride",
+        "traced", "tracers", "within_step",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
@@ -83,13 +82,11 @@ class ThreadLog:
         self.reducers: set[int] = set()  # DDP reducers prepared since then, for the next backward call
         self.ends: list[tuple[int, int]] = []  # optimizer steps: key, end_ns
         self.noted: list[Row] = []  # ends of `FastPath` steps, and calls without gradients, not settled yet
-        self.answers = 0  # number of calls without gradients that may still be recorded before the next decision
-        self.answered = 0  # number of those recorded since the last decision
+        # Calls without gradients that may still be recorded before the next decision, and those since the last one.
+        self.answers = self.answered = 0
         self.optimizer_ends = OptimizerEnds()  # earlier ones
         self.opened: dict[int, int] = {}  # optimizer steps in progress: key -> start_ns
-        self.open_scopes: list[tuple[int, str]] = []  # start and name of each
-        self.open_stages: list[OpenStage] = []
-        self.stage_changes = array("q")  # times, and the number of the stage from then on
+        self.names = OpenNames()
         self.stepless = True  # neither optimizer, backward call nor user marks ends of steps: outermost calls do
         self.step_end = 0  # of the latest step
         self.asleep_since = NEVER_NS  # when the latest step began, if only its end was recorded
@@ -197,10 +194,6 @@ class ThreadLog:
         latest = self.noted or self.rows
         return bool(latest) and (latest[-1][KEY] > 0 or latest[-1][KEY] == DATA_KEY)
 
-    def stage_changed(self, t_ns: int) -> None:
-        """Record which stage the thread is in from now on: the innermost that is open."""
-        self.stage_changes.extend((t_ns, self.open_stages[-1].number if self.open_stages else NO_STAGE))
-
     def read_cpu(self, t_ns: int) -> None:
         """Record the CPU time of the calling thread; when the list is full, every second entry is dropped."""
         if len(self.cpu_readings) >= 2 * MAX_CPU_READINGS:
@@ -304,7 +297,7 @@ class ThreadLog:
                 optimizers,
                 dict(self.nodes),
                 self._is_inside,
-                np.array(self.stage_changes[:], dtype=np.int64).reshape(-1, 2),
+                self.names.stages(),
                 self._folded_ns,
             )
 
@@ -357,8 +350,7 @@ class ThreadLog:
         """
         with self.lock:
             snapshot, tail = self.look(), self._tail
-            breaks = [*(start for start, _ in self.open_scopes), *self.skeletons]
-            breaks += [stage.start_ns for stage in self.open_stages]
+            breaks = [*self.names.starts_ns(), *self.skeletons]
             # Rows after the latest end of a step may belong to the next one, and are folded with it.
             until_ns = self.step_end or now_ns
             later = [call for call in snapshot.calls if call.end_ns > until_ns]
@@ -372,6 +364,9 @@ class ThreadLog:
                 stages=snapshot.stages,
             )  # fmt: skip
             self._is_inside = parts.inside
+            self.names.forget_stages(
+                until_ns, snapshot.table[np.concatenate((np.arange(tail), parts.kept + tail)), START]
+            )
             self._records = concatenate_spans((self._records, shift_numbers(parts.records, self._runs, self._units)))
             self._runs += parts.runs
             self._units += len(parts.records)
@@ -381,8 +376,10 @@ class ThreadLog:
                 if self._g == MOST_MERGED:  # traced steps separate the records: the limit of spans makes those rarer
                     break
             older = snapshot.calls[: len(snapshot.calls) - len(calls) - len(later)]
-            kept_rows = np.arange(tail), parts.kept + tail, np.arange(len(snapshot.table) - late, len(snapshot.table))
-            self._drop(snapshot.table, np.concatenate(kept_rows), (*older, *parts.calls, *later))
+            late_rows = np.arange(len(snapshot.table) - late, len(snapshot.table))
+            kept_rows = np.concatenate((np.arange(tail), parts.kept + tail, late_rows))
+            self.names.forget_stages(until_ns, snapshot.table[kept_rows, START])
+            self._drop(snapshot.table, kept_rows, (*older, *parts.calls, *later))
             self._tail -= late
             self._folded_ns = until_ns
             return self._g

@@ -92,7 +92,7 @@ LAYER = Table(
         ),
         string("measured_in", "where the row alone is an estimate: the smallest module around it that was measured"),
         number("time_share_j", "J", "what its share of time would have booked, to compare with", minimum=0),
-        string("stage", "what the program was doing, by the name that it gave (prefill, decode); empty: none was named"),
+        string("stage", "what the program was doing, by the name that it gave (prefill, decode); empty: none"),
         number("energy_systematic_lo_j", "J", _SYSTEMATIC),
         number("energy_systematic_hi_j", "J", _SYSTEMATIC),
     ),

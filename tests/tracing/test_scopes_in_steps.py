@@ -74,6 +74,7 @@ def shares(rows, seconds):
     return {part: 100 * (joules[part] / total_j - seconds[part] / total_s) for part in parts}
 
 
+@pytest.mark.alone
 def test_scopes_in_short_steps_get_their_own_time_and_leave_the_modules_theirs():
     found = [(shares(rows, seconds), rows, calls) for rows, seconds, calls in (run_program() for _ in range(3))]
     for part in found[0][0]:

@@ -75,6 +75,7 @@ def generate(requests, tokens, *, each_token):
     return run, clock
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("each_token", [False, True])
 def test_each_stage_has_its_joules_steps_and_calls(each_token):
     run, clock = generate(120, 40, each_token=each_token)
@@ -99,6 +100,7 @@ def test_a_rare_stage_is_filled_in_from_its_own_calls():
     assert share("prefill") > share("decode") + 0.1
 
 
+@pytest.mark.alone
 def test_training_and_validation_by_name_with_steps_in_which_stages_change():
     net, clock = model(), Clock()
     optimizer = torch.optim.AdamW(net.parameters())

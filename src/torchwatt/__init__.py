@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torchwatt.journal.recovery import recover
     from torchwatt.offline.layer_power import replay
     from torchwatt.offline.trace_attribution import attribute
-    from torchwatt.session.profile import profile, scope
+    from torchwatt.session.profile import profile, scope, stage
     from torchwatt.session.run import Run
     from torchwatt.tracing.layer_replay import work_of
 
@@ -29,6 +29,7 @@ __all__ = [
     "recover",
     "replay",
     "scope",
+    "stage",
     "work_of",
 ]
 
@@ -43,6 +44,7 @@ _HOMES = {
     "recover": "torchwatt.journal.recovery",
     "replay": "torchwatt.offline.layer_power",
     "scope": "torchwatt.session",
+    "stage": "torchwatt.session",
     "work_of": "torchwatt.tracing.layer_replay",
 }
 

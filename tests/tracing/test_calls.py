@@ -208,7 +208,7 @@ def test_calls_that_are_not_known_stay_unknown_whoever_reads_them():
     columns = SpanColumns()
     slot = [columns.index("a", "backward"), columns.index("b", "backward")]
     one = np.zeros((1, 2), dtype=np.int64)
-    SpanFiller(columns, 0, slot.__getitem__).fill(template(UNKNOWN_CALLS, 2), one, one + 5, np.array([3]))
+    SpanFiller(columns, 0, lambda key, _stage: slot[key]).fill(template(UNKNOWN_CALLS, 2), one, one + 5, np.array([3]))
     assert columns.of_thread(0)[:, 3].tolist() == [-3, 6]
     assert columns.untold_calls() == {slot[0]}
     assert columns.arrays()["calls"].tolist() == [0, 6]

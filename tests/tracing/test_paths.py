@@ -20,9 +20,9 @@ from torchwatt.tracing.log_rows import (
     CallPattern,
     CallSignature,
     SignatureTable,
-    affordable_modules,
     nearest_called,
 )
+from torchwatt.tracing.overhead_budget import affordable_modules
 from torchwatt.tracing.template_composer import UNKNOWN_CALLS, CallSample, ModuleTree, TemplateComposer
 
 THRIFTY = 0.005

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import optimizer as optim
 
 from tests.tracing.nets import Net, batch, calls, counts, spans, traced, train
+from torchwatt.core.terms import Slot
 from torchwatt.tracing.aggregated_spans import AggregatedSpans, SpanKinds
 from torchwatt.tracing.forward_templates import CallPaths
 from torchwatt.tracing.log_rows import (
@@ -284,7 +285,9 @@ def test_scopes_between_quiet_steps_stand_between_them():
         log.settle()
         rows = [row for row in log.rows if row[KEY] in {STEP_KEY, FIRST_SCOPE_KEY}][-60:]
     assert [row[END] for row in rows] == sorted(row[END] for row in rows)
-    assert calls(run.trace, "between", "other") == 20
+    # On a busy machine no step with the scope may be traced: its calls are then unknown.
+    untold = Slot("between", "other") in {run.trace.slots[slot] for slot in run.trace.untold_calls}
+    assert untold or calls(run.trace, "between", "other") == 20
 
 
 def test_a_second_optimizer_ends_no_step_and_is_not_lost():

@@ -21,12 +21,12 @@ from torchwatt.attribution.host_fit import (
     fit_time_share,
 )
 from torchwatt.attribution.owned_intervals import (
-    GAP_SLOTS,
     Exposure,
     OwnedIntervals,
     classify_gaps,
     compute_exposure,
     cut_by_owner,
+    gap_slots,
 )
 from torchwatt.attribution.repeat_spread import (
     RepeatSpread,
@@ -52,7 +52,7 @@ def group_alike_slots(slots: Sequence[Slot], modules: Iterable[ModuleInfo]) -> I
         module = module_by_name.get(slot.fqn)
         if module is not None and _INDEX_PATTERN.search(slot.fqn):
             place = _INDEX_PATTERN.sub("*", slot.fqn)
-            key = (slot.phase, place, module.class_name, module.params, module.param_bytes)
+            key = (slot.phase, slot.stage, place, module.class_name, module.params, module.param_bytes)
             kinds.setdefault(key, []).append(number)
     group_of_slot = np.full(len(slots), -1, dtype=np.int64)
     for group, members in enumerate(members for members in kinds.values() if len(members) > 1):
@@ -239,7 +239,7 @@ def count_slot_calls(trace: Trace, curve: EnergyCurve, slots: int) -> FloatArray
 def attribute_host(curve: EnergyCurve, trace: Trace, process_cpu: Series | None) -> HostAttribution:
     """Fit the power of every slot to the curve and book the curve's joules."""
     curve = merge_constant_intervals(curve) if curve.provenance == "measured" else curve
-    slots = (*trace.slots, *GAP_SLOTS)
+    slots = (*trace.slots, *gap_slots(trace))
     idle = np.array([slot.fqn in {IDLE, OUTSIDE} for slot in slots])
     # One cut that reaches back far enough for every lag; time before the first span is outside.
     cut = cut_by_owner(trace, curve.start_ns - max(LATENCIES_NS) - 2 * LATENCY_TRIAL_NS, curve.end_ns)

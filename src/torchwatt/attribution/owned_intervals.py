@@ -11,7 +11,7 @@ from torchwatt.attribution.power_integral import BoolArray
 from torchwatt.core.energy_curve import interpolate
 from torchwatt.core.intervals import enclosing_array
 from torchwatt.core.meter import FloatArray, IntArray, Series
-from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Slot
+from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Slot, is_bare_stage
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
 
@@ -23,7 +23,8 @@ MIN_BUSY_SHARE = 1e-3  # minimum weight of a thread that only waits
 class OwnedIntervals:
     """Intervals, each with a slot and a weight; at every instant the weights add up to 1.
 
-    `slot` is an index into the trace's slots, -1 for gaps. `filled` marks work extrapolated from traced steps.
+    `slot` is an index into the trace's slots, -1 for gaps; a gap in a stage has the slot of the stage's own
+    time. `filled` marks work extrapolated from traced steps.
     """
 
     start_ns: IntArray
@@ -73,6 +74,9 @@ def cut_by_owner(trace: Trace, start_ns: int, end_ns: int) -> OwnedIntervals:
     if not parts:
         return _single_gap(start_ns, end_ns)
     lo, hi, span = (np.concatenate(column) for column in zip(*parts, strict=True))
+    is_bare = _bare_slots(trace)[trace.slot[span]]
+    stages = lo[is_bare], hi[is_bare], trace.slot[span[is_bare]]
+    lo, hi, span = lo[~is_bare], hi[~is_bare], span[~is_bare]
     if len(parts) > 1:
         lo, hi, span = _cut_at_edges(lo, hi, span)
     slot, filled = trace.slot[span], trace.filled[span]
@@ -81,14 +85,44 @@ def cut_by_owner(trace: Trace, start_ns: int, end_ns: int) -> OwnedIntervals:
     if len(parts) > 1:
         at, own = np.searchsorted(cuts, lo), _thread_busy_share(trace)[span]
         weight = own / np.bincount(at, own, len(cuts))[at]
-    gap_lo, gap_hi = find_gaps(lo, hi, start_ns, end_ns)
+    gap_lo, gap_hi, gap_slot = _cut_gaps(*find_gaps(lo, hi, start_ns, end_ns), stages)
     return OwnedIntervals(
         np.concatenate((lo, gap_lo)),
         np.concatenate((hi, gap_hi)),
-        np.concatenate((slot, np.full(len(gap_lo), NO_OWNER))),
+        np.concatenate((slot, gap_slot)),
         np.concatenate((filled, np.zeros(len(gap_lo), dtype=np.bool_))),
         np.concatenate((weight, np.ones(len(gap_lo)))),
     )
+
+
+def _bare_slots(trace: Trace) -> BoolArray:
+    """Return for each slot whether it is the time of a stage in which nothing else ran."""
+    return np.array([is_bare_stage(slot) for slot in trace.slots], dtype=np.bool_)
+
+
+def _cut_gaps(
+    gap_lo: IntArray, gap_hi: IntArray, stages: tuple[IntArray, IntArray, IntArray]
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Cut gaps at the bounds of stages; return start, end and slot of each part, -1 where no stage was open.
+
+    Args:
+        gap_lo: Starts of the gaps.
+        gap_hi: Their ends.
+        stages: Start, end and slot of the stages' own time; where threads have two at once, the first one counts.
+    """
+    lo, hi, slot = stages
+    if not len(lo) or not len(gap_lo):
+        return gap_lo, gap_hi, np.full(len(gap_lo), NO_OWNER)
+    cuts = np.unique(np.concatenate((gap_lo, gap_hi, lo, hi)))
+    owner = np.full(len(cuts), NO_OWNER)
+    first, last = np.searchsorted(cuts, lo), np.searchsorted(cuts, hi)
+    for begin, end, number in zip(first[::-1].tolist(), last[::-1].tolist(), slot[::-1].tolist(), strict=True):
+        owner[begin:end] = number
+    starts, ends, gap = _cut_at_edges(
+        np.concatenate((gap_lo, lo)), np.concatenate((gap_hi, hi)), np.arange(len(gap_lo) + len(lo))
+    )
+    inside = gap < len(gap_lo)
+    return starts[inside], ends[inside], owner[np.searchsorted(cuts, starts[inside])]
 
 
 def _thread_busy_share(trace: Trace) -> FloatArray:
@@ -126,7 +160,12 @@ def find_gaps(lo: IntArray, hi: IntArray, start_ns: int, end_ns: int) -> tuple[I
     return reach[keep], nxt[keep]
 
 
-GAP_SLOTS = (Slot(IDLE, "other"), Slot(UNATTRIBUTED, "other"), Slot(OUTSIDE, "other"))
+def gap_slots(trace: Trace) -> tuple[Slot, ...]:
+    """Return the slots of gaps, which follow the trace's own; a stage's gaps that are not idle have its own slot."""
+    stages = dict.fromkeys(slot.stage for slot in trace.slots if is_bare_stage(slot))
+    idle = (Slot(IDLE, "other", stage) for stage in stages)
+    return (Slot(IDLE, "other"), Slot(UNATTRIBUTED, "other"), Slot(OUTSIDE, "other"), *idle)
+
 
 # Shorter pauses between two kernels of work are part of the work.
 IDLE_MIN_NS = 100_000_000
@@ -137,21 +176,26 @@ IDLE_CPU_SHARE = 0.05
 
 
 def classify_gaps(pieces: OwnedIntervals, trace: Trace, process_cpu: Series | None) -> OwnedIntervals:
-    """Give every gap a slot: those of GAP_SLOTS follow the trace's own.
+    """Give every gap a slot: those of `gap_slots` follow the trace's own.
 
     Before the first and after the last span is `(outside)`. In between, a gap of at least 0.1 s, and of two readings of
     the process's CPU time, in which it used less than 5 % of one CPU is `(idle)`; every other gap is `(unattributed)`
     work: Python between the modules. Without the process's CPU time no gap is idle.
     """
-    base = len(trace.slots)
-    gap = np.flatnonzero(pieces.slot == NO_OWNER)
+    slots = (*trace.slots, *gap_slots(trace))
+    idle_slot = {slot.stage: i for i, slot in enumerate(slots) if i >= len(trace.slots) and slot.fqn == IDLE}
+    stage_of = dict(enumerate(slot.stage for slot in trace.slots))
+    is_gap = np.append(_bare_slots(trace), True)[pieces.slot]  # NO_OWNER is the last
+    gap = np.flatnonzero(is_gap)
     slot = pieces.slot.copy()
-    slot[gap] = base + GAP_SLOTS.index(Slot(UNATTRIBUTED, "other"))
     idle = gap[_find_idle(pieces.start_ns[gap], pieces.end_ns[gap], process_cpu)]
-    slot[idle] = base + GAP_SLOTS.index(Slot(IDLE, "other"))
+    idle_slots = np.array([idle_slot[stage_of.get(each, "")] for each in slot[idle].tolist()], dtype=np.int64)
+    nobody = gap[pieces.slot[gap] == NO_OWNER]
+    slot[nobody] = slots.index(Slot(UNATTRIBUTED, "other"), len(trace.slots))
+    slot[idle] = idle_slots
     if len(trace):
-        outside = (pieces.end_ns[gap] <= trace.start_ns.min()) | (pieces.start_ns[gap] >= trace.end_ns.max())
-        slot[gap[outside]] = base + GAP_SLOTS.index(Slot(OUTSIDE, "other"))
+        outside = (pieces.end_ns[nobody] <= trace.start_ns.min()) | (pieces.start_ns[nobody] >= trace.end_ns.max())
+        slot[nobody[outside]] = slots.index(Slot(OUTSIDE, "other"), len(trace.slots))
     return OwnedIntervals(pieces.start_ns, pieces.end_ns, slot, pieces.filled, pieces.weight)
 
 

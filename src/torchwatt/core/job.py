@@ -43,6 +43,7 @@ class HostShare:
     time_s: float
     calls: int | None  # None: not known
     carried_share: float = 0.0
+    stage: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,7 @@ def book_entry(
         calls=0,
         method=method,
         provenance=provenance,
+        stage=slot.stage,
     )
 
 

@@ -90,10 +90,19 @@ def domain_kind(device_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A module (or a reserved name) in a phase, to which energy is attributed."""
+    """A module (or a reserved name) in a phase and a stage, to which energy is attributed.
+
+    `stage` is what the program was doing, by a name that it or a library gave ("prefill"); empty: no name.
+    """
 
     fqn: str
     phase: Phase
+    stage: str = ""
+
+
+def is_bare_stage(slot: Slot) -> bool:
+    """Return whether spans of a slot are the time of a stage in which nothing else ran."""
+    return slot.stage != "" and slot.fqn == UNATTRIBUTED and slot.phase == "other"
 
 
 class DeviceUsers(IntEnum):

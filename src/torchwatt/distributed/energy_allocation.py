@@ -47,7 +47,7 @@ def compute_host_shares(recording: Recording, trace: Trace, start_ns: int, end_n
     curve = EnergyCurve(Domain("cpu"), t_ns, np.maximum.accumulate(cpu_s), "load_model", "modelled")
     entries = attribute_host(curve, trace, recording.get(PROCESS_CPU)).entries(None, None)
     return tuple(
-        HostShare(e.fqn, e.phase, max(e.energy_self_j, 0.0), e.time_self_s, e.calls, e.carried_share)
+        HostShare(e.fqn, e.phase, max(e.energy_self_j, 0.0), e.time_self_s, e.calls, e.carried_share, e.stage)
         for e in entries
     )  # fmt: skip
 
@@ -239,7 +239,7 @@ def _split_rank_energy(domain: Domain, ledger: Ledger, part_j: float, facts: Ran
 def _build_share_entry(domain: Domain, ledger: Ledger, share: HostShare, energy_j: float) -> Entry:
     entry = book_entry(
         domain,
-        Slot(share.fqn, share.phase),
+        Slot(share.fqn, share.phase, share.stage),
         energy_j,
         share.time_s,
         method=_split_method(ledger),

@@ -114,7 +114,7 @@ def _parse_share(values: dict[str, Any]) -> HostShare:
     return HostShare(
         _check_text(values["fqn"]), _check_word(values["phase"], PHASES), _check_amount(values["cpu_s"]),
         _check_amount(values["time_s"]), None if values["calls"] is None else _check_integer(values["calls"]),
-        min(_check_amount(values["carried_share"]), 1.0),
+        min(_check_amount(values["carried_share"]), 1.0), _check_text(values.get("stage", "")),
     )  # fmt: skip
 
 

@@ -87,7 +87,8 @@ class ReportResult(ABC):
         """One row per group of layers, reserved rows included; `energy_j` adds up to that of the run.
 
         Args:
-            by: `hottest` (each module), `blocks` (alike modules of repeated blocks together), `tree` or `type`.
+            by: `hottest` (each module), `blocks` (alike modules of repeated blocks together), `tree`, `type` or
+                `stage` (what the program was doing, by the names that it or a library gave).
 
         Raises:
             ConfigError: There is no such view.

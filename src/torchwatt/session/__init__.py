@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchwatt.session.profile import profile, scope
+from torchwatt.session.profile import profile, scope, stage
 from torchwatt.session.run import Run
 
-__all__ = ["Run", "profile", "scope"]
+__all__ = ["Run", "profile", "scope", "stage"]

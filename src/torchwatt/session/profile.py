@@ -1,4 +1,4 @@
-"""`profile()` and `scope()`, the public context managers."""
+"""`profile()`, `scope()` and `stage()`, the public context managers."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from torchwatt.sensors import Feed
 from torchwatt.session.run import Run
 from torchwatt.session.session import Session
 from torchwatt.session.session_registry import make_run_view
-from torchwatt.tracing import scope
+from torchwatt.tracing import scope, stage
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["profile", "scope"]
+__all__ = ["profile", "scope", "stage"]
 
 P = ParamSpec("P")
 R = TypeVar("R")

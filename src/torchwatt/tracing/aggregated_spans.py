@@ -9,7 +9,7 @@ interval is lost.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from torchwatt.tracing.log_rows import (  # fmt: skip
     FAILED_SIZE,
     FIRST_SCOPE_KEY,
     KEY,
+    NO_CHANGES,
+    NO_STAGE,
     OPTIMIZER_KEY,
     OUTERMOST_TASK,
     PROFILER_KEY,
@@ -36,6 +38,7 @@ from torchwatt.tracing.log_rows import (  # fmt: skip
     TASK,
     UNCOUNTED_COMMUNICATION_KEY,
     BackwardCall,
+    stages_at,
 )
 from torchwatt.tracing.loop_steps import OptimizerEnd
 
@@ -81,21 +84,26 @@ def shift_numbers(records: AggregatedSpans, runs: int, units: int) -> Aggregated
 
 
 class SpanKinds:
-    """Numbers of the kinds of records: ("row", key, graph size, task) or ("backward", structure...)."""
+    """Numbers of the kinds of records: ("row", key, graph size, task) or ("backward", structure...).
+
+    `stage` has the number of the stage of each kind: records of two stages are of two kinds.
+    """
 
     def __init__(self) -> None:
         self.of: list[tuple[Hashable, ...]] = []
-        self._number: dict[tuple[Hashable, ...], int] = {}
+        self.stage: list[int] = []
+        self._number: dict[tuple[int, tuple[Hashable, ...]], int] = {}
 
-    def number(self, kind: tuple[Hashable, ...]) -> int:
-        """Return the number of a kind; of a coarser one beyond `MAX_KINDS`."""
-        number = self._number.get(kind)
+    def number(self, kind: tuple[Hashable, ...], stage: int = NO_STAGE) -> int:
+        """Return the number of a kind in a stage; of a coarser one beyond `MAX_KINDS`."""
+        number = self._number.get((stage, kind))
         if number is None:
             if len(self.of) >= MAX_KINDS:
                 kind = ("row", kind[1], ANY_GRAPH if kind[2] else 0, kind[3]) if kind[0] == "row" else ("backward",)
-            number = self._number.setdefault(kind, len(self.of))
+            number = self._number.setdefault((stage, kind), len(self.of))
             if number == len(self.of):
                 self.of.append(kind)
+                self.stage.append(stage)
         return number
 
     def where(self, *head: Hashable) -> list[int]:
@@ -123,6 +131,7 @@ def split_log(
     breaks: Sequence[int] = (),
     margins: HookMargins = NO_MARGINS,
     within_step: bool = False,
+    stages: IntArray = NO_CHANGES,
 ) -> LogParts:
     """Separate the traced part of a stretch from the records of the rest.
 
@@ -134,6 +143,7 @@ def split_log(
         breaks: Times that no record is put together across, such as those at which scopes began that are still open.
         margins: What torch does around optimizer steps and backward calls; it is added to theirs.
         within_step: A call that made a graph, and whose step goes on, came before.
+        stages: Changes of the thread's stage, as in `stages_at`.
     """
     reserved = (
         OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY, COMPILE_KEY, PROFILER_KEY, AROUND_KEY,
@@ -153,8 +163,10 @@ def split_log(
     rows &= ~_holds(table[:, START], table[:, END], starts)
     light &= ~_holds(call_starts, call_ends, starts)
     mine, backward = np.flatnonzero(rows), np.flatnonzero(light)
-    kind = _row_kinds(table[mine], kinds) + [
-        kinds.number(("backward", *calls[i].cache["keys"])) for i in backward.tolist()
+    backward_stage = stages_at(stages, call_starts[backward]).tolist()
+    kind = _row_kinds(table[mine], kinds, stages) + [
+        kinds.number(("backward", *calls[i].cache["keys"]), stage)
+        for i, stage in zip(backward.tolist(), backward_stage, strict=True)
     ]
     start, end = _widen_intervals(table, mine, calls, margins)
     used = np.concatenate((np.arange(len(mine)), len(mine) + backward))
@@ -242,7 +254,7 @@ def _mark_within_step(
 
     renumbered = numbers.copy()
     for i in np.flatnonzero((sort == _EVALUATES) & goes_on(start)).tolist():
-        renumbered[i] = kinds.number((*of[i], _WITHIN_STEP))
+        renumbered[i] = kinds.number((*of[i], _WITHIN_STEP), kinds.stage[numbers[i]])
     return renumbered, bool(goes_on(np.array([LATEST_NS]))[0])
 
 
@@ -320,16 +332,18 @@ def _holds(start: IntArray, end: IntArray, starts: IntArray) -> NDArray[np.bool_
     return holds
 
 
-def _row_kinds(rows: IntArray, kinds: SpanKinds) -> list[int]:
+def _row_kinds(rows: IntArray, kinds: SpanKinds, stages: IntArray) -> list[int]:
     size = rows[:, SEQ1] - rows[:, SEQ0]
     task = np.minimum(rows[:, TASK], 0)
-    number, columns = np.zeros(len(rows), dtype=np.int64), (rows[:, KEY], size, task)
+    # A step of which only the end is recorded may have begun before its stage.
+    stage = stages_at(stages, np.where(rows[:, KEY] == STEP_KEY, rows[:, END] - 1, rows[:, START]))
+    number, columns = np.zeros(len(rows), dtype=np.int64), (rows[:, KEY], size, task, stage)
     for column in columns:  # column by column: sorting whole rows takes many times as long
         distinct, place = np.unique(column, return_inverse=True)
         number = np.unique(number * len(distinct) + place, return_inverse=True)[1]
     _, examples = np.unique(number, return_index=True)
     kind_rows = np.column_stack(columns)[examples]
-    numbers = [kinds.number(("row", *kind)) for kind in kind_rows.tolist()]
+    numbers = [kinds.number(("row", *kind), stage) for *kind, stage in kind_rows.tolist()]
     return [numbers[i] for i in number.tolist()]
 
 
@@ -390,3 +404,5 @@ class LogSnapshot:
     optimizers: tuple[OptimizerEnd, ...]  # where optimizer steps ended
     nodes: Mapping[int, int]  # by the end of a step: how many autograd nodes it made outside backward calls
     inside: bool  # the records end within a step, after a call that made a graph
+    stages: IntArray = field(default_factory=lambda: NO_CHANGES)  # changes of the stage, as in `stages_at`
+    folded_ns: int = 0  # rows that began earlier, and are still in the table, hold records: they stay rows

@@ -11,7 +11,6 @@ import numpy as np
 
 from torchwatt.core.intervals import top_level
 from torchwatt.core.meter import IntArray
-from torchwatt.core.terms import UNATTRIBUTED
 from torchwatt.tracing.aggregated_spans import AggregatedSpans, LogSnapshot, SpanKinds
 from torchwatt.tracing.call_template import (
     CallTemplate,
@@ -33,9 +32,11 @@ from torchwatt.tracing.log_rows import (
     SEQ0,
     SEQ1,
     START,
+    UNKNOWN_KEY,
     BackwardCall,
     CallSignature,
     is_partial,
+    stages_at,
 )
 from torchwatt.tracing.template_composer import (
     ModuleTree,
@@ -111,6 +112,7 @@ class BackwardTemplates:
     """Templates of the backward calls of some threads, and the spans made from them."""
 
     def __init__(self, looks: Mapping[ThreadLog, LogSnapshot], paths: Mapping[ThreadLog, CallPaths]) -> None:
+        self._looks = looks
         self._tables = {log: snapshot.table for log, snapshot in looks.items()}
         self._paths = paths
         self._tree = next((each.tree for each in paths.values()), ModuleTree({}, {}))
@@ -204,19 +206,22 @@ class BackwardTemplates:
     def write(
         self,
         columns: SpanColumns,
-        slot_of: Callable[[int], int],
+        slot_of: Callable[[int, int], int],
         log: ThreadLog,
         calls: Sequence[BackwardCall],
         thread: int,
     ) -> None:
-        """Add the spans of backward calls in traced steps; `slot_of` maps an owner's key to its backward slot."""
+        """Add the spans of backward calls in traced steps; `slot_of`: backward slot of an owner's key in a stage."""
         bounds = np.array([call.cache["wide"] for call in calls], dtype=np.int64).T
-        columns.add(columns.index(UNATTRIBUTED, "backward"), *bounds, thread=thread, filled=False, calls=1)
+        starts_ns = np.array([call.start_ns for call in calls], dtype=np.int64)
+        stages = stages_at(self._looks[log].stages, starts_ns).tolist()
+        whole = np.array([slot_of(UNKNOWN_KEY, stage) for stage in stages], dtype=np.int64)
+        columns.add(whole, *bounds, thread=thread, filled=False, calls=1)
         filler, ones = SpanFiller(columns, thread, slot_of), np.ones(1, dtype=np.int64)
-        for call in calls:
+        for call, stage in zip(calls, stages, strict=True):
             if call.nodes is not None:
                 for lane, table in enumerate(self.pieces(log, call)):
-                    slot = np.array([slot_of(key) for key in table[:, 2].tolist()], dtype=np.int64)
+                    slot = np.array([slot_of(key, stage) for key in table[:, 2].tolist()], dtype=np.int64)
                     where = thread if lane == 0 else 1000 * (thread + 1) + lane
                     columns.add(slot, table[:, 0], table[:, 1], thread=where, filled=False, calls=table[:, 3])
             elif is_partial(call.cache["keys"]):
@@ -231,7 +236,7 @@ class BackwardTemplates:
                 template = template if model is None else self._told(model.net.fitted(clock.net_ns), candidates)
                 if template is not None:
                     starts, ends = stretch_template(template, clock)
-                    filler.fill(template, starts[None], ends[None], ones)
+                    filler.fill(template, starts[None], ends[None], ones, stage)
 
     def nearest(
         self, records: AggregatedSpans, kinds: SpanKinds, paths: CallPaths

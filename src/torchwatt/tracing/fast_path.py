@@ -31,11 +31,11 @@ from torchwatt.tracing.log_rows import (
     PossibleStepEnd,
     Row,
     SignatureTable,
-    affordable_modules,
     nearest_called,
     traced_calls,
 )
 from torchwatt.tracing.module_registry import ModuleRegistry
+from torchwatt.tracing.overhead_budget import affordable_modules
 from torchwatt.tracing.patches import (
     Wrapped,
     graph_task_id,
@@ -66,6 +66,7 @@ class FastPath:
         "most",
         "nodes_before",
         "optimizer",
+        "scopes",
         "steps",
     )
 
@@ -81,6 +82,7 @@ class FastPath:
         self.optimizer = 0  # id of the optimizer
         self.nodes_before = 0  # autograd's number at the end of a step, plus the nodes made by backward calls since
         self.by_hand = False  # no optimizer: the first backward call after a module call ends a step
+        self.scopes: set[int] = set()  # ids that stand for the user's scopes in `called`
 
     def rest(self, optimizer: int, stride: StepBatch) -> None:
         """Enter the fast path: record only ends of steps, until the thread's next decision.
@@ -122,8 +124,9 @@ class FastPath:
             self.called.append(id(optimizer))
 
     def leads_on(self) -> bool:
-        """Return whether calls were recorded after the latest backward call."""
-        return bool(self.called) and self.called[-1] != BACKWARD
+        """Return whether module calls were recorded after the latest backward call."""
+        latest = next((each for each in reversed(self.called) if each not in self.scopes), BACKWARD)
+        return latest != BACKWARD
 
     def stir(self) -> None:
         """Leave the fast path at the end of the next step."""
@@ -390,7 +393,7 @@ class CallCounter:
         )
         self._too_dear = not candidates[0] <= counted
         modules = {key: module for key in counted if (module := registry.module(key)) is not None}
-        if modules.keys() == signatures.over:
+        if modules.keys() == signatures.over - signatures.scopes:
             return
         for key in modules:
             self._host.watch(key)

@@ -19,6 +19,7 @@ from torchwatt.tracing.log_rows import (  # fmt: skip
     FAILED_SIZE,
     FORWARD_TASK,
     KEY,
+    NO_CHANGES,
     OUTERMOST_TASK,
     SEQ0,
     SEQ1,
@@ -28,6 +29,7 @@ from torchwatt.tracing.log_rows import (  # fmt: skip
     CallPattern,
     CallSignature,
     TracedCall,
+    stages_at,
     traced_calls,
 )
 from torchwatt.tracing.template_composer import CallSample, ModuleTree, TemplateComposer, sample_of
@@ -197,13 +199,16 @@ class ForwardTemplates:
         table: Rows of the thread's log.
         paths: Of the same rows.
         call_ns: Cost of logging one call, where it cannot be estimated.
+        stages: Changes of the thread's stage, as in `stages_at`: a call is filled in from one of its own.
     """
 
-    def __init__(self, table: IntArray, paths: CallPaths, call_ns: float = 0.0) -> None:
+    def __init__(self, table: IntArray, paths: CallPaths, call_ns: float = 0.0, stages: IntArray = NO_CHANGES) -> None:
         self._table = table
         self._compiled = table[table[:, KEY] == COMPILE_KEY]
         self._paths = paths
         self._call_ns = call_ns
+        rows = [call.row for call in paths.calls]
+        self._stage = dict(zip(rows, stages_at(stages, table[rows, START]).tolist(), strict=True))
         self._of: dict[tuple[int, int], list[TracedCall]] = defaultdict(list)
         for call in paths.calls:
             key, size = kind_of(table, call.row)
@@ -212,8 +217,8 @@ class ForwardTemplates:
             self._of[key, size].append(call)
             self._of[key, ANY_GRAPH].append(call)
         self._templates: dict[tuple[int, frozenset[int]], CallTemplate | None] = {}
-        self._matching: dict[tuple[int, int, int], list[tuple[int, TracedCall]]] = {}
-        self._composers: dict[int, TemplateComposer] = {}
+        self._matching: dict[tuple[int, int, int, int], list[tuple[int, TracedCall]]] = {}
+        self._composers: dict[tuple[int, int], TemplateComposer] = {}
         self._sizes: dict[tuple[int, frozenset[int]], GraphSizes] = {}
         self.uncertain: set[int] = set()  # modules whose calls are unknown
         self.untold = 0  # number of calls with such modules
@@ -230,22 +235,23 @@ class ForwardTemplates:
                 continue
             length_ns = float(records.end[i] - records.start[i]) / int(records.count[i])
             template = self.fill(
-                (description[1], int(description[2]), int(description[3])), start, length_ns, int(records.count[i])
-            )
+                (description[1], int(description[2]), int(description[3]), kinds.stage[kind]),
+                start, length_ns, int(records.count[i]),
+            )  # fmt: skip
             if template is not None:
                 yield i, fit_template(template, records, i)
 
-    def fill(self, kind: tuple[int, int, int], t_ns: int, length_ns: float, count: int) -> ElasticTemplate | None:
-        """Return the template for untraced calls with a kind (key, size, task), if any."""
-        key, size, task = kind
+    def fill(self, kind: tuple[int, int, int, int], t_ns: int, length_ns: float, count: int) -> ElasticTemplate | None:
+        """Return the template for untraced calls with a kind (key, size, task, stage), if any."""
+        key, size, task, stage = kind
         if size == FAILED_SIZE:  # its end is unknown
             self.unlike.add(key)
             self.unfilled += count
             return None
         ran = self._paths.signature(task)
-        matching = self._match(key, size, task, ran)
+        matching = self._match(kind, ran)
         if not matching:
-            composed = self._composed(key, size, ran, length_ns)
+            composed = self._composed((key, size, stage), ran, length_ns)
             if composed is None and self._paths.tree.holds(key):
                 self.unlike.add(key)
                 self.unfilled += count
@@ -267,14 +273,20 @@ class ForwardTemplates:
             self._elastic[call.row, uncertain] = ElasticTemplate(template, length_ns)
         return self._elastic[call.row, uncertain]
 
-    def _match(self, key: int, size: int, task: int, ran: CallSignature) -> list[tuple[int, TracedCall]]:
-        if (key, size, task) not in self._matching:
+    def _in_stage(self, calls: Sequence[TracedCall], stage: int) -> Sequence[TracedCall]:
+        """Return the calls of a stage; where there are none, all of them."""
+        return [call for call in calls if self._stage[call.row] == stage] or calls
+
+    def _match(self, kind: tuple[int, int, int, int], ran: CallSignature) -> list[tuple[int, TracedCall]]:
+        if kind not in self._matching:
+            key, size, _, stage = kind
             of_size = [call for call in self._of[key, size] if ran.matches(call.counts)]
             calls = of_size or [call for call in self._of[key, ANY_GRAPH] if ran.over and ran.matches(call.counts)]
             if not calls and not ran.over:
                 calls = self._of[key, ANY_GRAPH]
-            self._matching[key, size, task] = [(int(self._table[call.row, START]), call) for call in calls]
-        return self._matching[key, size, task]
+            calls_of_stage = self._in_stage(calls, stage)
+            self._matching[kind] = [(int(self._table[call.row, START]), call) for call in calls_of_stage]
+        return self._matching[kind]
 
     def _unexplained(self, key: int, size: int, ran: CallSignature) -> frozenset[int]:
         """Return the modules that, by the call's graph size, may have run more or less often than in traced calls."""
@@ -287,15 +299,16 @@ class ForwardTemplates:
             self._sizes[key, ran.over] = GraphSizes(grown, ran.over - {key}, self._paths.tree.archetypes)
         return NO_KEYS if self._sizes[key, ran.over].explain(ran.counts, size) else inner_keys
 
-    def _composed(self, key: int, size: int, ran: CallSignature, length_ns: float) -> CallTemplate | None:
-        if key not in self._composers:
-            samples = [self._sample(call) for call in self._of[key, ANY_GRAPH]]
+    def _composed(self, kind: tuple[int, int, int], ran: CallSignature, length_ns: float) -> CallTemplate | None:
+        key, size, stage = kind
+        if (key, stage) not in self._composers:
+            samples = [self._sample(call) for call in self._in_stage(self._of[key, ANY_GRAPH], stage)]
             usable = [sample for sample in samples if sample is not None]
-            self._composers[key] = TemplateComposer(usable, self._paths.tree, lambda owner: owner)
+            self._composers[key, stage] = TemplateComposer(usable, self._paths.tree, lambda owner: owner)
         uncertain = self._paths.uncertain(key, ANY_GRAPH, ran) | self._unexplained(key, size, ran)
         self.uncertain |= uncertain
-        self.unlike |= self._composers[key].unlike(ran)
-        template = self._composers[key].compose(ran, length_ns)
+        self.unlike |= self._composers[key, stage].unlike(ran)
+        template = self._composers[key, stage].compose(ran, length_ns)
         return (
             template
             if template is None
@@ -363,8 +376,10 @@ class ForwardTemplates:
         groups = []
         for (key, size), calls in self._of.items():
             if key in used and size != ANY_GRAPH:
-                chosen = calls[:: max(len(calls) // MOST_COMPARED, 1)]
-                groups.append([self._shares(call, key, slot_of) for call in chosen])
+                for stage in sorted({self._stage[call.row] for call in calls}):
+                    alike = self._in_stage(calls, stage)
+                    chosen = alike[:: max(len(alike) // MOST_COMPARED, 1)]
+                    groups.append([self._shares(call, key, slot_of) for call in chosen])
         return relative_sd(groups)
 
     def _shares(self, call: TracedCall, key: int, slot_of: Callable[[int], int]) -> dict[int, float]:

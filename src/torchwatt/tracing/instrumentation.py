@@ -33,7 +33,6 @@ from torchwatt.tracing.fast_path import FastPath, optimizer_hooks
 from torchwatt.tracing.log_rows import (
     ALL_CALLS,
     DATA_KEY,
-    FIRST_SCOPE_KEY,
     FORCE_ROWS,
     OFF,
     OUTERMOST,
@@ -42,8 +41,9 @@ from torchwatt.tracing.log_rows import (
 )
 from torchwatt.tracing.module_registry import ModuleRegistry
 from torchwatt.tracing.module_wrappers import class_call, module_call
+from torchwatt.tracing.named_parts import NamedParts
 from torchwatt.tracing.overhead_budget import ThreadEndMarker, thread_clock
-from torchwatt.tracing.patches import Patches, Wrapped, graph_task_id, sequence_nr, step_hooks
+from torchwatt.tracing.patches import Patches, Wrapped, step_hooks
 from torchwatt.tracing.scope import ACTIVE
 from torchwatt.tracing.step_controller import StepController
 from torchwatt.tracing.thread_log import ThreadLog
@@ -123,8 +123,6 @@ def _time_loop(function: Wrapped, module: Any) -> float:
     return (own_ns() - start) / CALLS
 
 
-NOT_LOGGED = -1
-
 _lock = threading.RLock()
 
 
@@ -138,7 +136,8 @@ class Instrumentation:
         self.registry = ModuleRegistry(self._forgotten)
         self.signatures = SignatureTable(self.registry.by_id.get)
         self.logs: list[ThreadLog] = []
-        self.scopes: dict[str, int] = {}
+        self.named = NamedParts(self)
+        self.scope_key = self.named.scope_key
         self.events: list[Event] = []
         self.force_rows = min(FORCE_ROWS, max_spans)
         self.users = 0
@@ -245,30 +244,10 @@ class Instrumentation:
             self.quiet.ends = log.noted
         return log
 
-    def scope_key(self, name: str) -> int:
-        """Return the key of a user's scope; equal names share one."""
-        with _lock:
-            return self.scopes.setdefault(name, FIRST_SCOPE_KEY - len(self.scopes))
-
-    def scope_begins(self) -> tuple[Instrumentation, ThreadLog, int, int, int]:
-        """Open a user's scope; pass the result to `scope_ended`."""
-        log, start = self.log(), self.clock_ns()
-        if log.mode != ALL_CALLS and (log.inside or self.quiet.inside == log.ident):
-            start = NOT_LOGGED  # nested inside an outermost call: filled in
-        else:
-            log.open_scopes.append(start)
-        return self, log, sequence_nr(), graph_task_id(), start
-
-    def scope_ended(self, name: str, begun: tuple[Instrumentation, ThreadLog, int, int, int]) -> None:
-        """Log a user's scope on the thread where it began."""
-        _, log, seq, task, start = begun
-        if start != NOT_LOGGED and log.mode != OFF and start in log.open_scopes:
-            log.open_scopes.remove(start)
-            next_number = sequence_nr() if log is self.log() else seq
-            log.settle()
-            log.rows.append((self.scope_key(name), start, self.clock_ns(), seq, next_number, task))
-            if len(log.rows) > self.force_rows:
-                self.overflow(log)
+    @property
+    def scopes(self) -> dict[str, int]:
+        """Return the key of each of the user's scopes, by name."""
+        return self.named.scopes
 
     def overflow(self, log: ThreadLog) -> None:
         """Compact a log that grew without an end of a step, if possible between outermost calls."""

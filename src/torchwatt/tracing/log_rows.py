@@ -79,6 +79,29 @@ class BackwardCall:
     cache: dict[str, Any] = field(default_factory=dict)  # results of assembly
 
 
+NO_STAGE = 0  # number of the stage without a name
+NO_CHANGES: IntArray = np.zeros((0, 2), dtype=np.int64)  # of stages
+
+
+class OpenStage(NamedTuple):
+    """A stage that has begun: its number, the key of its rows, and when it began."""
+
+    number: int
+    key: int
+    start_ns: int
+
+
+def stages_at(changes: IntArray, t_ns: IntArray) -> IntArray:
+    """Return the number of a thread's stage at each of some times.
+
+    Args:
+        changes: Times, in order, and the number of the stage from then on; shape (n, 2).
+        t_ns: Times; a change holds from its own time on.
+    """
+    numbers: IntArray = np.append(changes[:, 1], NO_STAGE)[np.searchsorted(changes[:, 0], t_ns, side="right") - 1]
+    return numbers
+
+
 NO_ROWS: IntArray = np.empty((0, 6), dtype=np.int64)
 
 
@@ -262,7 +285,8 @@ class SignatureTable:
     def __init__(self, key_of: Callable[[int], int | None]) -> None:
         self._key_of = key_of
         self.counted: set[int] = set()  # ids
-        self.over: frozenset[int] = frozenset()  # their keys
+        self.over: frozenset[int] = frozenset()  # their keys, and those of scopes
+        self.scopes: frozenset[int] = frozenset()  # keys of the user's scopes, which are always counted
         self.of: list[CallSignature] = [CallSignature(), CallSignature()]
         self.by_ids: dict[tuple[int, ...], int] = {(): NOTHING_COUNTED}
         self._numbers: dict[tuple[object, ...], int] = {}
@@ -271,7 +295,13 @@ class SignatureTable:
         """Count these modules, and no others, from the next call on: key by id."""
         self.counted.clear()
         self.counted.update(modules)
-        self.over = frozenset(modules.values())
+        self.over = self.scopes.union(modules.values())
+        self.forget()
+
+    def count_scope(self, key: int) -> None:
+        """Count a scope of the user from now on."""
+        self.scopes |= {key}
+        self.over |= self.scopes
         self.forget()
 
     def forget(self) -> None:
@@ -305,7 +335,7 @@ class SignatureTable:
         over, part, opens = (
             self.over.union(counts),
             known_keys if is_part else (),
-            known_keys[0] if known_keys else None,
+            next((key for key in known_keys if key > FIRST_SCOPE_KEY), None),
         )
         content = frozenset(counts.items()), over, part, nodes, opens
         number = self._numbers.get(content)
@@ -375,29 +405,3 @@ class CallPattern:
             calls, before = self._seen.setdefault(key, (counts.get(key, 0), parents))
             if counts.get(key, 0) * before != calls * parents:
                 self.varying.add(key)
-
-
-def affordable_modules(
-    candidates: Sequence[Collection[int]],
-    kind_of: Callable[[int], type | None],
-    calls: Mapping[type, float],
-    most_calls: float,
-) -> set[int]:
-    """Return the modules that can be counted: each call of any instance of a patched class passes its wrapper.
-
-    Args:
-        candidates: Keys, the most important ones first.
-        kind_of: Class of a module; None if it was deleted.
-        calls: Calls per step, by class.
-        most_calls: Maximum number of calls per step that may pass a wrapper.
-    """
-    chosen: set[type] = set()
-    chosen_keys: set[int] = set()
-    for keys in candidates:
-        kinds = {key: kind for key in keys if (kind := kind_of(key)) is not None}
-        for kind in sorted(set(kinds.values()) - chosen, key=lambda kind: calls.get(kind, 0)):
-            if calls.get(kind, 0) <= most_calls:
-                most_calls -= calls.get(kind, 0)
-                chosen.add(kind)
-        chosen_keys |= {key for key, kind in kinds.items() if kind in chosen}
-    return chosen_keys

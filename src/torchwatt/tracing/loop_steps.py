@@ -172,12 +172,16 @@ REGULAR_MORE = 2  # times the usual number of calls without gradients per round:
 
 @dataclass(frozen=True, slots=True)
 class LoopStep:
-    """One step, or in a long run several: `stage` is train, validation or inference."""
+    """One step, or in a long run several: `stage` is train, validation or inference.
+
+    `named` is the number of the stage that the program named, where it is known from the calls; 0: not known.
+    """
 
     start_ns: int
     end_ns: int
     count: int
     stage: str = ""
+    named: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,12 +195,14 @@ class OutermostCalls:
     main: NDArray[np.bool_]  # of a model; where something is trained, of the largest
     rounds: IntArray  # number of rounds that an entry of several calls covers; else 1
     inside: NDArray[np.bool_]  # made no graph, after a call of the same round that made one
+    named: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # numbers of stages; empty: all 0
 
     def take(self, which: NDArray[np.bool_] | IntArray) -> OutermostCalls:
         """Return some of the entries."""
         bounds, count = (self.start_ns[which], self.end_ns[which]), self.count[which]
         grown, main, within_round = self.grown[which], self.main[which], self.inside[which]
-        return OutermostCalls(*bounds, count, grown, main, self.rounds[which], within_round)
+        named = self.named[which] if len(self.named) else self.named
+        return OutermostCalls(*bounds, count, grown, main, self.rounds[which], within_round, named)
 
     def with_training(self, start_ns: IntArray, end_ns: IntArray, count: IntArray) -> OutermostCalls:
         """Return these entries and calls of the model that made a graph, sorted by start."""
@@ -204,7 +210,9 @@ class OutermostCalls:
         start, end = np.concatenate((self.start_ns, start_ns)), np.concatenate((self.end_ns, end_ns))
         grown, main = np.concatenate((self.grown, made_graph)), np.concatenate((self.main, made_graph))
         rounds_, within_round = np.concatenate((self.rounds, count)), np.concatenate((self.inside, ~made_graph))
-        merged = OutermostCalls(start, end, np.concatenate((self.count, count)), grown, main, rounds_, within_round)
+        named = np.concatenate((self.named, np.zeros(len(start_ns), dtype=np.int64))) if len(self.named) else self.named
+        counts = np.concatenate((self.count, count))
+        merged = OutermostCalls(start, end, counts, grown, main, rounds_, within_round, named)
         return merged.take(np.argsort(start, kind="stable"))
 
     def __len__(self) -> int:
@@ -356,8 +364,9 @@ def _before_backward(calls: OutermostCalls, backward_ns: IntArray) -> NDArray[np
 def _model_calls(calls: OutermostCalls, stage: str) -> list[LoopStep]:
     """Return calls of models as steps."""
     main = calls.take(calls.main)
-    columns = main.start_ns.tolist(), main.end_ns.tolist(), main.count.tolist()
-    return [LoopStep(*each, stage) for each in zip(*columns, strict=True)]
+    named = main.named if len(main.named) else np.zeros(len(main), dtype=np.int64)
+    columns = main.start_ns.tolist(), main.end_ns.tolist(), main.count.tolist(), named.tolist()
+    return [LoopStep(*bounds, stage, named) for *bounds, named in zip(*columns, strict=True)]
 
 
 def find_models(sizes: Mapping[int, int], main: Collection[int], *, trained: bool) -> set[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import hypot
 from pathlib import Path
 from statistics import median
@@ -280,3 +280,29 @@ class ThreadEndMarker:
 
     def __del__(self) -> None:
         self._cpu.end()
+
+
+def affordable_modules(
+    candidates: Sequence[Collection[int]],
+    kind_of: Callable[[int], type | None],
+    calls: Mapping[type, float],
+    most_calls: float,
+) -> set[int]:
+    """Return the modules that can be counted: each call of any instance of a patched class passes its wrapper.
+
+    Args:
+        candidates: Keys, the most important ones first.
+        kind_of: Class of a module; None if it was deleted.
+        calls: Calls per step, by class.
+        most_calls: Maximum number of calls per step that may pass a wrapper.
+    """
+    chosen: set[type] = set()
+    chosen_keys: set[int] = set()
+    for keys in candidates:
+        kinds = {key: kind for key in keys if (kind := kind_of(key)) is not None}
+        for kind in sorted(set(kinds.values()) - chosen, key=lambda kind: calls.get(kind, 0)):
+            if calls.get(kind, 0) <= most_calls:
+                most_calls -= calls.get(kind, 0)
+                chosen.add(kind)
+        chosen_keys |= {key for key, kind in kinds.items() if kind in chosen}
+    return chosen_keys

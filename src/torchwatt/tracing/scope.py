@@ -1,4 +1,4 @@
-"""`scope`: the user's own names for parts of a program."""
+"""`scope` and `stage`: the user's own names for parts of a program, and for what it is doing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,26 @@ from torchwatt.core.terms import RESERVED, ROOT
 from torchwatt.core.tracebacks import drop_own_frames
 
 
-class ScopeRecorder(Protocol):
-    """What a scope uses of the running instrumentation."""
+class NameRecorder(Protocol):
+    """What logs scopes and stages."""
 
-    def scope_begins(self) -> Any:
-        """Open a scope; the result is passed to `scope_ended`, its first item is the recorder."""
+    def scope_begins(self, name: str) -> Any:
+        """Open a scope; the result is passed to `scope_ended`."""
 
-    def scope_ended(self, name: str, begun: Any) -> None:
+    def scope_ended(self, begun: Any) -> None:
         """Log a scope on the thread where it began."""
+
+    def stage_begins(self, name: str) -> Any:
+        """Open a stage; the result is passed to `stage_ended`. None: no stage here."""
+
+    def stage_ended(self, begun: Any) -> None:
+        """Log a stage on the thread where it began."""
+
+
+class NamingInstrumentation(Protocol):
+    """What scopes and stages use of the running instrumentation."""
+
+    named: NameRecorder
 
 
 class ActiveInstrumentation:
@@ -31,7 +43,7 @@ class ActiveInstrumentation:
     __slots__ = ("hub",)
 
     def __init__(self) -> None:
-        self.hub: ScopeRecorder | None = None
+        self.hub: NamingInstrumentation | None = None
 
 
 ACTIVE = ActiveInstrumentation()
@@ -70,7 +82,7 @@ class Scope:
         if _is_compiling():
             return self
         hub = ACTIVE.hub
-        self._open.append(None if hub is None else hub.scope_begins())
+        self._open.append(None if hub is None else (hub.named, hub.named.scope_begins(self.name)))
         return self
 
     def __exit__(
@@ -80,17 +92,17 @@ class Scope:
             return
         begun = self._open.pop() if self._open else None
         if begun is not None:
-            begun[0].scope_ended(self.name, begun)
+            begun[0].scope_ended(begun[1])
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Wrap a function so that each call of it is a range."""
-        name = self.name
+        kind, name = type(self), self.name
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
             async def run_async(*args: Any, **kwargs: Any) -> Any:
                 try:
-                    with Scope(name):
+                    with kind(name):
                         return await function(*args, **kwargs)
                 except BaseException as error:
                     drop_own_frames(error)
@@ -103,7 +115,7 @@ class Scope:
             @functools.wraps(function)
             def run_generator(*args: Any, **kwargs: Any) -> Any:
                 try:
-                    with Scope(name):
+                    with kind(name):
                         return (yield from function(*args, **kwargs))
                 except BaseException as error:
                     drop_own_frames(error)
@@ -114,7 +126,7 @@ class Scope:
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                with Scope(name):
+                with kind(name):
                     return function(*args, **kwargs)
             except BaseException as error:
                 drop_own_frames(error)
@@ -126,6 +138,44 @@ class Scope:
 def _is_compiling() -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.compiler.is_compiling())
+
+
+class Stage(Scope):
+    """The context manager that `stage` returns; may be entered again, also recursively."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Self:
+        if _is_compiling():
+            return self
+        hub = ACTIVE.hub
+        begun = None if hub is None else hub.named.stage_begins(self.name)
+        self._open.append(None if hub is None or begun is None else (hub.named, begun))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if _is_compiling():
+            return
+        begun = self._open.pop() if self._open else None
+        if begun is not None:
+            begun[0].stage_ended(begun[1])
+
+
+def stage(name: str) -> Stage:
+    """Name what the program is doing ("prefill", "decode"), as a context manager or a decorator.
+
+    Layers, energy outside of layers and steps of this time on this thread are booked to the stage: the column `stage`
+    of `run.layers`. Stages may be nested; the innermost counts. A stage that begins inside the call of a module does
+    nothing, and an event says so. Without a running session, and inside `torch.compile`, it does nothing.
+
+    Raises:
+        ConfigError: The name is empty.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"stage({name!r}): give the stage a name, such as 'prefill'")
+    return Stage(name)
 
 
 MAX_MARKS = 20_000

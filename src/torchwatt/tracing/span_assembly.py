@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from torchwatt.core.intervals import cut_crossings
 from torchwatt.core.meter import IntArray
-from torchwatt.core.terms import UNATTRIBUTED, Slot
+from torchwatt.core.terms import COMMUNICATION, COMPILE, DATA, OPTIMIZER, PROFILER, UNATTRIBUTED, Slot
 from torchwatt.tracing.aggregated_spans import (
     AggregatedSpans,
     LogParts,
@@ -29,13 +28,11 @@ from torchwatt.tracing.forward_templates import ForwardTemplates, paths_of
 from torchwatt.tracing.log_rows import (
     AROUND_KEY,
     BACKWARD_KEY,
-    COMMUNICATION_KEY,
-    COMPILE_KEY,
-    DATA_KEY,
     END,
     FAILED_SIZE,
     FIRST_SCOPE_KEY,
     KEY,
+    NO_STAGE,
     OPTIMIZER_KEY,
     OUTERMOST_TASK,
     PROFILER_KEY,
@@ -44,9 +41,11 @@ from torchwatt.tracing.log_rows import (
     START,
     TASK,
     UNCOUNTED_COMMUNICATION_KEY,
+    UNKNOWN_KEY,
     BackwardCall,
     CallSignature,
     nearest_called,
+    stages_at,
     traced_calls,
 )
 from torchwatt.tracing.loop_steps import StepMark
@@ -54,11 +53,20 @@ from torchwatt.tracing.module_registry import RESERVED_SLOTS, ModuleNames, Modul
 from torchwatt.tracing.step_templates import StepTemplates
 from torchwatt.tracing.template_composer import CalledModules, ModuleCalls, ModuleSlots, ModuleTree, steps_among
 from torchwatt.tracing.thread_log import ThreadLog
-from torchwatt.tracing.trace_spans import SpanColumns, SpanFiller, _led_ns, is_forward_kind, wants_gradients
+from torchwatt.tracing.trace_spans import (
+    SpanColumns,
+    SpanFiller,
+    _led_ns,
+    is_forward_kind,
+    scopes_in_steps,
+    uncross_scopes,
+    wants_gradients,
+)
 
 MAX_FILLED = 300_000  # spans, about 15 MB
 LEAST_RECORDS = 1_024
 FEW_UNITS = 1 << 20
+UNCOUNTED_KEYS = (UNCOUNTED_COMMUNICATION_KEY, AROUND_KEY)  # of rows that are no calls
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +88,8 @@ class TraceInputs:
     is_last: bool = False  # no other session uses the devices: wait for their work
     functions: Mapping[int, tuple[str, int]] = field(default_factory=dict)  # compiled functions: name, parameters
     resumed: Mapping[int, int] = field(default_factory=dict)  # by end of a step: its start after a pause
+    stages: Mapping[int, str] = field(default_factory=dict)  # names of stages, by number
+    stage_rows: Mapping[int, tuple[str, int]] = field(default_factory=dict)  # by key: scope around, and stage's number
 
 
 class SpanAssembly:
@@ -95,7 +105,8 @@ class SpanAssembly:
             snapshot = log.look()
             parts = split_log(
                 snapshot.table, snapshot.calls, snapshot.kinds,
-                since_ns=view.start_ns, margins=log.margins, within_step=snapshot.inside,
+                since_ns=max(view.start_ns, snapshot.folded_ns), margins=log.margins, within_step=snapshot.inside,
+                stages=snapshot.stages,
             )  # fmt: skip
             shown = [c for c in parts.calls if self._shows(c)]
             self.looks[log], self.calls[log], self.kept[log] = snapshot, shown, parts.kept
@@ -185,30 +196,39 @@ class SpanAssembly:
 
     def _untold_slots(self) -> frozenset[int]:
         """Return the slots whose number of calls is unknown."""
-        number = len(self.columns.slots)
         unfilled = self._with_inside(self.unfilled)
         untold = self._with_inside(self.untold) | self._with_inside(self.unlike) - self.outermost | unfilled
         forward = {self._forward_slot(key) for key in untold | self.miscounted}
         backward = {self._backward_slot(key) for key in untold | self._with_inside(self.unseen | self.unlike)}
         reserved = {self._slot(OPTIMIZER_KEY, backward=False)} if unfilled else set()
-        return frozenset((forward | backward | reserved) & set(range(number)) | self.columns.untold_calls())
+        return frozenset(self.columns.same_in_any_stage(forward | backward | reserved)) | self.columns.untold_calls()
 
     def _with_inside(self, keys: set[int]) -> set[int]:
         return keys | {key for key in self.tree.parent if self.tree.enclosing(key, keys) != key}
 
-    def _backward_slot(self, key: int) -> int:
-        return self._slot(key, backward=True)
+    def _backward_slot(self, key: int, stage: int = NO_STAGE) -> int:
+        return self._slot(key, stage, backward=True)
 
-    def _forward_slot(self, key: int) -> int:
-        return self._slot(key, backward=False)
+    def _forward_slot(self, key: int, stage: int = NO_STAGE) -> int:
+        return self._slot(key, stage, backward=False)
 
-    def _slot(self, key: int, *, backward: bool) -> int:
+    def _slot(self, key: int, stage: int = NO_STAGE, *, backward: bool) -> int:
+        name = self.view.stages.get(stage, "")
         if key > 0:
-            return self.columns.index(self.names.of(key), "backward" if backward else "forward")
+            return self.columns.index(self.names.of(key), "backward" if backward else "forward", name)
+        if key in self.view.stage_rows:
+            around, number = self.view.stage_rows[key]
+            return self.columns.index(around, "other", self.view.stages[number])
         if key <= FIRST_SCOPE_KEY:
-            return self.columns.index(self.scope_names[key], "backward" if backward else "other")
+            return self.columns.index(self.scope_names[key], "backward" if backward else "other", name)
         slot = RESERVED_SLOTS.get(key, Slot(UNATTRIBUTED, "backward" if backward else "forward"))
-        return self.columns.index(slot.fqn, slot.phase)
+        return self.columns.index(slot.fqn, slot.phase, name)
+
+    def _in_stage(self, slot: int, of: int, to: int) -> int:
+        """Return a slot of the stage `of` in the stage `to`; a slot of another stage unchanged."""
+        own = list(self.columns.slots)[slot]
+        is_moved = own.stage == self.view.stages.get(of, "")
+        return self.columns.index(own.fqn, own.phase, self.view.stages.get(to, "")) if is_moved else slot
 
     def _kept_rows(self, log: ThreadLog) -> IntArray:
         table = self.looks[log].table
@@ -219,44 +239,38 @@ class SpanAssembly:
         rows = self._kept_rows(log)
         if not len(rows):
             return
-        kinds, kind = np.unique(rows[:, KEY] * 2 + (rows[:, TASK] >= 0), return_inverse=True)
-        slots = np.array([self._slot(int(k) // 2, backward=bool(k % 2)) for k in kinds], dtype=np.int64)
+        stage, number = stages_at(self.looks[log].stages, rows[:, START]), len(self.view.stages) + 1
+        codes = (rows[:, KEY] * 2 + (rows[:, TASK] >= 0)) * number + stage
+        kinds, kind = np.unique(codes, return_inverse=True)
+        slots = np.array(
+            [self._slot(k // number // 2, k % number, backward=bool(k // number % 2)) for k in kinds.tolist()],
+            dtype=np.int64,
+        )
         # A wrapper (DDP, torch.compile) and what it wraps share a name: count the call once.
         repeats = [wrapper for wrapper, inner in self.names.wrapped.items() if inner in self.used]
-        calls = 1 - np.isin(rows[:, KEY], [*repeats, UNCOUNTED_COMMUNICATION_KEY, AROUND_KEY])
+        calls = 1 - np.isin(rows[:, KEY], [*repeats, *self.view.stage_rows, *UNCOUNTED_KEYS])
         start, end = rows[:, START].copy(), rows[:, END].copy()
-        self._uncross(start, end, np.flatnonzero(rows[:, KEY] <= FIRST_SCOPE_KEY), self.calls[log])
+        uncross_scopes(start, end, np.flatnonzero(rows[:, KEY] <= FIRST_SCOPE_KEY), self.calls[log])
         self.columns.add(slots[kind], start, end, thread=thread, filled=False, calls=calls)
-
-    @staticmethod
-    def _uncross(start: IntArray, end: IntArray, scopes: IntArray, calls: Sequence[BackwardCall]) -> None:
-        if not len(scopes):
-            return
-        all_starts = np.concatenate((start, np.array([c.start_ns for c in calls], dtype=np.int64)))
-        all_ends = np.concatenate((end, np.array([c.end_ns for c in calls], dtype=np.int64)))
-        starts, ends = np.sort(all_starts), np.sort(all_ends)
-        began = np.searchsorted(starts, end[scopes]) - np.searchsorted(starts, start[scopes], side="right")
-        ended = np.searchsorted(ends, end[scopes]) - np.searchsorted(ends, start[scopes], side="right")
-        suspects = scopes[began != ended]  # beginnings and ends inside a span must be equal in number
-        cut_crossings(all_starts, all_ends, suspects)
-        end[suspects] = all_ends[suspects]
 
     def _light(self, log: ThreadLog, thread: int, book: BackwardTemplates) -> None:
         """Add the records of steps that were not traced, and the spans that fill them."""
         records, kinds = self.records[log], self.looks[log].kinds
         if not len(records):
             return
-        slot = np.array([self._kind_slot(kind) for kind in kinds.of], dtype=np.int64)[records.kind]
+        slots = [self._kind_slot(*each) for each in zip(kinds.of, kinds.stage, strict=True)]
+        slot = np.array(slots, dtype=np.int64)[records.kind]
         own = np.setdiff1d(np.arange(len(records)), steps_among(records, kinds))
         bare = records.take(own)
-        uncounted = [*kinds.where("row", UNCOUNTED_COMMUNICATION_KEY), *kinds.where("row", AROUND_KEY)]
+        uncounted = [i for key in (*UNCOUNTED_KEYS, *self.view.stage_rows) for i in kinds.where("row", key)]
         calls = bare.count * ~np.isin(bare.kind, uncounted)
         self.columns.add(slot[own], bare.start, bare.end, thread=thread, filled=False, calls=calls)
         paths = self.paths[log]
-        forward = ForwardTemplates(self.looks[log].table, paths, log.call_ns)
+        forward = ForwardTemplates(self.looks[log].table, paths, log.call_ns, self.looks[log].stages)
         chosen = list(forward.nearest(records, kinds))
-        SpanFiller(self.columns, thread, self._forward_slot).fill_records(records, chosen)
-        SpanFiller(self.columns, thread, self._backward_slot).fill_records(records, book.nearest(records, kinds, paths))
+        SpanFiller(self.columns, thread, self._forward_slot).fill_records(records, kinds, chosen)
+        backward = book.nearest(records, kinds, paths)
+        SpanFiller(self.columns, thread, self._backward_slot).fill_records(records, kinds, backward)
         filled = {int(key) for i, _ in chosen if isinstance(key := kinds.of[int(records.kind[i])][1], int)}
         self.filled_calls += int(records.count[[i for i, _ in chosen]].sum()) if chosen else 0
         self.carried |= forward.carry_rel_sd(self._forward_slot, filled)
@@ -272,10 +286,11 @@ class SpanAssembly:
         asleep = steps_among(records, kinds)
         if not len(asleep):
             return
-        excluded = [self._slot(key, backward=False) for key in (PROFILER_KEY, COMPILE_KEY)]
-        waits = [self._slot(key, backward=False) for key in (DATA_KEY, COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY)]
+        names = [slot.fqn for slot in self.columns.slots]
+        excluded = [i for i, name in enumerate(names) if name in {PROFILER, COMPILE}]
+        waits = [i for i, name in enumerate(names) if name in {DATA, COMMUNICATION}]
         spans = self.columns.of_thread(thread)
-        modules = ModuleCalls(self._ran(log), self.tree, self._module_slots(), snapshot.nodes)
+        modules = ModuleCalls(self._ran(log), self.tree, self._module_slots(), snapshot.nodes, snapshot.stages)
         book = StepTemplates(
             spans, snapshot.skeletons, snapshot.traced, modules, excluded=excluded, waits=waits,
             cpu=snapshot.cpu, after_ns=round(log.margins.optimizer_after_ns),
@@ -285,9 +300,10 @@ class SpanAssembly:
         self.by_hand[log] = self._by_hand(records, asleep[~np.array(is_part)], chosen)
         unfilled = records.take(np.setdiff1d(asleep, [i for i, _ in chosen]))
         if len(unfilled):
-            slot = self.columns.index(UNATTRIBUTED, "other")
+            stages = [kinds.stage[kind] for kind in unfilled.kind.tolist()]
+            slot = np.array([self.columns.index(UNATTRIBUTED, "other", self.view.stages.get(n, "")) for n in stages])
             self.columns.add(slot, unfilled.start, unfilled.end, thread=thread, filled=False, calls=0)
-        SpanFiller(self.columns, thread, int).fill_records(records, chosen)
+        SpanFiller(self.columns, thread, lambda slot, _: slot).fill_records(records, kinds, chosen)
         self.passed[log] = list(self._passed(log, dict(chosen)))
         self.filled_steps += int(records.count[asleep].sum()) - int(unfilled.count.sum())
         self.unfilled_steps += int(unfilled.count.sum())
@@ -325,8 +341,9 @@ class SpanAssembly:
             start, end = int(records.start[i]), int(records.end[i])
             each_ns = (end - start) / steps
             for key in ran.counts.keys() & idle:
-                slot = self._forward_slot(key)
-                which = [] if template is None else np.flatnonzero(template.owner == slot)[: ran.counts[key]].tolist()
+                slots = list(self.columns.same_in_any_stage([self._forward_slot(key)]))
+                owned = np.flatnonzero(np.isin(template.owner, slots)) if template is not None else np.zeros(0, int)
+                which = owned[: ran.counts[key]].tolist()
                 spans = [(template.first[j], template.last[j]) for j in which] if template is not None else []
                 each = ran.counts[key] * steps // max(len(spans), 1)
                 for begin, finish in spans or [(0.0, 0.0)]:
@@ -345,7 +362,8 @@ class SpanAssembly:
         """Return the modules that ran in the outermost calls of a thread."""
         snapshot, paths, records = self.looks[log], self.paths[log], self.records[log]
         optimizers = frozenset(key for key, *_ in snapshot.optimizers)
-        always = self.outermost | optimizers | {BACKWARD_KEY}
+        scopes = frozenset(key for each in self.view.signatures for key in each.over if key <= FIRST_SCOPE_KEY)
+        always = self.outermost | optimizers | scopes | {BACKWARD_KEY}
         calls_found: list[tuple[int, Mapping[int, int], frozenset[int] | None]] = [
             (int(snapshot.table[call.row, START]), call.counts, None) for call in paths.calls
         ]
@@ -361,6 +379,8 @@ class SpanAssembly:
             elif description[0] == "backward":
                 calls_found.append((start, {BACKWARD_KEY: count}, None))
         calls_found += [(call.start_ns, {BACKWARD_KEY: 1}, None) for call in self.calls[log]]
+        ended_scopes = scopes_in_steps(snapshot, self.kept[log], records, scopes)
+        calls_found += [(end - 1, {key: count}, None) for key, end, count in ended_scopes]
         # The end of an optimizer step is the end of the step, which contains it.
         calls_found += [(end - 1, {key: 1}, None) for key, end, count in snapshot.optimizers if count == 1]
         calls_found.sort(key=lambda each: each[0])
@@ -382,18 +402,22 @@ class SpanAssembly:
         backward = {i for i, slot in enumerate(slots) if slot.phase == "backward"}
 
         def beside(slot: int, key: int) -> int:
-            index = self.columns.index(self.names.of(key), slots[slot].phase)
+            index = self.columns.index(self.names.of(key), slots[slot].phase, slots[slot].stage)
             if slot in backward:
                 backward.add(index)
             return index
 
-        of_slot = {Slot(UNATTRIBUTED, "backward"): BACKWARD_KEY, RESERVED_SLOTS[OPTIMIZER_KEY]: OPTIMIZER_KEY}
-        keys |= {i: of_slot[slot] for i, slot in enumerate(slots) if slot in of_slot}
+        of_slot = {(UNATTRIBUTED, "backward"): BACKWARD_KEY, (OPTIMIZER, "optimizer"): OPTIMIZER_KEY}
+        keys |= {i: of_slot[s.fqn, s.phase] for i, s in enumerate(slots) if (s.fqn, s.phase) in of_slot}
         number = Counter(self.names.of(key) for key in self.used if key > 0)
+        row_keys = {(name, ""): key for name, key in self.view.scopes.items()}
+        row_keys |= {(name, self.view.stages[n]): key for key, (name, n) in self.view.stage_rows.items()}
+        rows = {i: row_keys.get((s.fqn, s.stage)) or row_keys.get((s.fqn, "")) for i, s in enumerate(slots)}
+        keys |= {i: key for i, key in rows.items() if key and slots[i].phase == "other"}
         alone = frozenset(key for key, name in self.names.fqn.items() if number[name] == 1)
-        return ModuleSlots(keys, beside, backward.__contains__, alone)
+        return ModuleSlots(keys, beside, backward.__contains__, alone, self._in_stage)
 
-    def _kind_slot(self, kind: tuple[Any, ...]) -> int:
+    def _kind_slot(self, kind: tuple[Any, ...], stage: int) -> int:
         if kind[0] == "backward":
-            return self.columns.index(UNATTRIBUTED, "backward")
-        return self._slot(kind[1], backward=kind[3] >= 0)
+            return self._backward_slot(UNKNOWN_KEY, stage)
+        return self._slot(kind[1], stage, backward=kind[3] >= 0)

@@ -32,7 +32,7 @@ from torchwatt.tracing.log_rows import (
 from torchwatt.tracing.module_registry import ModuleRegistry
 from torchwatt.tracing.overhead_budget import thread_clock
 from torchwatt.tracing.patches import Patches, graph_task_id, sequence_nr
-from torchwatt.tracing.thread_log import ThreadLog
+from torchwatt.tracing.thread_log import NEVER_NS, ThreadLog
 from torchwatt.tracing.tracing_policy import TracingCosts, TracingPolicy
 
 
@@ -187,6 +187,8 @@ class StepController:
                 log.traced.extend((log.step_end, end_ns))
             elif stride.skeleton and stride.steps >= COLD_STEPS:
                 log.add_skeleton(log.step_end, end_ns)
+        if log.mode != STEP_ENDS:
+            log.asleep_since = NEVER_NS
         log.step_end, log.within_step = end_ns, 0
         stride.steps += 1
 

@@ -16,7 +16,15 @@ from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.tracing.aggregated_spans import AggregatedSpans, SpanKinds
 from torchwatt.tracing.call_template import CallTemplate, TimedCall, relative_sd
 from torchwatt.tracing.forward_templates import CallPaths, GraphSizes, reassign_pieces
-from torchwatt.tracing.log_rows import BACKWARD_KEY, OPTIMIZER_KEY, OUTERMOST_TASK, UNKNOWN, CallSignature
+from torchwatt.tracing.log_rows import (
+    BACKWARD_KEY,
+    FIRST_SCOPE_KEY,
+    OPTIMIZER_KEY,
+    OUTERMOST_TASK,
+    UNKNOWN,
+    CallSignature,
+    stages_at,
+)
 from torchwatt.tracing.template_composer import (
     FEW_SAMPLES,
     NO_STEPS,
@@ -45,7 +53,7 @@ class StepTemplates:
         spans: The thread's spans (slot, start_ns, end_ns, calls), in any order.
         steps: Bounds of such steps: start_ns, end_ns, start_ns, ...
         traced: Bounds of the traced steps: for modules that ran in no other step.
-        modules: The modules' calls, and the modules of slots.
+        modules: The modules' calls, and the modules of slots. A step is of the stage in which it ends.
         excluded: Slots of the profiler's own work and of compilations, which are taken out.
         waits: Slots in which the program waits for data or for other ranks: time without CPU use is part of them.
         cpu: Times, sorted, and the thread's CPU time at each; shape (n, 2). Time taken by other programs is not
@@ -71,7 +79,7 @@ class StepTemplates:
         self._straddles = False
         self._matching: dict[int, list[_StepModel]] = {}
         self._uncertain: dict[int, frozenset[int]] = {}
-        self._composers: dict[tuple[frozenset[int], frozenset[int]], TemplateComposer] = {}
+        self._composers: dict[tuple[frozenset[int], frozenset[int], int], TemplateComposer] = {}
         self._sizes: dict[frozenset[int], GraphSizes] = {}
         self.uncertain: set[int] = set()  # modules of which it is unknown whether they were called
         self.untold = False  # some steps have no recorded calls
@@ -87,9 +95,10 @@ class StepTemplates:
                 template = _net_template(ran_in, ran_inside)
                 if template is not None:
                     counts, over = ran.within(call.start_ns, call.end_ns)
+                    stage = int(stages_at(modules.stages, np.array([call.end_ns - after_ns - 1]))[0])
                     self._straddles |= ran.straddles(call.start_ns, call.end_ns)
                     model = _StepModel(
-                        call, spans_inside[:, 1], ran_in.net_ns, template, counts, over, is_traced, graph_nodes
+                        call, spans_inside[:, 1], ran_in.net_ns, template, counts, over, is_traced, graph_nodes, stage
                     )
                     self._models.append(model)
         self._models.sort(key=lambda model: model.start_ns)
@@ -112,11 +121,11 @@ class StepTemplates:
                 self._uncertain[kind] = paths.uncertain_in_step(ran)
                 if not self._explained(ran):
                     self._uncertain[kind] |= paths.inside_of(ran.counts) - ran.over
-                self._matching[kind] = self._match(ran, self._uncertain[kind])
+                self._matching[kind] = self._match(ran, self._uncertain[kind], kinds.stage[kind])
             template = self._taking_turns(self._matching[kind], int(records.start[i]), turn)
             if template is None and ran.over:
                 length_ns = float(records.end[i] - records.start[i]) / int(records.count[i])
-                template = self._composed(ran, self._uncertain[kind], length_ns)
+                template = self._composed(ran, self._uncertain[kind], kinds.stage[kind], length_ns)
             if template is None:
                 self.unlike |= ran.counts.keys()
                 self.unfilled |= ran.counts.keys()
@@ -150,7 +159,7 @@ class StepTemplates:
         counted = self._slots.modules & ran.over
         self.miscounted |= {key for key in counted if ran_counts[key] not in {ran.counts.get(key, 0), UNKNOWN_CALLS}}
 
-    def _match(self, ran: CallSignature, uncertain: frozenset[int]) -> list[_StepModel]:
+    def _match(self, ran: CallSignature, uncertain: frozenset[int], stage: int) -> list[_StepModel]:
         """Return the steps in which the same modules ran, with time of uncertain modules given to enclosing ones.
 
         Where kinds of steps alternate (an inner and an outer loop), those with equal graph sizes are of one kind.
@@ -158,11 +167,21 @@ class StepTemplates:
         models = self._known(ran, uncertain)
         if ran.part:
             begun = [self._beginning(model, ran) for model in models]
-            return [model for model in begun if model is not None]
-        models = [model for model in models if ran.matches(model.counts)]
+            return self._in_stage([model for model in begun if model is not None], stage)
+        models = self._in_stage([model for model in models if ran.matches(model.counts)], stage)
         similar = [model for model in models if model.nodes == ran.nodes] or models
         chosen = _even_parts([model for model in similar if not model.traced] or similar)
         return self._agreed(chosen, models) if ran.over else chosen
+
+    def _in_stage(self, models: Sequence[_StepModel], stage: int) -> list[_StepModel]:
+        """Return the steps of a stage; where there are none, all, with what is of their stage given to this one."""
+
+        def moved(model: _StepModel) -> _StepModel:
+            owners = [self._slots.in_stage(slot, model.stage, stage) for slot in model.template.owner.tolist()]
+            template = replace(model.template, owner=np.array(owners, dtype=np.int64))
+            return replace(model, template=template, stage=stage)
+
+        return [model for model in models if model.stage == stage] or [moved(model) for model in models]
 
     def _beginning(self, model: _StepModel, ran: CallSignature) -> _StepModel | None:
         """Return the first part of a step whose calls match an interrupted step; None where no part does."""
@@ -175,7 +194,15 @@ class StepTemplates:
             return None
         end_ns = calls[ran_until][0] if ran_until < len(calls) else model.end_ns
         template = _first_part(model.template, model.starts_ns < end_ns)
-        return None if template is None else replace(model, template=template)
+        if template is None:
+            return None
+        # A scope that had begun, and did not end in this part, is counted where it ended.
+        still_open = [key <= FIRST_SCOPE_KEY and not ran.counts.get(key) for key in self._keys_of(template)]
+        return replace(model, template=replace(template, calls=np.where(still_open, 0, template.calls)))
+
+    def _keys_of(self, template: CallTemplate) -> list[int]:
+        """Return the key of the module or scope of each piece of a template; 0: neither."""
+        return [self._slots.keys.get(slot, 0) for slot in template.owner.tolist()]
 
     def _agreed(self, models: Sequence[_StepModel], comparable: Sequence[_StepModel]) -> list[_StepModel]:
         """Mark the calls of an owner as unknown where steps with equal counts disagree about them."""
@@ -219,10 +246,12 @@ class StepTemplates:
         begin = min(max(near - TEMPLATES_IN_TURN // 2, 0), max(n - TEMPLATES_IN_TURN, 0))
         return models[begin + turn % min(TEMPLATES_IN_TURN, n)].template
 
-    def _composed(self, ran: CallSignature, uncertain: frozenset[int], length_ns: float) -> CallTemplate | None:
-        which = ran.over, uncertain
+    def _composed(
+        self, ran: CallSignature, uncertain: frozenset[int], stage: int, length_ns: float
+    ) -> CallTemplate | None:
+        which = ran.over, uncertain, stage
         if which not in self._composers:
-            models = [model for model in self._known(ran, uncertain) if model.counts]
+            models = self._in_stage([model for model in self._known(ran, uncertain) if model.counts], stage)
             samples = [sample_of(model.template, model.length_ns, self._summed(model.counts)) for model in models]
             led = ProportionalOwners(self._slots.is_backward, self._ran.outermost, self._straddles)
             self._composers[which] = TemplateComposer(
@@ -239,13 +268,13 @@ class StepTemplates:
 
     def carry_rel_sd(self) -> dict[int, float]:
         """Return the relative SD of each slot's share between traced steps."""
-        windows = []
-        for template in (model.template for model in self._models):
+        windows: dict[int, list[Mapping[int, float]]] = defaultdict(list)
+        for model in self._models:
             window: dict[int, float] = defaultdict(float)
-            for slot, share in template.shares().items():
+            for slot, share in model.template.shares().items():
                 window[slot] += share
-            windows.append(window)
-        return relative_sd([windows])
+            windows[model.stage].append(window)
+        return relative_sd(list(windows.values()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -258,6 +287,7 @@ class _StepModel:
     over: frozenset[int] | None
     traced: bool  # all its calls were logged, which lengthened it
     nodes: int | None  # size of its graph; None: unknown
+    stage: int
 
     @property
     def start_ns(self) -> int:

@@ -14,7 +14,7 @@ from torchwatt.core.meter import IntArray
 from torchwatt.core.terms import ROOT
 from torchwatt.tracing.aggregated_spans import AggregatedSpans, SpanKinds
 from torchwatt.tracing.call_template import CallTemplate
-from torchwatt.tracing.log_rows import STEP_KEY, CallSignature
+from torchwatt.tracing.log_rows import NO_CHANGES, STEP_KEY, CallSignature
 
 FEW_SAMPLES = 3
 UNKNOWN_CALLS = -1  # in a template: number of calls unknown
@@ -328,12 +328,16 @@ NO_STEPS: IntArray = np.zeros((0, 2), dtype=np.int64)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModuleSlots:
-    """Modules of slots: key by slot; `slot_of` returns the slot of another module in the same phase."""
+    """Modules of slots: key by slot; `slot_of` returns the slot of another module in the same phase.
+
+    `in_stage` returns the slot in another stage, by slot, its own stage's number and the other; other slots unchanged.
+    """
 
     keys: Mapping[int, int] = field(default_factory=dict)
     slot_of: Callable[[int, int], int] = lambda slot, _: slot
     is_backward: Callable[[int], bool] = lambda _: False
     modules: frozenset[int] = frozenset()  # those whose slots belong to one module only
+    in_stage: Callable[[int, int, int], int] = lambda slot, _of, _to: slot
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -377,6 +381,7 @@ class ModuleCalls:
     tree: ModuleTree = field(default_factory=lambda: ModuleTree({}, {}))
     slots: ModuleSlots = field(default_factory=ModuleSlots)
     nodes: Mapping[int, int] = field(default_factory=dict)  # graph size by end of a step, sorted
+    stages: IntArray = field(default_factory=lambda: NO_CHANGES)  # changes of the thread's stage, as in `stages_at`
 
     def nodes_of(self, steps: IntArray) -> list[int | None]:
         """Return the size of each step's graph; a step may last a little beyond its recorded end."""

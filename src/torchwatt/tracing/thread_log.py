@@ -41,6 +41,7 @@ from torchwatt.tracing.log_rows import (
     keys_of,
 )
 from torchwatt.tracing.loop_steps import OptimizerEnds
+from torchwatt.tracing.named_parts import OpenNames
 from torchwatt.tracing.overhead_budget import ThreadCpuTime, thread_clock
 from torchwatt.tracing.tracing_policy import StepBatch
 
@@ -49,6 +50,7 @@ MOST_MERGED = 1 << 40
 MAX_SKELETONS = 1_024
 MAX_CPU_READINGS = 16_384
 FEW_ENTRIES = 32
+NEVER_NS = 1 << 62
 own_ns = thread_clock()
 
 
@@ -57,12 +59,11 @@ class ThreadLog:
 
     __slots__ = (
         "_chunks", "_compacted", "_folded_ns", "_g", "_is_inside", "_readers", "_records", "_runs", "_settling",
-        "_tail", "_units", "answered", "answers", "backwards", "before", "call_ns", "calls_asleep", "cpu",
-        "cpu_readings", "deaf", "ends", "former", "ident", "in_place", "inside", "kinds", "lead_optimizer",
-        "leads_itself", "lock",
-        "margins", "mode", "native", "nodes", "noted", "open_scopes", "opened", "optimizer_ends", "others", "own_until",
-        "partial", "reducers", "rows", "since", "skeletons", "step_end", "stepless", "stride", "traced", "tracers",
-        "within_step",
+        "_tail", "_units", "answered", "answers", "asleep_since", "backwards", "before", "call_ns", "calls_asleep",
+        "cpu", "cpu_readings", "deaf", "ends", "former", "ident", "in_place", "inside", "kinds", "lead_optimizer",
+        "leads_itself", "lock", "margins", "mode", "names", "native", "nodes", "noted", "opened", "optimizer_ends",
+        "others", "own_until", "partial", "reducers", "rows", "since", "skeletons", "step_end", "stepless", "stride",
+        "traced", "tracers", "within_step",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
@@ -81,13 +82,14 @@ class ThreadLog:
         self.reducers: set[int] = set()  # DDP reducers prepared since then, for the next backward call
         self.ends: list[tuple[int, int]] = []  # optimizer steps: key, end_ns
         self.noted: list[Row] = []  # ends of `FastPath` steps, and calls without gradients, not settled yet
-        self.answers = 0  # number of calls without gradients that may still be recorded before the next decision
-        self.answered = 0  # number of those recorded since the last decision
+        # Calls without gradients that may still be recorded before the next decision, and those since the last one.
+        self.answers = self.answered = 0
         self.optimizer_ends = OptimizerEnds()  # earlier ones
         self.opened: dict[int, int] = {}  # optimizer steps in progress: key -> start_ns
-        self.open_scopes: list[int] = []  # their starts
+        self.names = OpenNames()
         self.stepless = True  # neither optimizer, backward call nor user marks ends of steps: outermost calls do
         self.step_end = 0  # of the latest step
+        self.asleep_since = NEVER_NS  # when the latest step began, if only its end was recorded
         self.traced = array("q")  # start and end of each traced step
         self.skeletons = array("q")  # start and end of steps recorded by bounds, as templates for those by end
         self.cpu_readings = array("q")  # times, and this thread's CPU time at each, at bounds of outermost spans
@@ -162,7 +164,7 @@ class ThreadLog:
                 self.ends.append((self.lead_optimizer, row[END]))
         else:
             self.rows.append(row)
-            self.step_end = row[END]  # not part of the following step
+            self.step_end, self.asleep_since = row[END], NEVER_NS  # not part of the following step
 
     def _settle_many(self) -> None:
         """Log many entries at once."""
@@ -179,6 +181,7 @@ class ThreadLog:
                 self.ends.extend(zip(repeat(self.lead_optimizer), rows[steps, END].tolist(), strict=False))
             self._compacted += len(rows)
             self.step_end = max(self.step_end, last_ns)  # these ends now count as logged
+            self.asleep_since = int(rows[-1, START]) if len(rows) and steps[-1] else NEVER_NS
         except BaseException:  # an interrupt: undo
             if self.step_end < last_ns:
                 del self._chunks[done[0] :], self.ends[done[1] :]
@@ -226,6 +229,7 @@ class ThreadLog:
     def end_asleep(self, end_ns: int, signature: int = 0, *, goes_on: bool = False) -> None:
         """Log a step of which only the end is known, and which of the counted modules ran; or a part that goes on."""
         start_ns, self.step_end = self.step_end, end_ns
+        self.asleep_since = NEVER_NS if goes_on else start_ns
         self.rows.append((STEP_KEY, start_ns, end_ns, 0, int(goes_on), OUTERMOST_TASK - signature))
 
     def total(self) -> int:
@@ -293,6 +297,8 @@ class ThreadLog:
                 optimizers,
                 dict(self.nodes),
                 self._is_inside,
+                self.names.stages(),
+                self._folded_ns,
             )
 
     def book_ends(self) -> None:
@@ -344,7 +350,7 @@ class ThreadLog:
         """
         with self.lock:
             snapshot, tail = self.look(), self._tail
-            breaks = [*self.open_scopes, *self.skeletons]
+            breaks = [*self.names.starts_ns(), *self.skeletons]
             # Rows after the latest end of a step may belong to the next one, and are folded with it.
             until_ns = self.step_end or now_ns
             later = [call for call in snapshot.calls if call.end_ns > until_ns]
@@ -355,8 +361,12 @@ class ThreadLog:
             parts = split_log(
                 body, calls, self.kinds,
                 since_ns=self._folded_ns, breaks=breaks, margins=self.margins, within_step=self._is_inside,
+                stages=snapshot.stages,
             )  # fmt: skip
             self._is_inside = parts.inside
+            self.names.forget_stages(
+                until_ns, snapshot.table[np.concatenate((np.arange(tail), parts.kept + tail)), START]
+            )
             self._records = concatenate_spans((self._records, shift_numbers(parts.records, self._runs, self._units)))
             self._runs += parts.runs
             self._units += len(parts.records)
@@ -366,8 +376,10 @@ class ThreadLog:
                 if self._g == MOST_MERGED:  # traced steps separate the records: the limit of spans makes those rarer
                     break
             older = snapshot.calls[: len(snapshot.calls) - len(calls) - len(later)]
-            kept_rows = np.arange(tail), parts.kept + tail, np.arange(len(snapshot.table) - late, len(snapshot.table))
-            self._drop(snapshot.table, np.concatenate(kept_rows), (*older, *parts.calls, *later))
+            late_rows = np.arange(len(snapshot.table) - late, len(snapshot.table))
+            kept_rows = np.concatenate((np.arange(tail), parts.kept + tail, late_rows))
+            self.names.forget_stages(until_ns, snapshot.table[kept_rows, START])
+            self._drop(snapshot.table, kept_rows, (*older, *parts.calls, *later))
             self._tail -= late
             self._folded_ns = until_ns
             return self._g

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from torchwatt.core.intervals import busy_ns, top_level
 from torchwatt.core.meter import Event, IntArray
-from torchwatt.core.terms import UNATTRIBUTED
+from torchwatt.core.terms import UNATTRIBUTED, is_bare_stage
 from torchwatt.core.trace import Activity, Trace
 from torchwatt.core.units import s_from_ns
 from torchwatt.tracing.aggregated_spans import (
@@ -31,6 +32,7 @@ from torchwatt.tracing.log_rows import (
     STEP_KEY,
     TASK,
     is_repeat,
+    stages_at,
 )
 from torchwatt.tracing.loop_steps import (
     LoopEvidence,
@@ -64,7 +66,7 @@ class _TraceBuilder(SpanAssembly):
         arrays: dict[str, Any] = self.columns.arrays()
         steps, calls = self._steps()
         activities, lost = self._activities(steps, calls=calls)
-        steps = self._done(steps, calls=calls)
+        steps = self._staged(self._done(steps, calls=calls))
         return Trace(
             slots=tuple(self.columns.slots),
             **arrays,
@@ -72,7 +74,7 @@ class _TraceBuilder(SpanAssembly):
             step_counts=tuple(s.count for s in steps) if any(s.count > 1 for s in steps) else (),
             step_stages=tuple(step.stage for step in steps),
             modules=self.names.modules,
-            carry_rel_sd=self.carried | carried,
+            carry_rel_sd=self._in_any_stage(self.carried | carried),
             events=(*events, *self._notes(book), *lost),
             activities=activities,
             cost_s=s_from_ns(self.view.cost_ns),
@@ -82,9 +84,22 @@ class _TraceBuilder(SpanAssembly):
             windows=sum(c.nodes is not None for calls in self.calls.values() for c in calls),
         )
 
+    def _in_any_stage(self, carried: Mapping[int, float]) -> dict[int, float]:
+        """Return the standard deviations of slots, with those of a slot in other stages where it has none there."""
+        return {i: carried.get(i, carried[of]) for i, of in self.columns.same_in_any_stage(carried).items()}
+
+    def _staged(self, steps: Sequence[LoopStep]) -> list[LoopStep]:
+        """Return steps with the stage that the program named, where they ended in one."""
+        changes = self.looks[self.view.logs[0]].stages
+        at_end = stages_at(changes, np.array([step.end_ns - 1 for step in steps], dtype=np.int64)).tolist()
+        numbers = [step.named or number for step, number in zip(steps, at_end, strict=True)]
+        names = self.view.stages
+        return [replace(s, stage=names[n]) if n in names else s for s, n in zip(steps, numbers, strict=True)]
+
     def _busy(self, log: ThreadLog, number: int, arrays: Mapping[str, IntArray]) -> float:
         """Return the share of its spans' time that a thread was on a CPU, 0 to 1; 1 where unknown."""
-        cpu_ns, mine = log.cpu.until_now_ns(), arrays["thread"] == number
+        bare = [i for i, slot in enumerate(self.columns.slots) if is_bare_stage(slot)]
+        cpu_ns, mine = log.cpu.until_now_ns(), (arrays["thread"] == number) & ~np.isin(arrays["slot"], bare)
         spans_ns = busy_ns(arrays["start_ns"][mine], arrays["end_ns"][mine])
         return 1.0 if cpu_ns is None or spans_ns <= 0 else min(cpu_ns / spans_ns, 1.0)
 
@@ -108,10 +123,11 @@ class _TraceBuilder(SpanAssembly):
             counts, again = np.concatenate((counts, count)), again + [False] * len(count)
             calls = calls.with_training(begins, end - 1, count)
         order = np.argsort(backward_ns[:, 0], kind="stable")
-        excluded = [*kinds.where("row", PROFILER_KEY), *kinds.where("row", AROUND_KEY)]
+        no_starts = (PROFILER_KEY, AROUND_KEY, *view.stage_rows)
+        excluded = [i for key in no_starts for i in kinds.where("row", key)]
         excluded += of_step if len(begins) else ()
         ours = records.take(np.flatnonzero(~np.isin(records.kind, excluded)))
-        own = rows[~np.isin(rows[:, KEY], (PROFILER_KEY, AROUND_KEY)), START]
+        own = rows[~np.isin(rows[:, KEY], no_starts), START]
         evidence = LoopEvidence(
             view.start_ns, view.end_ns,
             starts_ns=np.sort(np.concatenate((own, ours.start, traced[:, 0], begins)).astype(np.int64)),
@@ -162,13 +178,19 @@ class _TraceBuilder(SpanAssembly):
             np.zeros(len(passed), dtype=np.bool_),
         ))  # fmt: skip
         rounds = np.concatenate((np.ones(len(traced), np.int64), _steps_beside(records, kinds)[number], passed[:, 4]))
+        named = np.concatenate((
+            stages_at(self.looks[log].stages, traced[:, START]),
+            np.array(kinds.stage, dtype=np.int64)[light.kind] if len(light) else np.zeros(0, dtype=np.int64),
+            stages_at(self.looks[log].stages, passed[:, 0]),
+        ))  # fmt: skip
         order = np.argsort(start, kind="stable")
         registry, functions = self.view.registry, self.view.functions
         sizes = {each: registry.params_of(each, functions) for each in set(key.tolist())}
         main = np.isin(key, list(find_models(sizes, self.names.main, trained=bool(grown.any()))))
         return OutermostCalls(
-            start[order], end[order], count[order], grown[order], main[order], rounds[order], within_round[order]
-        )
+            start[order], end[order], count[order], grown[order], main[order], rounds[order], within_round[order],
+            named[order],
+        )  # fmt: skip
 
     def _activities(self, steps: Sequence[LoopStep], *, calls: bool) -> tuple[tuple[Activity, ...], tuple[Event, ...]]:
         view = self.view
@@ -188,7 +210,8 @@ class _TraceBuilder(SpanAssembly):
         # A step of zero length on the device was merged with another.
         end_numbers = np.cumsum([step.count for step in steps])
         which = np.minimum(np.searchsorted(end_numbers, np.cumsum([n for *_, n in done])), len(steps) - 1)
-        return [LoopStep(*each, steps[i].stage) for each, i in zip(done, which.tolist(), strict=True)]
+        of = [steps[i] for i in which.tolist()]
+        return [LoopStep(*each, step.stage, step.named) for each, step in zip(done, of, strict=True)]
 
     def _notes(self, book: BackwardTemplates) -> list[Event]:
         end = self.view.end_ns

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from torchwatt.core.intervals import NO_INDEX, enclosing_indices, extend_to_siblings, innermost, top_level
+from torchwatt.core.intervals import (
+    NO_INDEX,
+    cut_crossings,
+    enclosing_indices,
+    extend_to_siblings,
+    innermost,
+    top_level,
+)
 from torchwatt.core.meter import IntArray
 from torchwatt.core.terms import Phase, Slot
-from torchwatt.tracing.aggregated_spans import AggregatedSpans, LogSnapshot
+from torchwatt.tracing.aggregated_spans import AggregatedSpans, LogSnapshot, SpanKinds
 from torchwatt.tracing.call_template import (
     CallTemplate,
     ElasticTemplate,
@@ -26,9 +33,11 @@ from torchwatt.tracing.log_rows import (
     END,
     FIRST_SCOPE_KEY,
     KEY,
+    NO_STAGE,
     SEQ0,
     SEQ1,
     START,
+    TASK,
     AutogradNodes,
     BackwardCall,
 )
@@ -185,9 +194,15 @@ class SpanColumns:
         self.slots: dict[Slot, int] = {}
         self._blocks: list[tuple[IntArray, IntArray, IntArray, IntArray, IntArray, IntArray]] = []
 
-    def index(self, fqn: str, phase: Phase) -> int:
+    def index(self, fqn: str, phase: Phase, stage: str = "") -> int:
         """Return the number of a slot."""
-        return self.slots.setdefault(Slot(fqn, phase), len(self.slots))
+        return self.slots.setdefault(Slot(fqn, phase, stage), len(self.slots))
+
+    def same_in_any_stage(self, slots: Iterable[int]) -> dict[int, int]:
+        """Map the slots of the same name and phase as some slots, in any stage, to the latter."""
+        of = list(self.slots)
+        known = {(of[i].fqn, of[i].phase): i for i in slots}
+        return {i: known[slot.fqn, slot.phase] for i, slot in enumerate(of) if (slot.fqn, slot.phase) in known}
 
     def add(self, slot: Any, start: IntArray, end: IntArray, *, thread: int, filled: bool, calls: Any) -> None:
         """Add spans; `slot` and `calls` are arrays or one value for all."""
@@ -219,34 +234,44 @@ class SpanColumns:
 
 
 class SpanFiller:
-    """Adds filled spans of one thread to the columns."""
+    """Adds filled spans of one thread to the columns.
 
-    def __init__(self, columns: SpanColumns, thread: int, slot_of: Callable[[int], int]) -> None:
+    Args:
+        columns: Get the spans.
+        thread: Number of the thread.
+        slot_of: Slot of an owner in a stage, by the stage's number.
+    """
+
+    def __init__(self, columns: SpanColumns, thread: int, slot_of: Callable[[int, int], int]) -> None:
         self._columns = columns
         self._thread = thread
         self._slot_of = slot_of
 
-    def fill(self, template: CallTemplate, starts: IntArray, ends: IntArray, count: IntArray) -> None:
-        """Add a template laid over calls, one row each; `count`: number of calls that a row stands for."""
-        slot = np.array([self._slot_of(int(key)) for key in template.owner], dtype=np.int64)
+    def fill(
+        self, template: CallTemplate, starts: IntArray, ends: IntArray, count: IntArray, stage: int = NO_STAGE
+    ) -> None:
+        """Add a template laid over calls of a stage, one row each; `count`: number of calls that a row stands for."""
+        slot = np.array([self._slot_of(int(key), stage) for key in template.owner], dtype=np.int64)
         slots = np.tile(slot, len(starts))
         calls = (template.calls[None, :] * count[:, None]).ravel()  # below zero: unknown
         self._columns.add(slots, starts.ravel(), ends.ravel(), thread=self._thread, filled=True, calls=calls)
 
-    def fill_records(self, records: AggregatedSpans, chosen: Iterable[tuple[int, CallTemplate]]) -> None:
-        """Lay templates over records; other records inside one keep their time."""
-        same_template: dict[int, tuple[CallTemplate, list[int]]] = {}
+    def fill_records(
+        self, records: AggregatedSpans, kinds: SpanKinds, chosen: Iterable[tuple[int, CallTemplate]]
+    ) -> None:
+        """Lay templates over records, in the stages of these; other records inside one keep their time."""
+        same_template: dict[tuple[int, int], tuple[CallTemplate, list[int]]] = {}
         for i, template in chosen:
-            inner = inner_records(records, i)
+            inner, stage = inner_records(records, i), kinds.stage[int(records.kind[i])]
             if inner:
                 call = TimedCall(int(records.start[i]), int(records.end[i]), inner)
                 starts, ends = stretch_template(template, call)
-                self.fill(template, starts[None], ends[None], records.count[i : i + 1])
+                self.fill(template, starts[None], ends[None], records.count[i : i + 1], stage)
             else:
-                same_template.setdefault(id(template), (template, []))[1].append(i)
-        for template, members in same_template.values():
+                same_template.setdefault((id(template), stage), (template, []))[1].append(i)
+        for (_, stage), (template, members) in same_template.items():
             starts, ends = stretch_templates(template, records.start[members], records.end[members])
-            self.fill(template, starts, ends, records.count[members])
+            self.fill(template, starts, ends, records.count[members], stage)
 
 
 def inner_records(records: AggregatedSpans, i: int) -> tuple[tuple[int, int], ...]:
@@ -287,3 +312,58 @@ def _led_ns(snapshot: LogSnapshot) -> IntArray:
         begun = rows[(rows[:, KEY] > 0) & (rows[:, SEQ1] > rows[:, SEQ0]), START]
         starts.append((int(begun.min()) if len(begun) else call.start_ns, call.start_ns))
     return np.array(starts, dtype=np.int64).reshape(-1, 2)
+
+
+def uncross_scopes(start: IntArray, end: IntArray, scopes: IntArray, calls: Sequence[BackwardCall]) -> None:
+    """Shorten, in place, the scopes among spans that end after a span, or a backward call, in which they began.
+
+    Args:
+        start: Starts of spans.
+        end: Their ends.
+        scopes: Indices of the scopes.
+        calls: Backward calls of the same thread.
+    """
+    if not len(scopes):
+        return
+    all_starts = np.concatenate((start, np.array([c.start_ns for c in calls], dtype=np.int64)))
+    all_ends = np.concatenate((end, np.array([c.end_ns for c in calls], dtype=np.int64)))
+    starts, ends = np.sort(all_starts), np.sort(all_ends)
+    began = np.searchsorted(starts, end[scopes]) - np.searchsorted(starts, start[scopes], side="right")
+    ended = np.searchsorted(ends, end[scopes]) - np.searchsorted(ends, start[scopes], side="right")
+    suspects = scopes[began != ended]  # beginnings and ends inside a span must be equal in number
+    cut_crossings(all_starts, all_ends, suspects)
+    end[suspects] = all_ends[suspects]
+
+
+def scopes_in_steps(
+    snapshot: LogSnapshot, kept: IntArray, records: AggregatedSpans, scopes: frozenset[int]
+) -> Iterator[tuple[int, int, int]]:
+    """Yield the recorded scopes that lie within a step and outside of module calls: key, end_ns, how often.
+
+    Args:
+        snapshot: Of a thread's log.
+        kept: Indices of the rows that are not among the records.
+        records: The others.
+        scopes: Keys of the user's scopes.
+    """
+    if not scopes:
+        return
+    bounds = np.array((*snapshot.traced, *snapshot.skeletons), dtype=np.int64).reshape(-1, 2)
+    step_starts = np.sort(bounds[:, 0])
+
+    def begins_ns(end_ns: IntArray) -> IntArray:
+        return np.append(step_starts, 0)[np.searchsorted(step_starts, end_ns) - 1]
+
+    rows = snapshot.table[kept]
+    calls = rows[(rows[:, KEY] > 0) & (rows[:, TASK] < 0)]
+    rows = rows[np.isin(rows[:, KEY], list(scopes)) & (rows[:, TASK] < 0)]
+    top = calls[top_level(calls[:, START], calls[:, END])]
+    around = np.searchsorted(top[:, START], rows[:, START], side="right") - 1
+    is_outside = np.append(top[:, END], 0)[around] <= rows[:, START]
+    is_inside_step = rows[:, START] >= begins_ns(rows[:, END])
+    yield from ((key, end, 1) for key, end in rows[is_outside & is_inside_step][:, [KEY, END]].tolist())
+    of = snapshot.kinds.of
+    for i in np.flatnonzero(records.start >= begins_ns(records.end)).tolist():
+        kind = of[int(records.kind[i])]
+        if kind[0] == "row" and isinstance(kind[1], int) and kind[1] in scopes:
+            yield kind[1], int(records.end[i]), int(records.count[i])

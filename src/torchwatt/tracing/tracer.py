@@ -260,6 +260,8 @@ class Tracer:
             done_ns=done,
             registry=hub.registry,
             scopes=dict(hub.scopes),
+            stages={number: name for name, number in hub.named.stages.items()},
+            stage_rows={key: row for row, key in hub.named.stage_rows.items()},
             functions=dict(hub.compiled_calls.named),
             signatures=tuple(hub.signatures.of),
             given=self._given,

@@ -55,6 +55,8 @@ _ROW_NAMES = {
     ROOT: "the model outside of its modules",
 }
 
+_GROUP_NAMES = _ROW_NAMES | {"*": "the numbered modules"}  # of a model that is one sequence
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -73,7 +75,7 @@ def answer(report: Report) -> Answer:
     """Return the total, where most of it went and what was idle or waiting, and the hint with the most joules."""
     if report.energy_j is None:
         return Answer((f"Nothing was metered in {format_time(report.duration_s)}.",), "")
-    sentences = (_total_sentence(report), _group_sentence(report))
+    sentences = (_total_sentence(report), _stage_sentence(report), _group_sentence(report))
     hints = [hint for make_hint in HINTS if (hint := make_hint(report)) is not None]
     best = max(hints, key=lambda hint: hint.energy_j, default=None)
     return Answer(tuple(filter(None, sentences)), best.text if best else "")
@@ -125,12 +127,22 @@ def _group_sentence(report: Report) -> str:
             groups.remove(largest)
             named.append(largest)
     sum_j = fsum(joules for _, joules in named)
-    words = [f"{_ROW_NAMES.get(name, name)} {_share(joules, run_j)}" for name, joules in named]
+    words = [f"{_GROUP_NAMES.get(name, name)} {_share(joules, run_j)}" for name, joules in named]
     together = f" (together {_share(sum_j, run_j)})" if len(named) > 1 else ""
     text = f"Most of it: {', '.join(words)}{together}"
     remaining = dict(groups)
     waits = [f"{_ROW_NAMES[name]} {_share(remaining[name], run_j)}" for name in (IDLE, DATA) if name in remaining]
     return f"{text}; {', '.join(waits)}." if waits else f"{text}."
+
+
+def _stage_sentence(report: Report) -> str:
+    """Return the shares of the stages that the program named; "" without any."""
+    stages, run_j = report_summary.stage_energy_j(report), report.energy_j or 0.0
+    if not stages or run_j <= 0:
+        return ""
+    words = [f"{stage or 'no stage'} {_share(joules, run_j)}" for stage, joules in stages.items()]
+    more = f" and {len(words) - _MAX_GROUPS} more" if len(words) > _MAX_GROUPS else ""
+    return f"By stage: {', '.join(words[:_MAX_GROUPS])}{more}."
 
 
 def _share(energy_j: float, run_j: float) -> str:

@@ -1,4 +1,4 @@
-"""The same joules in four views: hottest, blocks, tree and type; the rows of each view add up to the total."""
+"""The same joules in five views: hottest, blocks, tree, type and stage; the rows of each view add up to the total."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from torchwatt.views.group_intervals import GroupIntervals
 from torchwatt.views.layer_sums import LayerSum, class_names, is_tied, sum_layers
 from torchwatt.views.module_tree import TOP_CONTAINER, ModuleNode, build_layer_tree, find_containers, fold_tree
 
-View = Literal["hottest", "blocks", "tree", "type"]
+View = Literal["hottest", "blocks", "tree", "type", "stage"]
 VIEWS: tuple[View, ...] = get_args(View)
-FLAT_VIEWS: tuple[View, ...] = ("hottest", "blocks", "type")
+FLAT_VIEWS: tuple[View, ...] = ("hottest", "blocks", "type")  # those with a row for modules
+NO_STAGE_NAME = "(no stage)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,10 @@ def layer_groups(report: Report, by: View) -> tuple[LayerGroup, ...]:
         report: The report to show.
         by: `hottest`: a row per module. `blocks`: alike modules of repeated blocks are one row, as in
             `h.*.mlp.fc1`. `tree`: a row per module with the modules inside it below. `type`: a row per kind of module.
+            `stage`: a row per stage that the program named, idle time included.
     """
+    if by == "stage":
+        return stage_groups(report)
     return tree_groups(report) if by == "tree" else _flat_groups(report, sum_layers(report), by)
 
 
@@ -89,6 +93,20 @@ def _flat_groups(report: Report, layers: Sequence[LayerSum], by: View) -> tuple[
         return _make_groups(report, layers, lambda layer: module_type(layer.class_name))
     folded = fold_names((layer.fqn for layer in layers), report.modules)
     return _make_groups(report, layers, lambda layer: folded[layer.fqn])
+
+
+def stage_groups(report: Report) -> tuple[LayerGroup, ...]:
+    """Return a row per stage that the program named, most joules first, and one for the time without a stage."""
+    entries: dict[str, list[Entry]] = defaultdict(list)
+    for ledger in report.counted:
+        for entry in ledger.entries:
+            entries[entry.stage or NO_STAGE_NAME].append(entry)
+    maker = _GroupMaker(report)
+    groups = []
+    for name, of_stage in entries.items():
+        modules = {entry.fqn for entry in of_stage}.difference(RESERVED)
+        groups.append(replace(maker.make(name, tuple(of_stage)), count=len(modules)))
+    return mark_unclear(sorted(groups, key=lambda group: (-group.energy_j, group.name)))
 
 
 def default_view(report: Report) -> View:

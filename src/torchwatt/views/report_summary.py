@@ -307,7 +307,27 @@ def energy_rates(report: Report) -> tuple[EnergyRate, ...]:
     for unit, count in sorted(report.units.items()):
         per_unit = format_energy(report.energy_per(count))
         energy_rates.append(EnergyRate(f"per {unit}", per_unit, f"{format_count(count)} counted, total / count"))
-    return (*energy_rates, *([] if report.cost is None else [_cost_rate(report, report.cost)]))
+    return (*energy_rates, *_stage_figures(report), *([] if report.cost is None else [_cost_rate(report, report.cost)]))
+
+
+def stage_energy_j(report: Report) -> dict[str, float]:
+    """Return joules by the name of each stage, "" for none, most first; {} where the program named no stage."""
+    joules: dict[str, list[float]] = defaultdict(list)
+    for ledger in report.counted:
+        for entry in ledger.entries:
+            joules[entry.stage].append(entry.energy_self_j)
+    sums = {stage: fsum(each) for stage, each in joules.items()}
+    return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0]))) if any(sums) else {}
+
+
+def _stage_figures(report: Report) -> list[EnergyRate]:
+    """Return joules of each stage with its share of the total."""
+    total_j = report.energy_j or 0.0
+    stages = stage_energy_j(report) if total_j > 0 else {}
+    return [
+        EnergyRate(f"stage {name}" if name else "no stage", format_energy(joules), f"{joules / total_j:.1%} of the run")
+        for name, joules in stages.items()
+    ]
 
 
 def _cost_rate(report: Report, cost: Impact) -> EnergyRate:

@@ -188,7 +188,7 @@ def _row_name(group: LayerGroup, by: View) -> str:
     name = escape_unprintable(group.name)
     if by == "tree":
         return "  " * group.depth + (name.rpartition(".")[2] if group.depth else name)
-    counted = group.count > 1 and name != f"{group.count} more"
+    counted = group.count > 1 and by != "stage" and name != f"{group.count} more"
     return name + (f" x{group.count}" if counted else "") + (" ~" if group.unclear else "")
 
 

@@ -1,0 +1,179 @@
+"""Rows of the user's scopes and stages in the logs of threads."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from array import array
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from torchwatt.core.meter import IntArray, Severity
+from torchwatt.core.terms import UNATTRIBUTED
+from torchwatt.tracing.log_rows import ALL_CALLS, FIRST_SCOPE_KEY, NO_STAGE, OFF, STEP_ENDS, OpenStage, SignatureTable
+from torchwatt.tracing.patches import graph_task_id, sequence_nr
+
+if TYPE_CHECKING:
+    from torchwatt.tracing.fast_path import FastPath
+    from torchwatt.tracing.module_registry import ModuleRegistry
+    from torchwatt.tracing.thread_log import ThreadLog
+
+NOT_LOGGED = -1
+MANY_CHANGES = 16_384  # of the stage, in memory
+
+
+class OpenNames:
+    """The scopes and stages that are open on one thread, and the changes of its stage."""
+
+    __slots__ = ("_changes", "scopes", "staged")
+
+    def __init__(self) -> None:
+        self.scopes: list[tuple[int, str]] = []  # start and name of each
+        self.staged: list[OpenStage] = []
+        self._changes = array("q")  # times, and the number of the stage from then on
+
+    def starts_ns(self) -> list[int]:
+        """Return when the open ones began."""
+        return [*(start_ns for start_ns, _ in self.scopes), *(stage.start_ns for stage in self.staged)]
+
+    def stage_changed(self, t_ns: int) -> None:
+        """Record which stage the thread is in from now on: the innermost that is open."""
+        self._changes.extend((t_ns, self.staged[-1].number if self.staged else NO_STAGE))
+
+    def stages(self) -> IntArray:
+        """Return the changes of the stage, as `stages_at` takes them."""
+        return np.array(self._changes[:], dtype=np.int64).reshape(-1, 2)
+
+    def forget_stages(self, until_ns: int, needed_ns: IntArray) -> None:
+        """Drop the changes before a time, where there are many, but those in force at some times."""
+        if len(self._changes) <= 2 * MANY_CHANGES:
+            return
+        changes = self.stages()
+        needed = np.searchsorted(changes[:, 0], np.append(needed_ns, until_ns), side="right") - 1
+        is_kept = changes[:, 0] > until_ns
+        is_kept[needed[needed >= 0]] = True
+        self._changes = array("q", changes[is_kept].ravel().tolist())
+
+
+class NamingContext(Protocol):
+    """The attributes of the hub that are used here."""
+
+    quiet: FastPath
+    registry: ModuleRegistry
+    signatures: SignatureTable
+    clock_ns: Callable[[], int]
+    force_rows: int
+
+    def log(self) -> ThreadLog:
+        """Return this thread's log."""
+
+    def look_closer(self) -> None:
+        """Request a full trace: new work begins."""
+
+    def overflow(self, log: ThreadLog) -> None:
+        """Compact a log that has grown too long within a step."""
+
+    def note(self, severity: Severity, code: str, message: str) -> None:
+        """Record an event, once per code."""
+
+
+class NamedParts:
+    """Logs scopes and stages.
+
+    A scope is a row with a key of its own, below all others. A stage is a row of the same kind, for the time of nobody
+    in it, and two changes in `OpenNames`, which tell the stage of everything else.
+    """
+
+    def __init__(self, host: NamingContext) -> None:
+        self._host = host
+        self._lock = threading.RLock()  # reentrant: a signal handler of the user may open a scope
+        self.scopes: dict[str, int] = {}  # key of each, by name
+        self.stage_rows: dict[tuple[str, int], int] = {}  # key, by the scope around it and the stage's number
+        self.stages: dict[str, int] = {}  # number of each stage, by name
+        self._entered: dict[int, int] = {}  # how often each stage began
+        self._stand_ins: dict[int, object] = {}  # by key, an object whose id stands for the row in signatures
+
+    def scope_key(self, name: str) -> int:
+        """Return the key of a user's scope; equal names share one."""
+        with self._lock:
+            return self.scopes.setdefault(name, self._next_key())
+
+    def _next_key(self) -> int:
+        return FIRST_SCOPE_KEY - len(self.scopes) - len(self.stage_rows)
+
+    def _count(self, key: int) -> None:
+        """Have a new kind of row counted in steps of which only the end is recorded, and trace the next step."""
+        with self._lock:
+            stand_in = self._stand_ins.setdefault(key, object())
+            self._host.registry.by_id[id(stand_in)] = key
+            self._host.quiet.scopes.add(id(stand_in))
+            self._host.signatures.count_scope(key)
+        self._host.look_closer()
+
+    def scope_begins(self, name: str) -> tuple[ThreadLog, str, int, int, int]:
+        """Open a user's scope; pass the result to `scope_ended`."""
+        log, start = self._host.log(), self._host.clock_ns()
+        key = self.scope_key(name)
+        if key not in self._stand_ins:
+            self._count(key)
+        if log.mode != ALL_CALLS and (log.inside or self._host.quiet.inside == log.ident):
+            start = NOT_LOGGED  # nested inside an outermost call: filled in
+        else:
+            log.names.scopes.append((start, name))
+        return log, name, sequence_nr(), graph_task_id(), start
+
+    def scope_ended(self, begun: tuple[ThreadLog, str, int, int, int]) -> None:
+        """Log a user's scope on the thread where it began."""
+        log, name, seq, task, start = begun
+        if start != NOT_LOGGED and log.mode != OFF and (start, name) in log.names.scopes:
+            log.names.scopes.remove((start, name))
+            next_number = sequence_nr() if log is self._host.log() else seq
+            self._log_row(log, self.scopes[name], start, (seq, next_number, task))
+
+    def _log_row(self, log: ThreadLog, key: int, start_ns: int, rest: tuple[int, int, int]) -> int:
+        """Log a row that ends now; return its end."""
+        log.settle()
+        # What began in a step of which only the end is recorded is filled in from a step with the same scopes.
+        if log.mode == STEP_ENDS and start_ns >= log.step_end:
+            if self._host.quiet.alone:
+                self._host.quiet.called.append(id(self._stand_ins[key]))
+            return self._host.clock_ns()
+        if start_ns >= log.asleep_since:  # around the optimizer's step, which has ended the loop's step
+            return self._host.clock_ns()
+        if len(log.rows) > self._host.force_rows:
+            self._host.overflow(log)
+        end_ns = self._host.clock_ns()
+        log.rows.append((key, start_ns, end_ns, *rest))
+        return end_ns
+
+    def stage_begins(self, name: str) -> tuple[ThreadLog, OpenStage] | None:
+        """Open a stage; pass the result to `stage_ended`. None: inside the call of a module there are no stages."""
+        start_ns, host, log = self._host.clock_ns(), self._host, self._host.log()
+        if log.inside or host.quiet.inside == log.ident or host.registry.enclosed(sys._getframe(1)):
+            text = f"the stage {name!r} was opened inside a module's call: its joules are in the stage around that call"
+            host.note("info", "STAGE_INSIDE_CALL", text)
+            return None
+        with self._lock:
+            number = self.stages.setdefault(name, len(self.stages) + 1)
+            around = log.names.scopes[-1][1] if log.names.scopes else UNATTRIBUTED
+            key = self.stage_rows.setdefault((around, number), self._next_key())
+            times = self._entered[number] = self._entered.get(number, 0) + 1
+        if key not in self._stand_ins:
+            self._count(key)
+        elif not times & (times - 1):  # the 2nd, 4th, 8th ...: a rare stage is traced as well
+            host.look_closer()
+        stage = OpenStage(number, key, start_ns)
+        log.names.staged.append(stage)
+        log.names.stage_changed(stage.start_ns)
+        return log, stage
+
+    def stage_ended(self, begun: tuple[ThreadLog, OpenStage]) -> None:
+        """Log a stage on the thread where it began."""
+        log, stage = begun
+        if log.mode != OFF and stage in log.names.staged:
+            log.names.staged.remove(stage)
+            number = sequence_nr()
+            end_ns = self._log_row(log, stage.key, stage.start_ns, (number, number, graph_task_id()))
+            log.names.stage_changed(end_ns)

@@ -70,6 +70,22 @@ def test_the_parts_add_up_to_all_the_time():
     assert parts.total_s == pytest.approx(ended - began, abs=1e-3)
 
 
+def test_what_the_clock_itself_takes_is_no_time_of_a_phase():
+    now_s = [0.0]
+
+    class SlowBooks(dict):
+        def __setitem__(self, phase, seconds):
+            super().__setitem__(phase, seconds)
+            now_s[0] += 1.0
+
+    parts = Parts(clock=lambda: now_s[0])
+    parts.seconds = SlowBooks(parts.seconds)
+    for phase in ("forward", "backward", "optimizer", "other"):
+        parts.start(phase)
+    assert parts.total_s > 0
+    assert parts.seconds["other"] == parts.total_s
+
+
 def test_calls_without_gradients_are_followed_by_no_backward_pass():
     parts = Parts()
     model = parts.count(nn.Linear(4, 4))

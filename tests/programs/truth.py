@@ -20,7 +20,8 @@ class Parts:
     """Seconds of each phase, calls of each module and steps of each stage, as the program itself counts them.
 
     `start(phase)` ends the part before. The program is in `other` until it starts a part: making models and batches,
-    losses outside modules, `zero_grad`, hand-written updates. `length` is how much longer than usual the program runs.
+    losses outside modules, `zero_grad`, hand-written updates; what `start` itself takes is `other` as well. `length` is
+    how much longer than usual the program runs.
 
     The clock is that of the thread's CPU time, which the joules of a CPU follow: where other programs or threads take
     the core away, nothing is used. A program that waits for others of its own needs a clock that goes on meanwhile.
@@ -36,7 +37,7 @@ class Parts:
         self.graded_calls: Counter[str] = Counter()  # those that a backward pass follows
         self.steps: Counter[str] = Counter()
         self._phase = "other"
-        self._since = self.clock()
+        self._since = self._called = self.clock()  # `_called`: where the latest `start` was called
         self._open: tuple[str, float] | None = None  # a group whose backward has begun
         self._ends_by_itself = False  # the open group ends at the last gradient of its weights
 
@@ -45,11 +46,14 @@ class Parts:
         now = self.clock()
         self.seconds[self._phase] += now - self._since
         self._end_backward(now)
-        self._phase, self._since = phase, now
+        self.seconds["other"] += self._since - self._called
+        self._phase, self._called = phase, now
+        self._since = self.clock()
 
     def restart(self) -> None:
         """Leave out the seconds since the last `start`: before the run, and where a thread waits for others."""
         self._phase, self._since = "other", self.clock()
+        self._called = self._since
 
     def fetched(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Yield batches, with the time that each took to come as `data`."""

@@ -1,9 +1,11 @@
 """A patch that is taken off leaves its owner as it was, whatever kind of attribute it covered."""
 
 import pytest
+import torch
 import torch.distributed as dist
+from torch import nn
 
-from torchwatt.tracing.patches import Patch
+from torchwatt.tracing.patches import Patch, has_several_steps
 
 
 def wrapped(original):
@@ -50,3 +52,27 @@ def test_a_method_of_a_class_in_c_is_bound_again_afterwards():
     patch.remove()
     assert vars(owner)["num_keys"] is before
     assert store.num_keys() == 0
+
+
+class Optimizer(torch.optim.Optimizer):
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    def step(self, closure=None):
+        return closure
+
+
+class InheritsStep(Optimizer):
+    pass
+
+
+class CallsInheritedStep(Optimizer):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(
+    ("kind", "several"), [(InheritsStep, False), (CallsInheritedStep, True), (Optimizer, False)]
+)  # in this order: torch wraps the step of each class when the first of its optimizers is made
+def test_only_an_optimizer_that_overrides_a_step_may_run_the_hooks_twice(kind, several):
+    assert has_several_steps(kind([nn.Parameter(torch.zeros(1))])) is several

@@ -735,6 +735,11 @@ def test_a_part_that_takes_either_of_two_lengths_has_their_mean():
     assert filled_shares(steps, [7] * 24) == pytest.approx([0.6 / (0.6 + 0.4 / 3 + 2.4 / 3)], abs=0.02)
 
 
+def test_a_part_that_seldom_takes_long_has_its_mean_where_the_cpu_time_is_known():
+    steps = [(600, 400)] * 11 + [(600, 1_900)]  # as where memory comes from the system, page by page
+    assert filled_shares(steps * 2, [7] * 24) == pytest.approx([0.6 / (0.6 + 0.525)], abs=0.01)
+
+
 @given(waits_ns=st.tuples(st.integers(0, 2_000), st.integers(0, 2_000)))
 def test_a_wait_for_data_is_a_part_of_the_step_and_what_other_programs_take_is_not(waits_ns):
     data_ns = 300 + waits_ns[SLOT_BACKWARD]

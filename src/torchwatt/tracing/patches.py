@@ -212,7 +212,9 @@ _STEP_CODE = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__  # o
 
 def has_several_steps(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether the class of an optimizer overrides the step of a class that may run the hooks as well."""
-    return sum("step" in vars(owner) for owner in type(optimizer).__mro__) > 2  # one is that of `Optimizer`
+    # Torch puts its wrapper of an inherited step into the first class that is used: AdamW's wraps Adam's.
+    steps = {id(inspect.unwrap(vars(owner)["step"])) for owner in type(optimizer).__mro__ if "step" in vars(owner)}
+    return len(steps) > 2  # one is that of `Optimizer`
 
 
 def is_inner_step(optimizer: torch.optim.Optimizer) -> bool:

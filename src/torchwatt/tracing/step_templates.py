@@ -42,7 +42,7 @@ from torchwatt.tracing.template_composer import (
 MOST_STEPS = 512  # templates to choose from, evenly spread in time
 TEMPLATES_IN_TURN = 16  # templates used in turn around one instant
 DISTURBED_RATIO = 4.0  # times the median length: a longer step was interrupted
-TRIMMED = 0.1  # of the lengths of a part, at each end
+TRIMMED = 0.1  # of the lengths of a part, at each end, by the wall clock
 FEW_READINGS = 3  # of the CPU time in a step
 
 
@@ -98,8 +98,9 @@ class StepTemplates:
                     stage = int(stages_at(modules.stages, np.array([call.end_ns - after_ns - 1]))[0])
                     self._straddles |= ran.straddles(call.start_ns, call.end_ns)
                     model = _StepModel(
-                        call, spans_inside[:, 1], ran_in.net_ns, template, counts, over, is_traced, graph_nodes, stage
-                    )
+                        call, spans_inside[:, 1], ran_in.net_ns, template, counts, over, is_traced, graph_nodes, stage,
+                        on_cpu_clock=ran_in is not call,
+                    )  # fmt: skip
                     self._models.append(model)
         self._models.sort(key=lambda model: model.start_ns)
 
@@ -288,6 +289,7 @@ class _StepModel:
     traced: bool  # all its calls were logged, which lengthened it
     nodes: int | None  # size of its graph; None: unknown
     stage: int
+    on_cpu_clock: bool  # without what other programs took
 
     @property
     def start_ns(self) -> int:
@@ -361,10 +363,11 @@ def _drop_disturbance(step_spans: StepSpans) -> StepSpans:
 
 
 def _even_parts(models: Sequence[_StepModel]) -> list[_StepModel]:
-    """Give steps of one kind the trimmed mean length of each of their outermost parts.
+    """Give steps of one kind the mean length of each of their outermost parts, trimmed if by the wall clock.
 
     Another program lengthens one part of one step; over many steps it lengthens all parts equally. The mean, since
-    these parts stand for sums: where a part takes either of two lengths, its median is 6 points of the step off.
+    these parts stand for sums: where a part takes either of two lengths, its median is 6 points of the step off, and
+    where it seldom takes long, trimmed means lack that.
     """
     groups: dict[tuple[int, ...], list[tuple[_StepModel, FloatArray]]] = defaultdict(list)
     for model in models:
@@ -377,15 +380,16 @@ def _even_parts(models: Sequence[_StepModel]) -> list[_StepModel]:
         if len(group) < FEW_SAMPLES:
             result += [model for model, _ in group]
             continue
-        parts = _trimmed_mean(np.array([np.diff(bounds) * model.length_ns for model, bounds in group]))
+        trimmed = 0.0 if all(model.on_cpu_clock for model, _ in group) else TRIMMED
+        parts = _mean(np.array([np.diff(bounds) * model.length_ns for model, bounds in group]), trimmed)
         usual = np.concatenate(([0.0], np.cumsum(parts))) / max(float(parts.sum()), 1.0)
         result += [replace(model, template=_warp_spans(model.template, bounds, usual)) for model, bounds in group]
     return sorted(result, key=lambda model: model.start_ns)
 
 
-def _trimmed_mean(values: FloatArray) -> FloatArray:
-    """Return the mean of each column without its lowest and its highest tenth."""
-    dropped = round(len(values) * TRIMMED)
+def _mean(values: FloatArray, trimmed: float) -> FloatArray:
+    """Return the mean of each column without that part of its lowest and its highest values."""
+    dropped = round(len(values) * trimmed)
     mean: FloatArray = np.sort(values, axis=0)[dropped : len(values) - dropped].mean(axis=0)
     return mean
 

@@ -37,6 +37,12 @@ def train(seconds, rest_s=0.0):
         time.sleep(rest_s)"""
 # Until somebody interrupts it; it leaves the processor to what the test looks at.
 TRAIN_ON = "train(100, rest_s=0.05)"
+# Like cases, of which the commit chooses one for `make test`: where a report is shown, and what is done in a notebook.
+SHOWN = (
+    "by profile()", "without a live view", "in a cleared output", "in Output", "in interact", "marimo", "voila",
+    "notebook 7",
+)  # fmt: skip
+DONE = ("exception", "interrupt", "restart", "reload", "panel", "commands", "history")
 SETUP = f"%load_ext torchwatt\n{MODEL}"
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.browser.conftest import PICTURES, SETUP, TRAIN_ON, choose_view, picture
+from tests.browser.conftest import DONE, PICTURES, SETUP, SHOWN, TRAIN_ON, choose_view, picture
 from tests.support.heavy import LONG_ALONE, one_of
 from torchwatt.notebook.live_updater import MAX_PERIOD_S
 
@@ -20,8 +20,6 @@ WATCH = """() => { window.beats = [];
     window.watching?.disconnect();
     window.watching = new MutationObserver(list => ours(list).forEach(() => beats.push(performance.now())));
     watching.observe(document.body, {subtree: true, attributes: true, attributeFilter: ['data-beats']}); }"""
-ENDS = ("exception", "interrupt", "restart", "reload")  # of a cell, of its kernel or of the page, in a live view
-SHOWN = ("by profile()", "without a live view", "in a cleared output")
 # What Python shows of the modules, in the digits that people see: its own numbers are the reference.
 TRUTH = """from torchwatt.views import format_energy
 booked = run.layers[run.layers.provenance != "derived"]  # the others only contain modules
@@ -104,7 +102,7 @@ def compare_with_python(lab):
     assert compared >= 20
 
 
-@one_of(ENDS, "exception")
+@one_of(DONE, "exception")
 def test_an_exception_leaves_the_report_and_stops_run_all(running):
     lab = running(SETUP, "%%energy -o run\ntrain(2)\n1 / 0", "print('not reached')")
     lab.page.wait_for_selector(REPORT)
@@ -116,7 +114,7 @@ def test_an_exception_leaves_the_report_and_stops_run_all(running):
     assert outputs(lab, 2) == []
 
 
-@one_of(ENDS, "interrupt")
+@one_of(DONE, "interrupt")
 def test_an_interrupt_leaves_the_report_and_stops_run_all(running):
     lab = running(SETUP, f"%%energy -o run\n{TRAIN_ON}", "print('not reached')")
     lab.page.wait_for_function("() => beats.length >= 2")
@@ -127,7 +125,7 @@ def test_an_interrupt_leaves_the_report_and_stops_run_all(running):
     assert outputs(lab, 2) == []
 
 
-@one_of(ENDS, "restart")
+@one_of(DONE, "restart")
 def test_a_restart_of_the_kernel_says_that_it_is_gone(running):
     lab = running(SETUP, f"%%energy -o run\n{TRAIN_ON}")
     lab.page.wait_for_function("() => beats.length >= 4")
@@ -137,7 +135,7 @@ def test_a_restart_of_the_kernel_says_that_it_is_gone(running):
     lab.page.wait_for_function("() => !document.querySelector('.tw-status-item')?.offsetParent")
 
 
-@one_of(ENDS, "reload")
+@one_of(DONE, "reload")
 def test_the_panel_and_the_status_bar_find_a_running_kernel_again_after_a_reload(running):
     lab = running(SETUP, "%%energy -q\ntrain(1)", f"%%energy -o run\n{TRAIN_ON}")
     lab.command("docmanager:save")

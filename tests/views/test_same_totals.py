@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.examples import examples
+from tests.support.heavy import heavy_unless
 from tests.support.reports import CPU, GPU, bare_report
 from torchwatt.audit.table_rows import rows_by_table
 from torchwatt.core.ledger import Entry, Ledger
@@ -264,7 +265,7 @@ def random_names(count, seed):
     return [ROOT, *names]
 
 
-@pytest.mark.parametrize("count", [10, 100, 1000, pytest.param(10_000, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("count", heavy_unless(lambda count: count <= 100, [10, 100, 1000, 10_000]))
 def test_models_of_any_size_have_the_same_totals_in_all_views(count):
     check_all(made_report(random_names(count, count), count), csv=count <= 1000)
 

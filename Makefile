@@ -14,7 +14,8 @@ SIDE_BY_SIDE := $(BIN)/python -m pytest -m "not alone and not heavy" -n 4 --dist
 # Only the files that have such tests are collected: importing all of them takes half a minute.
 ALONE := $(BIN)/python -m pytest -m "alone and not heavy" --durations=10 $(shell grep -rl --include=*.py "mark.alone" tests)
 AGAIN := $(BIN)/python -m pytest -m "not heavy" --last-failed --last-failed-no-failures none --maxfail 1
-HEAVY_FILES := $(shell grep -rlE --include=test_*.py "mark.heavy|heavy_unless|one_of|some_of" tests)
+# Files with cases that are heavy by themselves, or by a fixture: that of kernels.
+HEAVY_FILES := $(shell grep -rlE --include=test_*.py "mark.heavy|heavy_unless|one_of|some_of|def test_.*kernel" tests)
 HEAVY := $(BIN)/python -m pytest -m "heavy and not alone" -n 3 --dist loadfile --no-loadscope-reorder --durations=10 $(HEAVY_FILES)
 HEAVY_ALONE := $(BIN)/python -m pytest -m "heavy and alone" --durations=10 $(HEAVY_FILES)
 # Laws, with ten times as many examples as in `make test`.

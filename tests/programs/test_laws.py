@@ -42,7 +42,7 @@ def is_installed(name: str) -> bool:
 
 
 KINDS = {each.make.__module__ for each in PROGRAMS.values() if not each.heavy}
-SOME_KINDS, EACH_KIND = 4, 1  # files in `make test`, and programs of each
+SOME_KINDS, EACH_KIND = 2, 1  # files in `make test`, and programs of each
 USUAL = set().union(*(
     chosen([name for name, each in PROGRAMS.items() if each.make.__module__ == kind and not each.heavy], EACH_KIND)
     for kind in chosen(KINDS, SOME_KINDS)

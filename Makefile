@@ -14,12 +14,17 @@ SIDE_BY_SIDE := $(BIN)/python -m pytest -m "not alone and not heavy" -n 4 --dist
 # Only the files that have such tests are collected: importing all of them takes half a minute.
 ALONE := $(BIN)/python -m pytest -m "alone and not heavy" --durations=10 $(shell grep -rl --include=*.py "mark.alone" tests)
 AGAIN := $(BIN)/python -m pytest -m "not heavy" --last-failed --last-failed-no-failures none --maxfail 1
-HEAVY := $(BIN)/python -m pytest -m heavy $(shell grep -rlE --include=test_*.py "mark.heavy|heavy_unless|one_of|some_of" tests)
+# Files with cases that are heavy by themselves, or by a fixture: that of kernels.
+HEAVY_FILES := $(shell grep -rlE --include=test_*.py "mark.heavy|heavy_unless|one_of|some_of|def test_.*kernel" tests)
+HEAVY := $(BIN)/python -m pytest -m "heavy and not alone" -n 3 --dist loadfile --no-loadscope-reorder --durations=10 $(HEAVY_FILES)
+HEAVY_ALONE := $(BIN)/python -m pytest -m "heavy and alone" --durations=10 $(HEAVY_FILES)
 # Laws, with ten times as many examples as in `make test`.
 LAWS := $(BIN)/python -m pytest -m "not alone and not heavy" --hypothesis-profile heavy -n 3 --dist loadfile \
 	$(shell grep -rl --include=test_*.py "^@given" tests)
 # Files with tests that choose their cases inside.
 EVERY_CASE := $(BIN)/python -m pytest -m "not alone and not heavy" tests/faults
+# A test that failed is found by its name: all cases are chosen, whatever it was that chose it.
+ALL_AGAIN := $(BIN)/python -m pytest --hypothesis-profile heavy --last-failed --last-failed-no-failures none --maxfail 1
 DEMO := demo-output
 # What `unit` runs beside its first group; `setup` is done by then.
 BESIDE := setup
@@ -102,11 +107,20 @@ unit: setup
 	fi; \
 	if [ $$beside_failed = 1 ]; then echo "$(BESIDE) failed: see above"; exit 1; fi
 
-# The tests that take minutes, or need more packages: compiled programs, thousands of modules, the shortest steps.
-test-all: test $(ALL_PACKAGES)
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(HEAVY)
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(LAWS)
-	TORCHWATT_CASES=all OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(EVERY_CASE)
+# What `make test` leaves out: all cases where it runs those that the commit chose, tests that take minutes or need more
+# packages, and laws with more examples. Side by side, but for those that measure time; what failed runs once more.
+test-all: export OMP_NUM_THREADS := 1
+test-all: export OPENBLAS_NUM_THREADS := 1
+test-all: setup $(ALL_PACKAGES)
+	@failed=0; \
+	$(HEAVY) --cache-clear || failed=1; \
+	$(LAWS) || failed=1; \
+	TORCHWATT_CASES=all $(EVERY_CASE) || failed=1; \
+	$(HEAVY_ALONE) || failed=1; \
+	if [ $$failed = 1 ]; then \
+		echo "Some tests failed. They run once more:"; \
+		TORCHWATT_CASES=all $(ALL_AGAIN) || exit 1; \
+	fi
 
 $(ALL_PACKAGES): requirements-all.txt | $(PACKAGES)
 	$(BIN)/python -m pip install --quiet --requirement requirements-all.txt

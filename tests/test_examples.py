@@ -10,7 +10,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.notebook.test_example import NOTEBOOKS
 from tests.support import ready
+from tests.support.heavy import one_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,6 +61,7 @@ def test_every_block_of_the_readme_has_a_language_that_a_test_runs():
 
 
 @pytest.mark.slow
+@one_of(NOTEBOOKS, "the README")
 def test_the_cells_of_the_readme_run_as_they_stand_and_print_its_layers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -28,12 +28,21 @@ torch.set_num_threads(1)
 block = lambda: nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
 model = nn.Sequential(*[block() for _ in range(5)], nn.Linear(256, 10))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-def train(seconds):
+def train(seconds, rest_s=0.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         optimizer.zero_grad()
         model(torch.randn(64, 256)).square().mean().backward()
-        optimizer.step()"""
+        optimizer.step()
+        time.sleep(rest_s)"""
+# Until somebody interrupts it; it leaves the processor to what the test looks at.
+TRAIN_ON = "train(100, rest_s=0.05)"
+# Like cases, of which the commit chooses one for `make test`: where a report is shown, and what is done in a notebook.
+SHOWN = (
+    "by profile()", "without a live view", "in a cleared output", "in Output", "in interact", "marimo", "voila",
+    "notebook 7",
+)  # fmt: skip
+DONE = ("exception", "interrupt", "restart", "reload", "panel", "commands", "history")
 SETUP = f"%load_ext torchwatt\n{MODEL}"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.browser.conftest import PICTURES, THEMES, check_axe, choose_view
 from tests.browser.model_reports import SLOW_DATA, model_report, write_reports
-from tests.support.heavy import heavy_unless
+from tests.support.heavy import heavy_unless, some_of
 from torchwatt.views.html_report import to_html_page
 from torchwatt.views.number_format import format_energy
 from torchwatt.views.report_payload import to_payload
@@ -110,7 +110,7 @@ def test_the_first_screen_says_that_the_run_waited_for_data(shown):
 
 
 @pytest.mark.usefixtures("axe")
-@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("theme", some_of(THEMES, 1))
 def test_axe_finds_nothing_in_report_and_panel(lab, shown, theme):
     page = shown("gpt-8", "resnet", panel=True)
     lab.theme(THEMES[theme])
@@ -132,7 +132,7 @@ FITS = """() => document.documentElement.scrollWidth <= innerWidth
 
 
 @pytest.mark.usefixtures("axe")
-@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("theme", some_of(THEMES, 1))
 def test_axe_finds_nothing_in_the_page(chromium, tmp_path, theme):
     (tmp_path / "report.html").write_text(to_html_page(model_report("gpt-8")), encoding="utf-8")
     page = chromium.new_page(color_scheme=theme, bypass_csp=True)

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from tests.browser.conftest import PICTURES, SETUP, choose_view, picture
-from tests.support.heavy import one_of
+from tests.browser.conftest import DONE, PICTURES, SETUP, SHOWN, TRAIN_ON, choose_view, picture
+from tests.support.heavy import LONG_ALONE, one_of
 from torchwatt.notebook.live_updater import MAX_PERIOD_S
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -20,8 +20,6 @@ WATCH = """() => { window.beats = [];
     window.watching?.disconnect();
     window.watching = new MutationObserver(list => ours(list).forEach(() => beats.push(performance.now())));
     watching.observe(document.body, {subtree: true, attributes: true, attributeFilter: ['data-beats']}); }"""
-ENDS = ("exception", "interrupt", "restart")  # of a cell while its view is live
-SHOWN = ("by profile()", "without a live view", "in a cleared output")
 # What Python shows of the modules, in the digits that people see: its own numbers are the reference.
 TRUTH = """from torchwatt.views import format_energy
 booked = run.layers[run.layers.provenance != "derived"]  # the others only contain modules
@@ -63,6 +61,7 @@ def running(lab, notebook):
 
 
 @pytest.mark.alone  # counts the updates and their gaps
+@one_of(LONG_ALONE, "live view and Python's numbers")
 def test_the_view_moves_while_the_kernel_is_busy_and_ends_as_the_report_with_pythons_numbers(running):
     lab = running(SETUP, "%%energy -o run --region FRA\ntrain(10)", TRUTH)
     page = lab.page
@@ -103,7 +102,7 @@ def compare_with_python(lab):
     assert compared >= 20
 
 
-@one_of(ENDS, "exception")
+@one_of(DONE, "exception")
 def test_an_exception_leaves_the_report_and_stops_run_all(running):
     lab = running(SETUP, "%%energy -o run\ntrain(2)\n1 / 0", "print('not reached')")
     lab.page.wait_for_selector(REPORT)
@@ -115,9 +114,9 @@ def test_an_exception_leaves_the_report_and_stops_run_all(running):
     assert outputs(lab, 2) == []
 
 
-@one_of(ENDS, "interrupt")
+@one_of(DONE, "interrupt")
 def test_an_interrupt_leaves_the_report_and_stops_run_all(running):
-    lab = running(SETUP, "%%energy -o run\ntrain(100)", "print('not reached')")
+    lab = running(SETUP, f"%%energy -o run\n{TRAIN_ON}", "print('not reached')")
     lab.page.wait_for_function("() => beats.length >= 2")
     lab.command("notebook:interrupt-kernel")
     lab.page.wait_for_selector(REPORT)
@@ -126,9 +125,9 @@ def test_an_interrupt_leaves_the_report_and_stops_run_all(running):
     assert outputs(lab, 2) == []
 
 
-@one_of(ENDS, "restart")
+@one_of(DONE, "restart")
 def test_a_restart_of_the_kernel_says_that_it_is_gone(running):
-    lab = running(SETUP, "%%energy -o run\ntrain(100)")
+    lab = running(SETUP, f"%%energy -o run\n{TRAIN_ON}")
     lab.page.wait_for_function("() => beats.length >= 4")
     lab.page.evaluate("() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
     lab.page.wait_for_function("() => document.querySelector('.tw-live')?.textContent.includes('the kernel is gone')")
@@ -136,8 +135,9 @@ def test_a_restart_of_the_kernel_says_that_it_is_gone(running):
     lab.page.wait_for_function("() => !document.querySelector('.tw-status-item')?.offsetParent")
 
 
+@one_of(DONE, "reload")
 def test_the_panel_and_the_status_bar_find_a_running_kernel_again_after_a_reload(running):
-    lab = running(SETUP, "%%energy -q\ntrain(1)", "%%energy -o run\ntrain(100)")
+    lab = running(SETUP, "%%energy -q\ntrain(1)", f"%%energy -o run\n{TRAIN_ON}")
     lab.command("docmanager:save")
     lab.page.reload()
     lab.page.wait_for_function("() => window.jupyterapp?.started")

@@ -10,15 +10,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.browser.conftest import MODEL, PICTURES, write
+from tests.browser.conftest import MODEL, PICTURES, SHOWN, write
 from tests.notebook.lab import free_port, serving
 from tests.notebook.places import places
 from tests.support.heavy import one_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
 
-# A report is shown there as in JupyterLab.
-PLACES = ("marimo", "voila", "notebook 7")
 # Python's own numbers, in the digits that people see: what the page shows is compared with them.
 TRUTH = """import os, pathlib
 from torchwatt.views import format_energy
@@ -88,7 +86,7 @@ def compare_with_python(page, env):
     assert page.locator("img[alt^='power over time']").evaluate("image => image.complete && image.naturalWidth > 100")
 
 
-@one_of(PLACES, "marimo")
+@one_of(SHOWN, "marimo")
 def test_a_marimo_app_shows_the_report_of_a_block(look, env, tmp_path):
     cells = (f"import torchwatt as tw\n{MODEL}\n{MEASURED}\nrun", TRUTH.replace("json.", "__import__('json')."))
     names = ("", "run")
@@ -110,7 +108,7 @@ def test_a_marimo_app_shows_the_report_of_a_block(look, env, tmp_path):
             compare_with_python(page, env)
 
 
-@one_of(PLACES, "voila")
+@one_of(SHOWN, "voila")
 def test_voila_shows_the_report_of_a_cell(look, env, tmp_path):
     (tmp_path / "page").mkdir()
     magic = f"%%energy -o run --region FRA --name 'small <net>'\n{MEASURED.partition(chr(10))[2].replace('    ', '')}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.conftest import picture
+from tests.browser.conftest import SHOWN, picture
 from tests.browser.test_live import REPORT, start
 from tests.support.heavy import one_of
 
@@ -27,15 +27,14 @@ INTERACT = """def f(n=10):
         work(n)
     print('worked', n)
 widgets.interact(f, n=(5, 20));"""
-WIDGETS = ("Output", "interact")
 INSIDE = ".jupyter-widgets-output-area, .widget-output"
 
 
 @pytest.mark.parametrize(
     "cell",
     [
-        pytest.param(OUTPUT, marks=one_of(WIDGETS, "Output"), id="Output"),
-        pytest.param(INTERACT, marks=one_of(WIDGETS, "interact"), id="interact"),
+        pytest.param(OUTPUT, marks=one_of(SHOWN, "in Output"), id="Output"),
+        pytest.param(INTERACT, marks=one_of(SHOWN, "in interact"), id="interact"),
     ],
 )
 def test_a_report_is_visible_inside_a_widget_that_takes_output(lab, notebook, cell, request):

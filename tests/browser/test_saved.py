@@ -7,8 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.browser.conftest import SETUP, ours, picture, write
-from tests.browser.test_others import PLACES
+from tests.browser.conftest import SETUP, SHOWN, ours, picture, write
 from tests.notebook.lab import UNFOLD, server
 from tests.support.heavy import one_of
 
@@ -69,7 +68,7 @@ def test_a_notebook_that_is_not_trusted_shows_every_number(saved, lab, folder):
     assert lab.page.evaluate(NUMBERS) == saved["numbers"]
 
 
-@one_of(PLACES, "notebook 7")
+@one_of(SHOWN, "notebook 7")
 def test_notebook_7_draws_the_report_and_the_badges(saved, chromium, folder, tmp_path):
     with server(folder, tmp_path, extension=True, module="notebook") as base:
         context = chromium.new_context(viewport={"width": 1280, "height": 1500})

@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from tests.browser.conftest import MODEL, SETUP, choose_view, picture, write
+from tests.browser.conftest import DONE, MODEL, SETUP, choose_view, picture, write
+from tests.support.heavy import one_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -81,6 +82,7 @@ def test_the_icicle_is_walked_and_looked_into_by_keyboard(lab, reported):
     assert page.locator(".tw-icicle-map [data-key='(root)']").count() == 1
 
 
+@one_of(DONE, "panel")
 def test_the_panel_lists_compares_and_jumps(lab, notebook):
     blank = "x = 0\n" * 60
     cells = (SETUP, "%%energy --name first\ntrain(0.5)", blank, "%%energy --name second\ntrain(1.2)")
@@ -99,6 +101,7 @@ def test_the_panel_lists_compares_and_jumps(lab, notebook):
     page.wait_for_function("() => jupyterapp.shell.currentWidget.content.activeCellIndex === 1")
 
 
+@one_of(DONE, "commands")
 def test_the_commands_profile_a_cell_and_all_cells(lab, notebook):
     lab.open(notebook(MODEL, "train(0.5)", "train(0.3)"))
     page = lab.page
@@ -140,6 +143,7 @@ def test_the_csv_adds_up_to_the_run(lab, reported):
     assert math.fsum(float(row["energy_self_j"]) for row in rows) == pytest.approx(total, rel=1e-4)
 
 
+@one_of(DONE, "history")
 def test_every_cell_is_measured_between_on_and_off_and_the_history_lists_and_jumps(lab, notebook):
     cells = (SETUP, "%energy on", "train(0.4)", "train(0.4)", "%energy off", "train(0.2)", "%energy history")
     run_all(lab, notebook(*cells), reports=2)

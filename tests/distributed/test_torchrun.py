@@ -8,7 +8,8 @@ from math import fsum
 import pytest
 
 import torchwatt as tw
-from tests.distributed.launch import FORKED, launch
+from tests.distributed.launch import FORKED, JOBS, launch
+from tests.support.heavy import one_of
 from tests.support.powercap import FakePowercap
 from torchwatt.audit import read_bundle, verify
 from torchwatt.core.terms import NO_RANK
@@ -119,6 +120,7 @@ def test_units_of_all_ranks_are_added(whole):
     assert {part.step_count for part in report.ranks} == {75}
 
 
+@one_of(JOBS, "a killed rank")
 def test_a_killed_rank_leaves_a_partial_and_honest_report(killed, tmp_path):
     report = tw.merge(killed.folder).report
     assert report.status == "partial"
@@ -136,6 +138,7 @@ def test_a_killed_rank_leaves_a_partial_and_honest_report(killed, tmp_path):
     assert found.ok, str(found)
 
 
+@one_of(JOBS, "a killed rank")
 def test_a_rank_that_left_nothing_but_its_name_is_missing_and_its_gpu_is_not_made_up(killed, tmp_path):
     import shutil
 

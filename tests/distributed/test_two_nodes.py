@@ -8,10 +8,13 @@ from math import fsum
 import pytest
 
 import torchwatt as tw
-from tests.distributed.launch import FORKED, environment, torchrun
+from tests.distributed.launch import FORKED, JOBS, environment, torchrun
 from tests.distributed.node import ADDRESSES, two_machines, why_not
+from tests.support.heavy import one_of
 from tests.support.powercap import FakePowercap
 from torchwatt.audit import read_bundle, verify
+
+pytestmark = one_of(JOBS, "two machines")
 
 PORT = "29655"
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.integrations.world import LATE, assert_every_part_is_true, parts_j, truth_j
+from tests.support.heavy import some_of
 from tests.support.lazy_module import LazyModule, skip_without
 from torchwatt.audit import verify
 from torchwatt.core.errors import ConfigError
@@ -173,8 +174,9 @@ def test_an_exception_in_a_step_passes_and_the_report_is_there(world, tmp_path, 
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("late", [False, True])
-def test_attempts_with_other_batch_sizes_are_one_run_and_one_budget(world, tmp_path, late):
+@pytest.mark.parametrize("added", some_of(["before", "late"], 1))
+def test_attempts_with_other_batch_sizes_are_one_run_and_one_budget(world, tmp_path, added):
+    late = added == "late"
     energy = callback(world, layers="off", csv=tmp_path / "audit", energy_budget_j=1e6)
     model = trainer_run.Greedy(world)
     used = trainer(

@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.notebook.kernel import Kernel
 from tests.notebook.places import places
+from tests.support.heavy import some_of
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,7 +24,7 @@ def _own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 OLD_KERNEL = REPOSITORY / ".venv" / "old-kernel"
 
 
-@pytest.fixture(scope="session", params=["newest ipykernel", "oldest ipykernel"])
+@pytest.fixture(scope="session", params=some_of(["newest ipykernel", "oldest ipykernel"], 1))
 def _one_kernel(_own_places: None, request: pytest.FixtureRequest) -> Iterator[Kernel]:
     oldest = request.param.startswith("oldest")
     if oldest and not (OLD_KERNEL / "ipykernel").is_dir():

@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.conftest import run_script
 from tests.support import ready
+from tests.support.heavy import some_of
 from tests.tracing.nets import Net, assert_nested, batch, calls, codes, names, spans, traced, train
 from torchwatt.core.errors import ConfigError, TraceError
 from torchwatt.tracing import Tracer, scope
@@ -70,11 +71,7 @@ def test_nothing_is_left_after_stop():
 
 @pytest.mark.parametrize(
     "first",
-    [
-        "",
-        "torch.compile(net, backend='eager')(x)",
-        pytest.param("torch.export.export(net, (x,))", marks=pytest.mark.heavy),
-    ],
+    some_of(["", "torch.compile(net, backend='eager')(x)", "torch.export.export(net, (x,))"], 1),
 )
 def test_torch_s_compiler_imported_in_a_session_keeps_torch_s_own_call(first):
     """In a process of its own: on import, torch._dynamo takes what `nn.Module.__call__` is at that moment."""

@@ -1,6 +1,8 @@
 """The answer: its sentences, and each hint on both sides of its threshold."""
 
+import time
 from dataclasses import replace
+from math import fsum
 
 import pytest
 
@@ -147,6 +149,18 @@ GPT = [f"h.{i}{part}" for i in range(4) for part in ("", ".attn", ".mlp", ".mlp.
 def test_numbers_are_folded_only_where_the_siblings_are_alike(names, classes, folded):
     modules = [ModuleInfo(name, classes.get(name, "Linear")) for name in names]
     assert set(fold_names(names, modules).values()) == folded
+
+
+def test_the_answer_of_a_thousand_levels_takes_a_third_of_a_second():
+    names = [".".join(["x"] * depth) for depth in range(1, 1001)]
+    entries = tuple(
+        Entry(GPU, name, "forward", 1.0, None, None, None, None, 0.1, 1, "fit", "apportioned") for name in names
+    )
+    ledger = Ledger(GPU, 1000.0, entries, "counter", "measured", 1.0, 1.0)
+    report = bare_report(ledgers=(ledger,), modules=tuple(ModuleInfo(name, "X") for name in names), unavailable=())
+    began_s = time.thread_time()
+    assert fsum(main_groups(report).values()) == 1000.0
+    assert time.thread_time() - began_s < 1.6  # 3.3 s where each level joins its name anew
 
 
 def test_siblings_of_another_size_are_not_alike():

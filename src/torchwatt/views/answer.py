@@ -174,13 +174,14 @@ def _split_groups(named: Sequence[tuple[str, LayerSum]]) -> dict[str, float]:
     for name, layer in named:
         energy_j = layer.energy_j
         own[name].append(energy_j)
-        parts = name.split(".")
-        for depth in range(1, len(parts) + 1):
-            path = ".".join(parts[:depth])
-            if not path:  # a name that begins with a dot
-                continue
+        parent, end = "", 0
+        while end < len(name):
+            dot = name.find(".", end + 1)
+            end = dot if dot > 0 else len(name)
+            path = name[:end]  # cut, not joined anew: a name may have a thousand levels
             contained_j[path].append(energy_j)
-            children[".".join(parts[: depth - 1])].add(path)
+            children[parent].add(path)
+            parent = path
     total = {path: fsum(joules) for path, joules in contained_j.items()}
     modules_j = fsum(fsum(joules) for joules in own.values())
     groups: dict[str, float] = {}

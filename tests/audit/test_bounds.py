@@ -20,7 +20,7 @@ from torchwatt.core.report import Window
 from torchwatt.core.terms import Domain
 from torchwatt.sensors import sampler
 from torchwatt.session import session
-from torchwatt.tracing import aggregated_spans, log_rows, loop_steps, span_assembly, step_controller, thread_log
+from torchwatt.tracing import aggregated_spans, log_rows, loop_steps, step_controller, thread_log, trace_spans
 from torchwatt.tracing.scope import StepMarks
 
 MOST = 16
@@ -86,7 +86,7 @@ def checked(folder):
 def test_a_run_beyond_each_bound_of_the_trace(program, loop, tmp_path, monkeypatch):
     for module, name in ((thread_log, "MAX_RECORDS"), (aggregated_spans, "MAX_KINDS"), (step_controller, "FOLD_STEPS"),
                          (thread_log, "MAX_SKELETONS"), (step_controller, "COMPACT_ROWS"), (log_rows, "FORCE_ROWS"),
-                         (span_assembly, "MAX_FILLED")):  # fmt: skip
+                         (trace_spans, "MAX_FILLED")):  # fmt: skip
         monkeypatch.setattr(module, name, MOST)
     for bounded in (StepMarks, loop_steps.OptimizerEnds):
         monkeypatch.setattr(bounded.__init__, "__defaults__", (MOST,))

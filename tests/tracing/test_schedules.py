@@ -17,14 +17,14 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.tracing.nets import traced
 from tests.tracing.test_paths import counts
-from torchwatt.tracing import module_wrappers, span_assembly, step_controller, thread_log, tracing_policy
+from torchwatt.tracing import module_wrappers, span_assembly, step_controller, thread_log, trace_spans, tracing_policy
 from torchwatt.tracing.log_rows import ALL_CALLS, OUTERMOST, STEP_ENDS
 
 WIDTH, STEPS = 8, 50
 SMALL = (
     (step_controller, "FOLD_STEPS", 12), (step_controller, "COMPACT_ROWS", 10),
     (thread_log, "MAX_RECORDS", 40), (thread_log, "FEW_ENTRIES", 2),
-    (span_assembly, "LEAST_RECORDS", 50), (span_assembly, "MAX_FILLED", 500),
+    (span_assembly, "LEAST_RECORDS", 50), (trace_spans, "MAX_FILLED", 500),
     (module_wrappers, "MOST_CALLS_PER_STEP", 3), (module_wrappers, "MOST_FAST_CALLS", 3),
 )  # fmt: skip
 

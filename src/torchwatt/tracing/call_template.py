@@ -5,16 +5,24 @@ from __future__ import annotations
 import bisect
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
 
 from torchwatt.core.energy_curve import interpolate
-from torchwatt.core.intervals import self_times
+from torchwatt.core.intervals import self_times, top_level
 from torchwatt.core.meter import FloatArray, IntArray
-from torchwatt.tracing.log_rows import COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY
+from torchwatt.tracing.log_rows import (
+    COMMUNICATION_KEY,
+    END,
+    FORWARD_TASK,
+    KEY,
+    START,
+    TASK,
+    UNCOUNTED_COMMUNICATION_KEY,
+)
 
 T = TypeVar("T")
 
@@ -334,3 +342,65 @@ def _with_pieces(call: ElasticTemplate, order: IntArray, pieces_ns: FloatArray) 
     bounds[order] = np.minimum(np.cumsum(pieces_ns[:-1]) / call.net_ns, 1.0)
     starts, ends = np.split(bounds, 2)
     return ElasticTemplate(CallTemplate(starts, ends, template.owner, template.calls), call.net_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class TracedCall:
+    """An outermost call whose module calls were all logged: its row, and the calls of each module in it."""
+
+    row: int
+    first_row: int  # first row inside; inner rows end before the call's own
+    counts: Mapping[int, int]
+
+
+def traced_calls(table: IntArray) -> list[TracedCall]:
+    """Return the outermost calls of traced steps.
+
+    Args:
+        table: Rows of a log, in order of their ends: a call follows all calls that it encloses.
+    """
+    own = np.flatnonzero((table[:, TASK] == FORWARD_TASK) & (table[:, KEY] > 0))
+    top = own[top_level(table[own, START], table[own, END])]
+    begin_rows = np.searchsorted(table[own, END], table[top, START], side="right") if len(own) else top
+    calls = []
+    for row, begin in zip(top.tolist(), begin_rows.tolist(), strict=True):
+        end = int(np.searchsorted(own, row))
+        inner_rows = own[begin : end + 1]
+        keys, number = np.unique(table[inner_rows, KEY], return_counts=True)
+        calls.append(TracedCall(row, int(own[begin]), dict(zip(keys.tolist(), number.tolist(), strict=True))))
+    return calls
+
+
+def nearest_called(parent: Mapping[int, int], called: Collection[int]) -> dict[int, int]:
+    """Return for each called module its nearest enclosing called module, if there is one."""
+    enclosing_key = {}
+    for key in called:
+        above = parent.get(key)
+        while above is not None and above not in called:
+            above = parent.get(above)
+        if above is not None:
+            enclosing_key[key] = above
+    return enclosing_key
+
+
+class CallPattern:
+    """Calls of modules per call of the enclosing module, over traced calls."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[int, int]] = {}  # key -> first calls, and calls of the enclosing module
+        self.varying: set[int] = set()
+
+    def add(self, counts: Mapping[int, int], around: Mapping[int, int]) -> None:
+        """Add a traced call.
+
+        Args:
+            counts: Calls by key.
+            around: The nearest enclosing called module of a module, by key.
+        """
+        for key, outer in around.items():
+            parents = counts.get(outer, 0)
+            if not parents:
+                continue
+            calls, before = self._seen.setdefault(key, (counts.get(key, 0), parents))
+            if counts.get(key, 0) * before != calls * parents:
+                self.varying.add(key)

@@ -12,7 +12,16 @@ import numpy as np
 
 from torchwatt.core.meter import IntArray
 from torchwatt.tracing.aggregated_spans import ANY_GRAPH, AggregatedSpans, SpanKinds
-from torchwatt.tracing.call_template import CallTemplate, ElasticTemplate, TimedCall, net_clock, relative_sd
+from torchwatt.tracing.call_template import (
+    CallPattern,
+    CallTemplate,
+    ElasticTemplate,
+    TimedCall,
+    TracedCall,
+    net_clock,
+    relative_sd,
+    traced_calls,
+)
 from torchwatt.tracing.log_rows import (  # fmt: skip
     COMPILE_KEY,
     END,
@@ -26,11 +35,8 @@ from torchwatt.tracing.log_rows import (  # fmt: skip
     START,
     TASK,
     UNCOUNTED_COMMUNICATION_KEY,
-    CallPattern,
     CallSignature,
-    TracedCall,
     stages_at,
-    traced_calls,
 )
 from torchwatt.tracing.template_composer import CallSample, ModuleTree, TemplateComposer, sample_of
 from torchwatt.tracing.trace_spans import fit_template

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -343,65 +343,3 @@ class SignatureTable:
             number = self._numbers[content] = len(self.of)
             self.of.append(CallSignature(dict(counts), over, part, nodes, opens))
         return number
-
-
-@dataclass(frozen=True, slots=True)
-class TracedCall:
-    """An outermost call whose module calls were all logged: its row, and the calls of each module in it."""
-
-    row: int
-    first_row: int  # first row inside; inner rows end before the call's own
-    counts: Mapping[int, int]
-
-
-def traced_calls(table: IntArray) -> list[TracedCall]:
-    """Return the outermost calls of traced steps.
-
-    Args:
-        table: Rows of a log, in order of their ends: a call follows all calls that it encloses.
-    """
-    own = np.flatnonzero((table[:, TASK] == FORWARD_TASK) & (table[:, KEY] > 0))
-    top = own[top_level(table[own, START], table[own, END])]
-    begin_rows = np.searchsorted(table[own, END], table[top, START], side="right") if len(own) else top
-    calls = []
-    for row, begin in zip(top.tolist(), begin_rows.tolist(), strict=True):
-        end = int(np.searchsorted(own, row))
-        inner_rows = own[begin : end + 1]
-        keys, number = np.unique(table[inner_rows, KEY], return_counts=True)
-        calls.append(TracedCall(row, int(own[begin]), dict(zip(keys.tolist(), number.tolist(), strict=True))))
-    return calls
-
-
-def nearest_called(parent: Mapping[int, int], called: Collection[int]) -> dict[int, int]:
-    """Return for each called module its nearest enclosing called module, if there is one."""
-    enclosing_key = {}
-    for key in called:
-        above = parent.get(key)
-        while above is not None and above not in called:
-            above = parent.get(above)
-        if above is not None:
-            enclosing_key[key] = above
-    return enclosing_key
-
-
-class CallPattern:
-    """Calls of modules per call of the enclosing module, over traced calls."""
-
-    def __init__(self) -> None:
-        self._seen: dict[int, tuple[int, int]] = {}  # key -> first calls, and calls of the enclosing module
-        self.varying: set[int] = set()
-
-    def add(self, counts: Mapping[int, int], around: Mapping[int, int]) -> None:
-        """Add a traced call.
-
-        Args:
-            counts: Calls by key.
-            around: The nearest enclosing called module of a module, by key.
-        """
-        for key, outer in around.items():
-            parents = counts.get(outer, 0)
-            if not parents:
-                continue
-            calls, before = self._seen.setdefault(key, (counts.get(key, 0), parents))
-            if counts.get(key, 0) * before != calls * parents:
-                self.varying.add(key)

@@ -366,7 +366,7 @@ def _model_calls(calls: OutermostCalls, stage: str) -> list[LoopStep]:
     main = calls.take(calls.main)
     named = main.named if len(main.named) else np.zeros(len(main), dtype=np.int64)
     columns = main.start_ns.tolist(), main.end_ns.tolist(), main.count.tolist(), named.tolist()
-    return [LoopStep(*bounds, stage, named) for *bounds, named in zip(*columns, strict=True)]
+    return [LoopStep(start, end, n, stage, number) for start, end, n, number in zip(*columns, strict=True)]
 
 
 def find_models(sizes: Mapping[int, int], main: Collection[int], *, trained: bool) -> set[int]:

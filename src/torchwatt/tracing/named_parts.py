@@ -5,17 +5,32 @@ from __future__ import annotations
 import sys
 import threading
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from torchwatt.core.intervals import cut_crossings, top_level
 from torchwatt.core.meter import IntArray, Severity
 from torchwatt.core.terms import UNATTRIBUTED
-from torchwatt.tracing.log_rows import ALL_CALLS, FIRST_SCOPE_KEY, NO_STAGE, OFF, STEP_ENDS, OpenStage, SignatureTable
+from torchwatt.tracing.log_rows import (
+    ALL_CALLS,
+    END,
+    FIRST_SCOPE_KEY,
+    KEY,
+    NO_STAGE,
+    OFF,
+    START,
+    STEP_ENDS,
+    TASK,
+    BackwardCall,
+    OpenStage,
+    SignatureTable,
+)  # fmt: skip
 from torchwatt.tracing.patches import graph_task_id, sequence_nr
 
 if TYPE_CHECKING:
+    from torchwatt.tracing.aggregated_spans import AggregatedSpans, LogSnapshot
     from torchwatt.tracing.fast_path import FastPath
     from torchwatt.tracing.module_registry import ModuleRegistry
     from torchwatt.tracing.thread_log import ThreadLog
@@ -177,3 +192,58 @@ class NamedParts:
             number = sequence_nr()
             end_ns = self._log_row(log, stage.key, stage.start_ns, (number, number, graph_task_id()))
             log.names.stage_changed(end_ns)
+
+
+def uncross_scopes(start: IntArray, end: IntArray, scopes: IntArray, calls: Sequence[BackwardCall]) -> None:
+    """Shorten, in place, the scopes among spans that end after a span, or a backward call, in which they began.
+
+    Args:
+        start: Starts of spans.
+        end: Their ends.
+        scopes: Indices of the scopes.
+        calls: Backward calls of the same thread.
+    """
+    if not len(scopes):
+        return
+    all_starts = np.concatenate((start, np.array([c.start_ns for c in calls], dtype=np.int64)))
+    all_ends = np.concatenate((end, np.array([c.end_ns for c in calls], dtype=np.int64)))
+    starts, ends = np.sort(all_starts), np.sort(all_ends)
+    began = np.searchsorted(starts, end[scopes]) - np.searchsorted(starts, start[scopes], side="right")
+    ended = np.searchsorted(ends, end[scopes]) - np.searchsorted(ends, start[scopes], side="right")
+    suspects = scopes[began != ended]  # beginnings and ends inside a span must be equal in number
+    cut_crossings(all_starts, all_ends, suspects)
+    end[suspects] = all_ends[suspects]
+
+
+def scopes_in_steps(
+    snapshot: LogSnapshot, kept: IntArray, records: AggregatedSpans, scopes: frozenset[int]
+) -> Iterator[tuple[int, int, int]]:
+    """Yield the recorded scopes that lie within a step and outside of module calls: key, end_ns, how often.
+
+    Args:
+        snapshot: Of a thread's log.
+        kept: Indices of the rows that are not among the records.
+        records: The others.
+        scopes: Keys of the user's scopes.
+    """
+    if not scopes:
+        return
+    bounds = np.array((*snapshot.traced, *snapshot.skeletons), dtype=np.int64).reshape(-1, 2)
+    step_starts = np.sort(bounds[:, 0])
+
+    def begins_ns(end_ns: IntArray) -> IntArray:
+        return np.append(step_starts, 0)[np.searchsorted(step_starts, end_ns) - 1]
+
+    rows = snapshot.table[kept]
+    calls = rows[(rows[:, KEY] > 0) & (rows[:, TASK] < 0)]
+    rows = rows[np.isin(rows[:, KEY], list(scopes)) & (rows[:, TASK] < 0)]
+    top = calls[top_level(calls[:, START], calls[:, END])]
+    around = np.searchsorted(top[:, START], rows[:, START], side="right") - 1
+    is_outside = np.append(top[:, END], 0)[around] <= rows[:, START]
+    is_inside_step = rows[:, START] >= begins_ns(rows[:, END])
+    yield from ((key, end, 1) for key, end in rows[is_outside & is_inside_step][:, [KEY, END]].tolist())
+    of = snapshot.kinds.of
+    for i in np.flatnonzero(records.start >= begins_ns(records.end)).tolist():
+        kind = of[int(records.kind[i])]
+        if kind[0] == "row" and isinstance(kind[1], int) and kind[1] in scopes:
+            yield kind[1], int(records.end[i]), int(records.count[i])

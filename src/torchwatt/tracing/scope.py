@@ -34,7 +34,9 @@ class NameRecorder(Protocol):
 class NamingInstrumentation(Protocol):
     """What scopes and stages use of the running instrumentation."""
 
-    named: NameRecorder
+    @property
+    def named(self) -> NameRecorder:
+        """Return what logs them."""
 
 
 class ActiveInstrumentation:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,7 @@ from torchwatt.tracing.aggregated_spans import (
     split_log,
 )
 from torchwatt.tracing.backward_templates import BackwardTemplates
-from torchwatt.tracing.call_template import CallTemplate
-from torchwatt.tracing.device_profiler import DeviceProfiler
+from torchwatt.tracing.call_template import CallTemplate, nearest_called, traced_calls
 from torchwatt.tracing.forward_templates import ForwardTemplates, paths_of
 from torchwatt.tracing.log_rows import (
     AROUND_KEY,
@@ -43,53 +41,25 @@ from torchwatt.tracing.log_rows import (
     UNCOUNTED_COMMUNICATION_KEY,
     UNKNOWN_KEY,
     BackwardCall,
-    CallSignature,
-    nearest_called,
     stages_at,
-    traced_calls,
 )
-from torchwatt.tracing.loop_steps import StepMark
-from torchwatt.tracing.module_registry import RESERVED_SLOTS, ModuleNames, ModuleRegistry, resolve_names
+from torchwatt.tracing.module_registry import RESERVED_SLOTS, ModuleNames, resolve_names
+from torchwatt.tracing.named_parts import scopes_in_steps, uncross_scopes
 from torchwatt.tracing.step_templates import StepTemplates
 from torchwatt.tracing.template_composer import CalledModules, ModuleCalls, ModuleSlots, ModuleTree, steps_among
 from torchwatt.tracing.thread_log import ThreadLog
 from torchwatt.tracing.trace_spans import (
     SpanColumns,
     SpanFiller,
+    TraceInputs,
     _led_ns,
     is_forward_kind,
-    scopes_in_steps,
-    uncross_scopes,
     wants_gradients,
 )
 
-MAX_FILLED = 300_000  # spans, about 15 MB
 LEAST_RECORDS = 1_024
 FEW_UNITS = 1 << 20
 UNCOUNTED_KEYS = (UNCOUNTED_COMMUNICATION_KEY, AROUND_KEY)  # of rows that are no calls
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TraceInputs:
-    """What a tracer reads from the hub; the first log belongs to the tracer's own thread."""
-
-    logs: tuple[ThreadLog, ...]
-    start_ns: int
-    end_ns: int
-    done_ns: int  # when the devices had finished the session's work
-    registry: ModuleRegistry
-    scopes: Mapping[str, int]
-    given: int | None  # key of the model that the user named
-    steps: tuple[StepMark, ...]  # as marked by the user
-    cost_ns: int
-    signatures: Sequence[CallSignature] = ()
-    devices: DeviceProfiler | None = None
-    most_filled: int = MAX_FILLED  # approximate limit of spans that are filled in
-    is_last: bool = False  # no other session uses the devices: wait for their work
-    functions: Mapping[int, tuple[str, int]] = field(default_factory=dict)  # compiled functions: name, parameters
-    resumed: Mapping[int, int] = field(default_factory=dict)  # by end of a step: its start after a pause
-    stages: Mapping[int, str] = field(default_factory=dict)  # names of stages, by number
-    stage_rows: Mapping[int, tuple[str, int]] = field(default_factory=dict)  # by key: scope around, and stage's number
 
 
 class SpanAssembly:
@@ -301,8 +271,8 @@ class SpanAssembly:
         unfilled = records.take(np.setdiff1d(asleep, [i for i, _ in chosen]))
         if len(unfilled):
             stages = [kinds.stage[kind] for kind in unfilled.kind.tolist()]
-            slot = np.array([self.columns.index(UNATTRIBUTED, "other", self.view.stages.get(n, "")) for n in stages])
-            self.columns.add(slot, unfilled.start, unfilled.end, thread=thread, filled=False, calls=0)
+            slots = np.array([self.columns.index(UNATTRIBUTED, "other", self.view.stages.get(n, "")) for n in stages])
+            self.columns.add(slots, unfilled.start, unfilled.end, thread=thread, filled=False, calls=0)
         SpanFiller(self.columns, thread, lambda slot, _: slot).fill_records(records, kinds, chosen)
         self.passed[log] = list(self._passed(log, dict(chosen)))
         self.filled_steps += int(records.count[asleep].sum()) - int(unfilled.count.sum())

@@ -42,9 +42,9 @@ from torchwatt.tracing.loop_steps import (
     find_models,
     steps_of,
 )
-from torchwatt.tracing.span_assembly import SpanAssembly, TraceInputs
+from torchwatt.tracing.span_assembly import SpanAssembly
 from torchwatt.tracing.thread_log import ThreadLog
-from torchwatt.tracing.trace_spans import is_forward_kind
+from torchwatt.tracing.trace_spans import TraceInputs, is_forward_kind
 
 
 def build_trace(view: TraceInputs, events: Sequence[Event]) -> Trace:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,6 @@ from torch import nn
 
 from torchwatt.core.intervals import (
     NO_INDEX,
-    cut_crossings,
     enclosing_indices,
     extend_to_siblings,
     innermost,
@@ -37,13 +37,20 @@ from torchwatt.tracing.log_rows import (
     SEQ0,
     SEQ1,
     START,
-    TASK,
     AutogradNodes,
     BackwardCall,
 )
 
+if TYPE_CHECKING:
+    from torchwatt.tracing.device_profiler import DeviceProfiler
+    from torchwatt.tracing.log_rows import CallSignature
+    from torchwatt.tracing.loop_steps import StepMark
+    from torchwatt.tracing.module_registry import ModuleRegistry
+    from torchwatt.tracing.thread_log import ThreadLog
+
 REDUCTION = -2  # in place of the number of a call: one call of the reducer in each backward call
 MOST_AFTER_NS = 200_000  # engine work after the last node; more is an interruption or a user's callback
+MAX_FILLED = 300_000  # spans, about 15 MB
 UNOWNED = 0  # module keys are above, all others below
 Piece = tuple[int, int, int, int]  # start_ns, end_ns, key of the owner, calls (1 for a call's first piece, else 0)
 
@@ -184,6 +191,29 @@ def inner_spans(call: BackwardCall, table: IntArray) -> tuple[tuple[int, int], .
     return tuple((int(start[i]), int(end[i])) for i in top_level(start, end))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TraceInputs:
+    """What a tracer reads from the hub; the first log belongs to the tracer's own thread."""
+
+    logs: tuple[ThreadLog, ...]
+    start_ns: int
+    end_ns: int
+    done_ns: int  # when the devices had finished the session's work
+    registry: ModuleRegistry
+    scopes: Mapping[str, int]
+    given: int | None  # key of the model that the user named
+    steps: tuple[StepMark, ...]  # as marked by the user
+    cost_ns: int
+    signatures: Sequence[CallSignature] = ()
+    devices: DeviceProfiler | None = None
+    most_filled: int = MAX_FILLED  # approximate limit of spans that are filled in
+    is_last: bool = False  # no other session uses the devices: wait for their work
+    functions: Mapping[int, tuple[str, int]] = field(default_factory=dict)  # compiled functions: name, parameters
+    resumed: Mapping[int, int] = field(default_factory=dict)  # by end of a step: its start after a pause
+    stages: Mapping[int, str] = field(default_factory=dict)  # names of stages, by number
+    stage_rows: Mapping[int, tuple[str, int]] = field(default_factory=dict)  # by key: scope around, and stage's number
+
+
 class SpanColumns:
     """Spans of all kinds, added in blocks; `index` numbers slots.
 
@@ -312,58 +342,3 @@ def _led_ns(snapshot: LogSnapshot) -> IntArray:
         begun = rows[(rows[:, KEY] > 0) & (rows[:, SEQ1] > rows[:, SEQ0]), START]
         starts.append((int(begun.min()) if len(begun) else call.start_ns, call.start_ns))
     return np.array(starts, dtype=np.int64).reshape(-1, 2)
-
-
-def uncross_scopes(start: IntArray, end: IntArray, scopes: IntArray, calls: Sequence[BackwardCall]) -> None:
-    """Shorten, in place, the scopes among spans that end after a span, or a backward call, in which they began.
-
-    Args:
-        start: Starts of spans.
-        end: Their ends.
-        scopes: Indices of the scopes.
-        calls: Backward calls of the same thread.
-    """
-    if not len(scopes):
-        return
-    all_starts = np.concatenate((start, np.array([c.start_ns for c in calls], dtype=np.int64)))
-    all_ends = np.concatenate((end, np.array([c.end_ns for c in calls], dtype=np.int64)))
-    starts, ends = np.sort(all_starts), np.sort(all_ends)
-    began = np.searchsorted(starts, end[scopes]) - np.searchsorted(starts, start[scopes], side="right")
-    ended = np.searchsorted(ends, end[scopes]) - np.searchsorted(ends, start[scopes], side="right")
-    suspects = scopes[began != ended]  # beginnings and ends inside a span must be equal in number
-    cut_crossings(all_starts, all_ends, suspects)
-    end[suspects] = all_ends[suspects]
-
-
-def scopes_in_steps(
-    snapshot: LogSnapshot, kept: IntArray, records: AggregatedSpans, scopes: frozenset[int]
-) -> Iterator[tuple[int, int, int]]:
-    """Yield the recorded scopes that lie within a step and outside of module calls: key, end_ns, how often.
-
-    Args:
-        snapshot: Of a thread's log.
-        kept: Indices of the rows that are not among the records.
-        records: The others.
-        scopes: Keys of the user's scopes.
-    """
-    if not scopes:
-        return
-    bounds = np.array((*snapshot.traced, *snapshot.skeletons), dtype=np.int64).reshape(-1, 2)
-    step_starts = np.sort(bounds[:, 0])
-
-    def begins_ns(end_ns: IntArray) -> IntArray:
-        return np.append(step_starts, 0)[np.searchsorted(step_starts, end_ns) - 1]
-
-    rows = snapshot.table[kept]
-    calls = rows[(rows[:, KEY] > 0) & (rows[:, TASK] < 0)]
-    rows = rows[np.isin(rows[:, KEY], list(scopes)) & (rows[:, TASK] < 0)]
-    top = calls[top_level(calls[:, START], calls[:, END])]
-    around = np.searchsorted(top[:, START], rows[:, START], side="right") - 1
-    is_outside = np.append(top[:, END], 0)[around] <= rows[:, START]
-    is_inside_step = rows[:, START] >= begins_ns(rows[:, END])
-    yield from ((key, end, 1) for key, end in rows[is_outside & is_inside_step][:, [KEY, END]].tolist())
-    of = snapshot.kinds.of
-    for i in np.flatnonzero(records.start >= begins_ns(records.end)).tolist():
-        kind = of[int(records.kind[i])]
-        if kind[0] == "row" and isinstance(kind[1], int) and kind[1] in scopes:
-            yield kind[1], int(records.end[i]), int(records.count[i])

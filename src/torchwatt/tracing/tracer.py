@@ -240,8 +240,8 @@ class Tracer:
     def _assemble(
         self, hub: Instrumentation, *, is_last: bool = False, most_filled: int | None = None, done_ns: int | None = None
     ) -> Trace:
-        from torchwatt.tracing.span_assembly import MAX_FILLED, TraceInputs
         from torchwatt.tracing.trace_builder import build_trace
+        from torchwatt.tracing.trace_spans import MAX_FILLED, TraceInputs
 
         if os.getpid() != self._pid:
             return EMPTY_TRACE  # a forked child: the parent has the trace

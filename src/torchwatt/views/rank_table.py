@@ -13,7 +13,7 @@ from torchwatt.core.ledger import Entry, total_self_j
 from torchwatt.core.plain_text import escape_unprintable
 from torchwatt.core.report import Report
 from torchwatt.core.terms import COMMUNICATION, NO_RANK
-from torchwatt.views.group_intervals import GroupIntervals
+from torchwatt.views.layer_groups import GroupIntervals
 from torchwatt.views.layer_sums import TIE_LEGEND, is_tied
 from torchwatt.views.markup import escape_text, html_tag, muted_text
 from torchwatt.views.number_format import DASH, format_energy, format_time

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from tests.support.reports import CPU, GPU, bare_report, sample_report
 from torchwatt.attribution.host_attribution import shrink_alike_energy
 from torchwatt.core.ledger import Entry, Ledger, interval_around
-from torchwatt.views.group_intervals import GroupIntervals
-from torchwatt.views.layer_groups import VIEWS, cut_groups, layer_groups
+from torchwatt.views.layer_groups import VIEWS, GroupIntervals, cut_groups, layer_groups
 
 
 def ledger_of(domain, rows, half_j):

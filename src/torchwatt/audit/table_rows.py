@@ -64,9 +64,6 @@ def rank_layer_rows(report: Report) -> Iterator[Row]:
             }
 
 
-BLOCKS = 12  # of the run, for an interval from their differences (attribution.repeat_spread); shorter windows have none
-
-
 def window_rows(report: Report) -> Iterator[Row]:
     """Yield one row per step and per window (a nested session, an epoch, ...), in time order.
 
@@ -104,11 +101,8 @@ def _step_numbers(step: Step) -> str:
 
 
 def _repeat_interval(report: Report, energy_j: float | None, long_ns: int) -> Row:
-    """Return the interval over repeats of a window, relative to that of the run; {} for short windows."""
-    interval_j, total_j = report.interval_j, report.energy_j
-    if energy_j is None or interval_j is None or not total_j or long_ns * BLOCKS < report.end_ns - report.start_ns:
-        return {}
-    return {"energy_lo_j": energy_j * interval_j[0] / total_j, "energy_hi_j": energy_j * interval_j[1] / total_j}
+    interval_j = report.repeat_interval_j(energy_j, long_ns)
+    return {} if interval_j is None else {"energy_lo_j": interval_j[0], "energy_hi_j": interval_j[1]}
 
 
 def _systematic_interval(energy_j: float, below_j: float, above_j: float) -> Row:

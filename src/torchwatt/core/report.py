@@ -12,9 +12,12 @@ from torchwatt.core.factor import Factor, Impact
 from torchwatt.core.job import RankPart
 from torchwatt.core.ledger import MIN_COVERAGE, Ledger, mean_power_w
 from torchwatt.core.meter import Event, Meter, SamplerStats, Series, Unavailable
+from torchwatt.core.requests import TokenPosition, TokenRow
 from torchwatt.core.terms import Phase, Provenance, weakest_provenance
 from torchwatt.core.trace import ModuleInfo
 from torchwatt.core.units import Z90
+
+BLOCKS = 12  # of the run, for an interval from their differences (attribution.repeat_spread); shorter parts have none
 
 Status = Literal["running", "complete", "partial", "aborted"]
 
@@ -87,6 +90,8 @@ class Report:
     traced_steps: int | None = None  # steps whose modules were traced; the others are filled in from them
     timeline: tuple[PhaseInterval, ...] = ()  # disjoint, in time order; not in bundles
     gauges: tuple[Series, ...] = ()  # utilisation and temperature of devices, if they were read; not in bundles
+    tokens: tuple[TokenRow, ...] = ()  # a row for each request of a language model and stage
+    positions: tuple[TokenPosition, ...] = ()  # of output tokens; not in bundles
     from_bundle: bool = False  # a bundle has no `timeline` and no `gauges`
     ranks: tuple[RankPart, ...] = ()  # of a merged job: the energy of each rank, included in the ledgers
 
@@ -143,6 +148,19 @@ class Report:
         if not ends or len(bounded) < len(ends):
             return None
         return fsum(lo for lo, _ in bounded), fsum(hi for _, hi in bounded)
+
+    def repeat_interval_j(self, energy_j: float | None, long_ns: int) -> tuple[float, float] | None:
+        """Return the interval over repeats of a part of the run, relative to that of the run; None for a short part."""
+        interval_j, total_j = self.interval_j, self.energy_j
+        if energy_j is None or interval_j is None or not total_j or long_ns * BLOCKS < self.end_ns - self.start_ns:
+            return None
+        return energy_j * interval_j[0] / total_j, energy_j * interval_j[1] / total_j
+
+    @property
+    def boundary(self) -> str:
+        """Return the domains that the total includes, and how their joules are known: `cpu:0 + ram (modelled)`."""
+        domains = " + ".join(sorted(str(ledger.domain) for ledger in self.counted))
+        return f"{domains} ({self.provenance})" if domains else ""
 
     @property
     def systematic_j(self) -> tuple[float, float] | None:

@@ -12,8 +12,9 @@ import numpy as np
 
 from torchwatt.core.ledger import sum_if_known
 from torchwatt.core.report import Report, Window
+from torchwatt.core.requests import figures_by_part
 from torchwatt.core.terms import VALIDATION
-from torchwatt.core.units import NS_PER_S
+from torchwatt.core.units import NS_PER_S, ns_from_s
 from torchwatt.views import LAYER_COLUMNS, View, layer_groups, layer_rows
 from torchwatt.views.rank_table import rank_energy_j
 
@@ -183,6 +184,75 @@ def _total_j(energy_j: Mapping[str, float], counted: Sequence[str]) -> float | N
     """Add up the counted domains; None if one of them is unknown for this step."""
     parts = [energy_j[domain] for domain in counted if domain in energy_j]
     return sum(parts) if parts and len(parts) == len(counted) else None
+
+
+TOKEN_COLUMNS = (
+    "request", "stage", "input_tokens", "cached_tokens", "output_tokens", "drafted_tokens", "accepted_tokens",
+    "time_s", "energy_j", "energy_lo_j", "energy_hi_j",
+)  # fmt: skip
+
+
+def token_frame(report: Report) -> pd.DataFrame:
+    """Return one row per request and stage; `prefill` and `decode` exist for each request.
+
+    Token counts are the whole request's, repeated in its rows; time and joules are the stage's. The interval is what
+    another repeat would give (90 %), for stages of at least a twelfth of the run.
+    """
+    import pandas as pd
+
+    rows = []
+    for row in report.tokens:
+        lo_j, hi_j = report.repeat_interval_j(row.energy_j, ns_from_s(row.time_s or 0.0)) or (None, None)
+        rows.append(
+            {
+                "request": row.request,
+                "stage": row.stage,
+                "input_tokens": row.input_tokens,
+                "cached_tokens": row.cached_tokens,
+                "output_tokens": row.output_tokens,
+                "drafted_tokens": row.drafted_tokens,
+                "accepted_tokens": row.accepted_tokens,
+                "time_s": row.time_s,
+                "energy_j": row.energy_j,
+                "energy_lo_j": lo_j,
+                "energy_hi_j": hi_j,
+            }
+        )
+    counts = [name for name in TOKEN_COLUMNS if name.endswith("_tokens")]
+    return pd.DataFrame(rows, columns=list(TOKEN_COLUMNS)).astype(dict.fromkeys(counts, "Int64"))
+
+
+def generation_frame(report: Report) -> pd.DataFrame:
+    """Return the figures of generation by name (NVIDIA AIPerf's), in columns `all`, `warm_up` and `steady`.
+
+    The first call is the warm-up; with one call there is only `all`. `boundary` names the domains of the joules.
+    """
+    import pandas as pd
+
+    parts = figures_by_part(report.tokens) if report.tokens else {}
+    columns = {name: [figure.value for figure in figures] for name, figures in parts.items()}
+    figures = parts.get("all", ())
+    frame = pd.DataFrame(columns, index=pd.Index([figure.name for figure in figures], name="figure"), dtype=float)
+    frame["unit"] = [figure.unit for figure in figures]
+    frame["boundary"] = report.boundary
+    return frame
+
+
+def position_frame(report: Report) -> pd.DataFrame:
+    """Return one row per group of positions of output tokens: 0 to 15, 16 to 31, 32 to 63, ..."""
+    import pandas as pd
+
+    rows = [
+        {
+            "first": position.first,
+            "last": position.last,
+            "tokens": position.tokens,
+            "time_per_token_s": position.time_s / position.tokens,
+            "energy_per_token_j": None if position.energy_j is None else position.energy_j / position.tokens,
+        }
+        for position in report.positions
+    ]
+    return pd.DataFrame(rows, columns=["first", "last", "tokens", "time_per_token_s", "energy_per_token_j"])
 
 
 def epoch_frame(report: Report) -> pd.DataFrame:

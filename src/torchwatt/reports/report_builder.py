@@ -20,6 +20,7 @@ from torchwatt.core.errors import ConfigError
 from torchwatt.core.ledger import Ledger
 from torchwatt.core.meter import Event, Meter, Recording, Series, Unavailable, coverage_event
 from torchwatt.core.report import Report, Status, Step, Window
+from torchwatt.core.requests import RequestBatch, token_positions, token_rows
 from torchwatt.core.terms import DRAWN_GAUGES, METER_LOSSES, Slot
 from torchwatt.core.trace import ReplayedPower, Trace
 from torchwatt.reports.emissions import add_impacts
@@ -118,6 +119,7 @@ class RunOutcome:
     priors: DevicePriors = NO_PRIORS  # inputs about the devices, independent of the readings
     software: Mapping[str, str] | None = None  # of the run, if not this process
     excluded: tuple[str, ...] = ()  # domains that are metered but not in the total
+    requests: tuple[RequestBatch, ...] = ()
 
 
 def build_report(
@@ -139,6 +141,7 @@ def assemble_report(  # noqa: PLR0917  the parts of a report
     attribution: Attribution,
 ) -> Report:
     """Make a report from an attribution and all other parts."""
+    counted = _counted_curves(attribution, outcome)
     report = Report(
         run_id=run_id,
         name=options.name,
@@ -158,9 +161,7 @@ def assemble_report(  # noqa: PLR0917  the parts of a report
             )
         ),
         steps=tuple(_step_energies(trace, attribution.curves)),
-        windows=tuple(
-            _window_energies(sorted(outcome.windows, key=_window_order), _counted_curves(attribution, outcome))
-        ),
+        windows=tuple(_window_energies(sorted(outcome.windows, key=_window_order), counted)),
         modules=trace.modules,
         units=dict(outcome.units),
         sampler=recording.stats,
@@ -170,6 +171,8 @@ def assemble_report(  # noqa: PLR0917  the parts of a report
         software=outcome.software or software_versions(),
         timeline=phase_timeline(trace, bounds.start_ns, bounds.end_ns),
         gauges=tuple(_drawn_gauges(recording, bounds)),
+        tokens=token_rows(outcome.requests, counted),
+        positions=token_positions(outcome.requests, counted),
     )
     return add_impacts(report, options.carbon)
 

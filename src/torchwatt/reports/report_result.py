@@ -111,6 +111,21 @@ class ReportResult(ABC):
         return dataframes.sample_frame(self.report)
 
     @property
+    def tokens(self) -> pd.DataFrame:
+        """One row per request of a language model and stage: tokens, wall time, joules."""
+        return dataframes.token_frame(self.report)
+
+    @property
+    def generation(self) -> pd.DataFrame:
+        """Figures per token and per request, by name: of all requests, of the first call, and of the later ones."""
+        return dataframes.generation_frame(self.report)
+
+    @property
+    def token_positions(self) -> pd.DataFrame:
+        """Time and joules per output token, by its position in its request."""
+        return dataframes.position_frame(self.report)
+
+    @property
     def steps(self) -> pd.DataFrame:
         """One row per step."""
         return dataframes.step_frame(self.report)

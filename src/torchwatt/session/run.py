@@ -143,6 +143,25 @@ class Run(ReportResult):
             raise ConfigError(f"count({_short_repr(unit)}, {_short_repr(n)}): give 0 or a number from 1e-9 to 2**53")
         self._session.count(unit, number)
 
+    def add_tokens(self, input: int = 0, output: int = 0, *, cached: int = 0) -> None:  # noqa: A002
+        """Record a request of your own generation loop; the tokens of libraries are counted without this.
+
+        Its stages are those that `torchwatt.stage` named on this thread since its last request, such as "prefill"
+        and "decode".
+
+        Args:
+            input: Tokens of the prompt.
+            output: Tokens generated.
+            cached: Of the input, those that a cache of an earlier request contained.
+
+        Raises:
+            ConfigError: A count is negative or not a whole number.
+        """
+        for name, count in (("input", input), ("output", output), ("cached", cached)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                raise ConfigError(f"add_tokens({name}={_short_repr(count)}): give a whole number of tokens, at least 0")
+        self._session.requests.add_tokens(input, output, cached)
+
     def energy_per(self, unit: str) -> float | None:
         """Return joules per counted unit, or per step for `"step"`; None where the energy is unknown.
 

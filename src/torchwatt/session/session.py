@@ -37,6 +37,7 @@ from torchwatt.tracing import Tracer, wait_for_devices
 from torchwatt.views import SpanTimeline, select_spans
 
 if TYPE_CHECKING:
+    from torchwatt.generation import RequestLog
     from torchwatt.reports.output_files import WrittenFiles
 
 
@@ -198,6 +199,11 @@ class Session:
                 raise ConfigError(f"count: {counted:.6g} of a unit exceed 2**53, beyond which sums are not exact")
             self.units[unit] = counted
 
+    @property
+    def requests(self) -> RequestLog:
+        """Return the requests of language models so far."""
+        return self._tracing.requests
+
     def step(self) -> None:
         """Mark the end of a step."""
         if self.running:
@@ -305,6 +311,7 @@ class Session:
             (*self._events, stopped) if stopped is not None else tuple(self._events),
             DevicePriors(sensors=self._sensors, cuda=read_cuda_use(recording.meters)),
             excluded=self._member.owned.excluded if self._member is not None else (),
+            requests=self._tracing.requests.batches(),
         )
         return build_report(self.run_id, self.options, bounds, recording, trace, outcome)
 

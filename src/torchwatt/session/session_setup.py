@@ -22,6 +22,7 @@ from torchwatt.core.meter import Event, Meter
 from torchwatt.core.trace import EMPTY_TRACE, Trace
 from torchwatt.disk.descriptors import descriptors_are_scarce
 from torchwatt.distributed.rank_session import RankSession
+from torchwatt.generation import MONITOR, LibraryTools, RequestLog
 from torchwatt.journal.journal_directory import JournalDirectory, journal_path
 from torchwatt.journal.journal_reader import prune_journals
 from torchwatt.journal.journal_records import JournalHead
@@ -30,7 +31,7 @@ from torchwatt.reports.process_identity import current_process, software_version
 from torchwatt.reports.run_options import RunOptions
 from torchwatt.sensors import Feed, Sampler, discover
 from torchwatt.sensors.protocol import NullFeed
-from torchwatt.tracing import Tracer
+from torchwatt.tracing import Tracer, ignore_stages, listen_to_stages, stage
 from torchwatt.tracing.loop_steps import steps_between
 from torchwatt.tracing.scope import StepMarks
 from torchwatt.tracing.user_process import ImportHook, StepJitter
@@ -89,6 +90,7 @@ class SessionTracing:
 
     Attributes:
         tracer: None if layers are off, torch is not imported yet, or tracing failed.
+        requests: The requests of language models, also without layers.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class SessionTracing:
         report_fault: Callable[[str, str, Exception], None],
     ) -> None:
         self.tracer = Tracer(models=models, overhead_budget=options.overhead_budget) if options.layers else None
+        self.requests = RequestLog(time.monotonic_ns)
         self._report_fault = report_fault
         self._jitter = StepJitter(options.dither_s) if options.dither_s > 0 else None
         self._torch_import: ImportHook | None = None  # starts the tracer when torch is imported
@@ -115,6 +118,20 @@ class SessionTracing:
                 self._torch_import = ImportHook("torch", lambda: self._start_tracer(tracer) if is_running() else None)
         if self._jitter is not None:
             self._jitter.start()
+        self._watch_libraries()
+
+    def _watch_libraries(self) -> None:
+        """Record stages and requests; if that fails, the run has none."""
+        self.requests.begin(time.monotonic_ns())
+        listen_to_stages(self.requests)
+        try:
+            MONITOR.join(self.requests, LibraryTools(stage, _patch, ImportHook, time.monotonic_ns))
+        except Exception as error:
+            self._report_fault("LIBRARY_UNKNOWN", "stages and tokens of libraries are not recorded", error)
+
+    def _ignore_libraries(self) -> None:
+        ignore_stages(self.requests)
+        MONITOR.leave(self.requests)
 
     def _start_tracer(self, tracer: Tracer) -> None:
         """Start a tracer; if it fails, the run is metered without layers."""
@@ -156,6 +173,7 @@ class SessionTracing:
 
     def stop(self, start_ns: int, end_ns: int) -> Trace:
         """Stop tracing and return the trace of a run from `start_ns` to `end_ns`; an empty one if the tracer fails."""
+        self._ignore_libraries()
         if self.tracer is None:
             return self._marked_trace(start_ns)
         try:
@@ -168,6 +186,7 @@ class SessionTracing:
 
     def undo(self) -> None:
         """Stop everything after a failed start of the session."""
+        self._ignore_libraries()
         self._remove_hook()
         if self._jitter is not None:
             self._jitter.stop()
@@ -184,6 +203,12 @@ class SessionTracing:
         counts = tuple(step.count for step in steps)
         bounds = tuple((step.start_ns, step.end_ns) for step in steps)
         return replace(EMPTY_TRACE, steps=bounds, step_counts=counts if any(n > 1 for n in counts) else ())
+
+
+def _patch(owner: Any, name: str, wrap: Callable[[Any], Any]) -> Any:
+    from torchwatt.tracing.patches import Patch  # imports torch, as the library that is patched has done
+
+    return Patch(owner, name, wrap)
 
 
 MAX_LOST_S = 1.0  # guaranteed bound on the readings that a kill or a loss of power can lose; see docs/journal.md

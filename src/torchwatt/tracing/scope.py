@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import time
 from array import array
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -39,13 +40,24 @@ class NamingInstrumentation(Protocol):
         """Return what logs them."""
 
 
-class ActiveInstrumentation:
-    """Holds the one hub of this process."""
+class StageListener(Protocol):
+    """What is notified of stages, whether or not layers are traced."""
 
-    __slots__ = ("hub",)
+    def stage_began(self, name: str, t_ns: int) -> None:
+        """Record that this thread entered a stage."""
+
+    def stage_ended(self, name: str, t_ns: int) -> None:
+        """Record that this thread left a stage."""
+
+
+class ActiveInstrumentation:
+    """Holds the one hub of this process, and what is notified of stages."""
+
+    __slots__ = ("hub", "listeners")
 
     def __init__(self) -> None:
         self.hub: NamingInstrumentation | None = None
+        self.listeners: tuple[StageListener, ...] = ()
 
 
 ACTIVE = ActiveInstrumentation()
@@ -154,6 +166,23 @@ class Stage(Scope):
 
     __slots__ = ()
 
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if ACTIVE.listeners and not _is_compiling():
+            t_ns = time.monotonic_ns()
+            for listener in ACTIVE.listeners:
+                listener.stage_began(self.name, t_ns)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if ACTIVE.listeners and not _is_compiling():
+            t_ns = time.monotonic_ns()
+            for listener in ACTIVE.listeners:
+                listener.stage_ended(self.name, t_ns)
+        super().__exit__(kind, error, trace)
+
     def _begin(self, recorder: NameRecorder) -> Any:
         return recorder.stage_begins(self.name)
 
@@ -243,3 +272,13 @@ def _append_entry(entries: MarkColumns, end_ns: int, count: int, begin_ns: int) 
 def _extend_entry(entries: MarkColumns, end_ns: int, count: int) -> None:
     entries[0][-1] = end_ns
     entries[1][-1] += count
+
+
+def listen_to_stages(listener: StageListener) -> None:
+    """Notify a listener of stages from now on."""
+    ACTIVE.listeners = (*ACTIVE.listeners, listener)
+
+
+def ignore_stages(listener: StageListener) -> None:
+    """Stop notifying a listener."""
+    ACTIVE.listeners = tuple(each for each in ACTIVE.listeners if each is not listener)

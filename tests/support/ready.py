@@ -30,8 +30,8 @@ _context.set_forkserver_preload(["tests.support.ready_imports"])
 
 
 def shared() -> dict[str, Any]:
-    """Start the process that is forked from; return what `use_shared` takes, so that other processes fork from it too."""
-    _start()
+    """Start the process that is forked from; return what `use_shared` needs to fork from it in other processes."""
+    start()
     return {name: getattr(forkserver._forkserver, name) for name in _ADDRESS if hasattr(forkserver._forkserver, name)}
 
 
@@ -44,7 +44,8 @@ def use_shared(address: Mapping[str, Any]) -> None:
     forkserver._forkserver.ensure_running = lambda: None
 
 
-def _start() -> None:
+def start() -> None:
+    """Start the process that is forked from, unless it runs; `multiprocessing` forks from it too."""
     with _starting, pytest.MonkeyPatch.context() as patch:
         for name, value in ONE_THREAD.items():
             patch.setenv(name, value)
@@ -61,7 +62,7 @@ def call(
     Raises:
         subprocess.TimeoutExpired: It took longer, and was killed.
     """
-    _start()
+    start()
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("stdout", "stderr")]
         variables = dict(os.environ if env is None else env)

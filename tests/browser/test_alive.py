@@ -13,7 +13,6 @@ from tests.browser.conftest import choose_view
 from tests.browser.test_live import LIVE, REPORT, start
 from tests.notebook.kernel import MIME
 from tests.notebook.lab import keep_json, picture
-from tests.support.heavy import LONG_ALONE, one_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -66,10 +65,8 @@ KEYS = ("d", "d", "x", "a", "b", "m", "y", "r", "c", "v", "z", "0", "0", "ArrowD
 
 
 @pytest.mark.alone  # ages of what is shown
-@pytest.mark.parametrize(
-    "seconds", [pytest.param(8, marks=one_of(LONG_ALONE, "live view of hundreds of modules")),
-                pytest.param(60, marks=pytest.mark.heavy)],
-)  # fmt: skip
+@pytest.mark.heavy
+@pytest.mark.parametrize("seconds", [8, 60])
 def test_steps_and_layers_of_hundreds_of_modules_move_all_the_time(lab, notebook, seconds):
     lab.open(
         notebook(BIG, f"%%energy -o run --region FRA\ntrain({seconds})", "print(done, run.report.step_count, longest)")

@@ -72,7 +72,7 @@ def test_no_digit_is_cut_at_any_width_in_any_view(lab, shown, model, place, them
         assert page.evaluate(CUT) == [], (view, place)
         picture(page, f"{name}-{view}")
     page.evaluate(OPEN)
-    for _ in range(20):  # what was folded is drawn in the next frames, on a busy machine later
+    for _ in range(60):  # what was folded is drawn in the next frames, on a busy machine later
         page.wait_for_timeout(300)
         if not (cut := page.evaluate(CUT)):
             break

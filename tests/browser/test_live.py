@@ -10,7 +10,7 @@ import pytest
 
 from tests.browser.conftest import DONE, SETUP, SHOWN, TRAIN_ON, choose_view, picture_both
 from tests.notebook.lab import picture
-from tests.support.heavy import LONG_ALONE, one_of
+from tests.support.heavy import one_of
 from torchwatt.notebook.live_updater import MAX_PERIOD_S
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -62,7 +62,7 @@ def running(lab, notebook):
 
 
 @pytest.mark.alone  # counts the updates and their gaps
-@one_of(LONG_ALONE, "live view and Python's numbers")
+@pytest.mark.heavy
 def test_the_view_moves_while_the_kernel_is_busy_and_ends_as_the_report_with_pythons_numbers(running):
     lab = running(SETUP, "%%energy -o run --region FRA\ntrain(10)", TRUTH)
     page = lab.page

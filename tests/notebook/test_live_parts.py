@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.support.reports import bare_report, sample_report
 from torchwatt.notebook.run_history import HISTORY_MIME, MAX_RUNS, RunHistory, RunRecord
-from torchwatt.session.cost_limiter import (
+from torchwatt.session.live_rate import (
     CPU_SHARE,
     CREDIT_S,
     MAX_CPU_SHARE,

@@ -18,8 +18,7 @@ from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.descriptors import HeldDescriptor
 from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.helper_process import helper_command
-from torchwatt.session.cost_limiter import CostLimiter, LookTimer
-from torchwatt.session.live_rate import UnitRates
+from torchwatt.session.live_rate import CostLimiter, LookTimer, UnitRates
 from torchwatt.views import DASH, format_energy, format_power, top_groups
 
 if TYPE_CHECKING:

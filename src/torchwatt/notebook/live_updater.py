@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.notebook.run_history import RunRecord, history_channel
-from torchwatt.session.cost_limiter import CostLimiter, LookTimer
-from torchwatt.session.live_rate import UnitRates
+from torchwatt.session.live_rate import CostLimiter, LookTimer, UnitRates
 from torchwatt.views import live_layers_payload, rate_payload, start_payload, steps_payload, update_payload
 
 if TYPE_CHECKING:

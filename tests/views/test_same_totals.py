@@ -272,6 +272,7 @@ def random_names(count, seed):
     return [ROOT, *names]
 
 
+@pytest.mark.timeout(600)  # ten thousand modules, where other tests run beside them
 @pytest.mark.parametrize("count", heavy_unless(lambda count: count <= 100, [10, 100, 1000, 10_000]))
 def test_models_of_any_size_have_the_same_totals_in_all_views(count):
     check_all(made_report(random_names(count, count), count), csv=count <= 1000)

@@ -19,11 +19,12 @@ from torchwatt.tracing.call_template import (
     TimedCall,
     even_interruptions,
     neighbours_in_time,
+    reassign_pieces,
     relative_sd,
     stretch_template,
     template_of,
 )
-from torchwatt.tracing.forward_templates import NO_KEYS, CallPaths, reassign_pieces
+from torchwatt.tracing.forward_templates import NO_KEYS, CallPaths
 from torchwatt.tracing.log_rows import (
     COMPILE_KEY,
     END,

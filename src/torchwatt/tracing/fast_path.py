@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from torchwatt.tracing.call_template import CallPattern, nearest_called, traced_calls
+from torchwatt.tracing.call_template import traced_calls
 from torchwatt.tracing.device_profiler import DeviceProfiler
 from torchwatt.tracing.log_rows import (
     ALL_CALLS,
@@ -28,9 +28,11 @@ from torchwatt.tracing.log_rows import (
     STEP_KEY,
     TASK,
     UNKNOWN,
+    CallPattern,
     PossibleStepEnd,
     Row,
     SignatureTable,
+    nearest_called,
 )
 from torchwatt.tracing.module_registry import ModuleRegistry
 from torchwatt.tracing.overhead_budget import affordable_modules

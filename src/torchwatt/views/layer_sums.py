@@ -11,6 +11,20 @@ from torchwatt.core.ledger import Entry, sum_if_known
 from torchwatt.core.report import Report
 from torchwatt.core.terms import PHASES, RESERVED, Phase, Provenance, weakest_provenance
 
+PROVENANCE_MEANING = {
+    "measured": "the difference of two readings of a meter",
+    "derived": "calculated from other numbers",
+    "apportioned": "a share of a measured total",
+    "sourced": "a published factor",
+    "modelled": "calculated by a model, without a meter",
+    "declared": "stated by the user",
+    "assumed": "a default of torchwatt",
+}
+# The same glyphs as in `extension/src/provenance.ts`.
+PROVENANCE_GLYPHS = {
+    "measured": "●", "derived": "◆", "apportioned": "◐", "sourced": "■", "modelled": "○", "declared": "◇",
+    "assumed": "□",
+}  # fmt: skip
 TIE_LEGEND = "~ may as well come before the layer above: the interval of their difference includes 0"
 
 

@@ -186,10 +186,14 @@ def test_calls_and_names_are_those_of_the_trace():
         stretch = tally.update(time.monotonic_ns())
         calls.add(stretch.calls)
         ns.add(stretch.ns)
-    counts = {tally.names(ns).of(key): count for key, count in tally.calls_of(calls).items()}
-    slots = tally.slots(tally.spread(ns))
+    rows = tally.rows(ns)
+    counts = {rows.names.of(key): count for key, count in enumerate(tally.calls_of(calls).tolist()) if count}
+    amounts = rows.amounts(tally.spread(ns))
+    slots = {slot: ns for slot, ns in zip(rows.slots, amounts.tolist(), strict=True) if ns}
+    of_rows = dict(zip((slot.fqn for slot in rows.slots), rows.calls(tally.calls_of(calls)).tolist(), strict=True))
     trace = tracer.stop()
     assert counts == dict.fromkeys(("(root)", "0", "1", "2", *(f"{i}.{j}" for i in range(3) for j in range(3))), 400)
+    assert {name: of_rows[name] for name in counts} == counts
     modules = {slot for slot in trace.slots if not slot.fqn.startswith("(")}
     assert {slot for slot in slots if not slot.fqn.startswith("(")} == modules
     assert isclose(sum(slots.values()), ns.total(), rel_tol=1e-9)

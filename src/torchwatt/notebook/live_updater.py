@@ -13,8 +13,8 @@ from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.notebook.run_history import RunRecord, history_channel
 from torchwatt.session.cost_limiter import CostLimiter, LookTimer
-from torchwatt.session.live_rate import UnitRates
-from torchwatt.views import live_layers_payload, rate_payload, start_payload, steps_payload, update_payload
+from torchwatt.session.live_meter import UnitRates
+from torchwatt.views import LiveLayersView, rate_payload, start_payload, steps_payload, update_payload
 
 if TYPE_CHECKING:
     from torchwatt.core.meter import Recording
@@ -56,6 +56,7 @@ class LiveUpdater:
         self._pulse = run.pulse()
         self._rates = UnitRates(self._pulse)
         self._layers = run.live_layers(self._pulse) if handle is not None else None  # None until torch is imported
+        self._layers_view = LiveLayersView()
         # ipykernel finds the cell of a message in a context variable, which a new thread does not inherit.
         self._thread = HelperThread(partial(contextvars.copy_context().run, self._loop), "torchwatt-live")
 
@@ -138,7 +139,7 @@ class LiveUpdater:
         if not due:
             self._send(message)
             return
-        self._send(message | live_layers_payload(self._layers.report()))
+        self._send(message | self._layers_view.payload(self._layers.sums()))
         self._layers_ns = timer.cost_ns
         self._pace.paid(t_s, self._layers_ns / NS_PER_S, typical=timer.is_typical)
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
-from torchwatt.core.meter import Meter, Unavailable
-from torchwatt.core.report import Report
-from torchwatt.views.answer import main_groups
-from torchwatt.views.layer_sums import LayerSum
-from torchwatt.views.module_tree import build_layer_tree
+import numpy as np
+from numpy.typing import NDArray
+
+from torchwatt.core.meter import FloatArray, IntArray, Meter, Unavailable
+from torchwatt.core.terms import PHASES, RESERVED, ROOT, Provenance, Slot
+from torchwatt.core.trace import ModuleInfo
+from torchwatt.views.answer import GroupTree
+from torchwatt.views.layer_groups import fold_names
+from torchwatt.views.module_tree import MAX_DEPTH, TOP_CONTAINER, NameTree, find_containers, smaller_label
 from torchwatt.views.number_format import format_energy
-from torchwatt.views.report_payload import json_number, layers_payload, payload_text
+from torchwatt.views.report_payload import json_number, payload_text
 
 LIVE_SCHEMA, LIVE_VERSION = "torchwatt.live", 1
 MAX_TOP_GROUPS = 3
@@ -98,29 +104,187 @@ def rate_payload(unit: str, unit_j: float | None) -> dict[str, Any]:
     return {"rate": {"label": payload_text(f"per {unit}"), "text": format_energy(unit_j)}}
 
 
-def live_layers_payload(report: Report) -> dict[str, Any]:
-    """Return the layers of a report so far, with the time up to which they are complete, and its largest groups."""
-    booked = build_layer_tree(report)
-    groups = top_groups(report, (*booked.modules, *booked.reserved))
-    return {
-        "top": [[payload_text(name), json_number(share)] for name, share in groups],
-        "layers": {
-            "as_of_s": json_number(report.duration_s),
-            **layers_payload(booked, MAX_LIVE_LAYERS),
-        },
-    }
+@dataclass(frozen=True, slots=True, eq=False)
+class LiveSums:
+    """Joules of the layers of a running session, by slot. `slots` and `modules` are the same objects until they change.
+
+    No joules are negative; a slot with 0 is not shown. `calls` are those of the slot's module, NaN where unknown. The
+    joules are known until `as_of_s` after the start.
+    """
+
+    slots: tuple[Slot, ...]
+    energy_j: FloatArray
+    calls: FloatArray
+    modules: tuple[ModuleInfo, ...]
+    provenance: Provenance
+    as_of_s: float
 
 
-def top_groups(report: Report, layers: Sequence[LayerSum] | None = None) -> list[tuple[str, float]]:
-    """Return names and shares of the groups with the most joules, largest first: those of the report's answer.
+class LiveLayersView:
+    """Makes messages of the layers of one run; what depends on their names only is kept from one to the next.
+
+    A message has its layers as text, and sums are arrays: few objects are made, so that Python's garbage collector
+    rarely runs in the thread of the view, where a full collection takes as long as all looks of half a minute.
+    """
+
+    def __init__(self) -> None:
+        self._layout: _Layout | None = None
+
+    def payload(self, sums: LiveSums) -> dict[str, Any]:
+        """Return the largest groups, and the layers with the time up to which they are complete as JSON text."""
+        layout = self._layout_of(sums)
+        text = f'{{"as_of_s":{_number(sums.as_of_s)},{layout.layers_text(sums)},"folded":null}}'
+        top = [[payload_text(name), json_number(share)] for name, share in self.top_groups(sums)]
+        return {"top": top, "layers_text": text}
+
+    def top_groups(self, sums: LiveSums) -> list[tuple[str, float]]:
+        """Return names and shares of the groups with the most joules, largest first: those of the report's answer."""
+        run_j = float(sums.energy_j.sum())
+        groups = sorted(self._layout_of(sums).groups(sums).items(), key=lambda item: (-item[1], item[0]))
+        return [(name, energy_j / run_j) for name, energy_j in groups[:MAX_TOP_GROUPS]] if run_j > 0 else []
+
+    def _layout_of(self, sums: LiveSums) -> _Layout:
+        used = sums.energy_j > 0
+        if self._layout is None or not self._layout.fits(sums, used):
+            self._layout = _Layout(sums, used)
+        return self._layout
+
+
+class _Layout:
+    """The tree of the slots with joules.
 
     Args:
-        report: The run.
-        layers: Its sums, where they are known already.
+        sums: Their names.
+        used: Which slots have joules; the others have no row.
     """
-    run_j = report.energy_j or 0.0
-    groups = sorted(main_groups(report, layers).items(), key=lambda item: (-item[1], item[0]))
-    return [(name, energy_j / run_j) for name, energy_j in groups[:MAX_TOP_GROUPS]] if run_j > 0 else []
+
+    def __init__(self, sums: LiveSums, used: NDArray[np.bool_]) -> None:
+        self._slots, self._modules, self._used = sums.slots, sums.modules, used
+        slots = [(index, sums.slots[index]) for index in np.flatnonzero(used).tolist()]
+        inside = [(index, slot) for index, slot in slots if slot.fqn not in RESERVED]
+        classes = {name: module.class_name for module in sums.modules for name in (module.fqn, *module.aliases)}
+        names = tuple(dict.fromkeys(slot.fqn for _, slot in inside))
+        container_of = find_containers(names, classes)
+        tree = self._tree = NameTree(container_of)
+        self._phases = tuple(phase for phase in PHASES if any(slot.phase == phase for _, slot in inside))
+        self._rows = np.array([index for index, _ in inside], dtype=np.int64)  # of slots of modules
+        self._cells = np.array(
+            [tree.number[slot.fqn] * len(self._phases) + self._phases.index(slot.phase) for _, slot in inside],
+            dtype=np.int64,
+        )  # of a table of names and phases
+        row_of = {slot.fqn: index for index, slot in inside}
+        self._row_of = [row_of.get(name) for name in tree.names]
+        self._rank = np.argsort(np.argsort(np.array(tree.names, dtype=object)))
+        self._count = tree.totals(np.ones(len(tree.names)))  # modules: itself and all inside it
+        self._heads = [""] * len(tree.names)
+        self._classes, self._containers = classes, tuple(container_of.values())
+        self._reserved: dict[str, list[int]] = {}
+        for index, slot in slots:
+            if slot.fqn in RESERVED:
+                self._reserved.setdefault(slot.fqn, []).append(index)
+        self._named = np.array([tree.number[name] for name in names], dtype=np.int64)
+        folded = fold_names(names, sums.modules)
+        self._groups = GroupTree([folded[name] for name in names])
+
+    def fits(self, sums: LiveSums, used: NDArray[np.bool_]) -> bool:
+        """Return whether this is the layout of these sums."""
+        same = sums.slots is self._slots and sums.modules is self._modules
+        return same and np.array_equal(used, self._used)
+
+    def groups(self, sums: LiveSums) -> dict[str, float]:
+        """Return joules by group of modules, and of each reserved name."""
+        reserved = {name: float(sums.energy_j[rows].sum()) for name, rows in self._reserved.items()}
+        return reserved | self._groups.split(self._own_j(sums).sum(axis=1)[self._named])
+
+    def layers_text(self, sums: LiveSums) -> str:
+        """Return the largest modules, those inside the others of each container as one row, and the reserved names."""
+        own_j = self._own_j(sums)
+        total_j = self._tree.totals(own_j)
+        sum_j = total_j.sum(axis=1)
+        shown = self._largest(sum_j[:-1])
+        hidden = np.ones(len(own_j), dtype=np.bool_)
+        hidden[shown] = False
+        is_shown = np.append(~hidden, True)
+        cut = np.flatnonzero(hidden & is_shown[self._tree.parent])
+        parent = self._tree.parent[cut]
+        count = np.bincount(parent, self._count[cut], len(total_j)).astype(np.int64)
+        alone = cut[count[parent] == 1]  # shown in place of a row "1 smaller"
+        rows = [*shown.tolist(), *alone.tolist()]
+        line_of = {number: line for line, number in enumerate(rows)}
+        lines = [self._line(number, line_of, sums, own_j[number], total_j[number]) for number in rows]
+        smaller_j = np.zeros_like(total_j)
+        np.add.at(smaller_j, parent, total_j[cut])
+        lines += [
+            self._smaller_line(container, line_of, int(count[container]), smaller_j[container])
+            for container in np.flatnonzero(count > 1).tolist()
+        ]
+        reserved = sorted(self._reserved.items(), key=lambda item: (-float(sums.energy_j[item[1]].sum()), item[0]))
+        ends = (self._reserved_line(name, rows, sums) for name, rows in reserved)
+        return f'"layers":[{",".join(lines)}],"reserved":[{",".join(ends)}]'
+
+    def _own_j(self, sums: LiveSums) -> FloatArray:
+        shape = len(self._tree.names), len(self._phases)
+        own_j = np.bincount(self._cells, sums.energy_j[self._rows], shape[0] * shape[1])
+        return own_j.astype(np.float64).reshape(shape)
+
+    def _largest(self, sum_j: FloatArray) -> IntArray:
+        """Return the modules with the most joules, each after its container."""
+        order = np.lexsort((self._rank, self._tree.depth, -sum_j))
+        return order[self._tree.depth[order] <= MAX_DEPTH][:MAX_LIVE_LAYERS]
+
+    def _line(
+        self, number: int, line_of: Mapping[int, int], sums: LiveSums, own_j: FloatArray, total_j: FloatArray
+    ) -> str:
+        row = self._row_of[number]
+        head = self._heads[number] = self._heads[number] or self._head(number, sums.provenance)
+        parent = line_of.get(int(self._tree.parent[number]), "null")
+        calls = "0" if row is None else _calls(sums, row)
+        own, total = self._phase_text(own_j), self._phase_text(total_j)
+        energy = _number(float(total_j.sum()))
+        return f'{{{head},"parent":{parent},"calls":{calls},"self_j":{own},"total_j":{total},"energy_j":{energy}}}'
+
+    def _head(self, number: int, provenance: Provenance) -> str:
+        fqn, container = self._tree.names[number], self._containers[number]
+        name = fqn if container in {TOP_CONTAINER, ROOT} else fqn.removeprefix(f"{container}.")
+        has_row = self._row_of[number] is not None
+        known = _text(provenance) if has_row else "null"
+        class_name = self._classes.get(fqn, "") if has_row else ""
+        return f'"fqn":{_text(fqn)},"name":{_text(name)},"class":{_text(class_name)},"provenance":{known}'
+
+    def _smaller_line(self, container: int, line_of: Mapping[int, int], count: int, total_j: FloatArray) -> str:
+        name = smaller_label(count)
+        top = container == len(self._tree.names)
+        outer = "" if top else self._tree.names[container]
+        fqn = name if top or outer == ROOT else f"{outer}.{name}"
+        total = self._phase_text(total_j)
+        return (
+            f'{{"fqn":{_text(fqn)},"name":{_text(name)},"class":"","provenance":null,'
+            f'"parent":{"null" if top else line_of[container]},"calls":null,"folded":{count},'
+            f'"self_j":{total},"total_j":{total},"energy_j":{_number(float(total_j.sum()))}}}'
+        )
+
+    def _reserved_line(self, name: str, rows: Sequence[int], sums: LiveSums) -> str:
+        own = ",".join(f'"{sums.slots[row].phase}":{_number(float(sums.energy_j[row]))}' for row in rows)
+        calls = _calls(sums, rows[0])
+        known = _text(sums.provenance)
+        return f'{{"fqn":{_text(name)},"class":"","provenance":{known},"calls":{calls},"self_j":{{{own}}}}}'
+
+    def _phase_text(self, energy_j: FloatArray) -> str:
+        parts = zip(self._phases, energy_j.tolist(), strict=True)
+        return "{" + ",".join(f'"{phase}":{_number(joules)}' for phase, joules in parts if joules > 0) + "}"
+
+
+def _calls(sums: LiveSums, row: int) -> str:
+    calls = float(sums.calls[row])
+    return "null" if isnan(calls) else str(round(calls))
+
+
+def _number(value: float) -> str:
+    return repr(json_number(value))
+
+
+def _text(value: str) -> str:
+    return json.dumps(payload_text(value))
 
 
 def _energy_meters(meters: Sequence[Meter]) -> list[Meter]:

@@ -98,7 +98,7 @@ def test_what_is_booked_to_a_module_never_becomes_less_and_adds_up_to_the_joules
             as_of_s = sums.as_of_s
             t_ns = pulse.start_ns + round(as_of_s * 1e9)
             metered_j = fsum(pulse.energy_at(domain, t_ns) for domain in pulse.list_counted())
-            assert fsum(sums.energy_j) == pytest.approx(metered_j, rel=1e-6)
+            assert sums.energy_j.sum() == pytest.approx(metered_j, rel=1e-6)
             assert table_j(json.loads(view.payload(sums)["layers_text"])) == pytest.approx(metered_j, rel=1e-3)
         layers.close()
     # No live row is better known than the rows of the report.
@@ -121,8 +121,8 @@ def test_a_program_that_rests_is_shown_as_idle_and_its_layers_do_not_stay_behind
             layers.update(read=True)
         sums = layers.sums()
         assert asked_s - sums.as_of_s < 1.2  # the 2 s in which nothing ran would be missing
-        resting = [slot.fqn in {"(idle)", "(unattributed)"} for slot in sums.slots]
-        assert fsum(sums.energy_j[resting]) > 0.5 * fsum(sums.energy_j)
+        resting = [name in {"(idle)", "(unattributed)"} for name in sums.names]
+        assert sums.energy_j[:, resting].sum() > 0.5 * sums.energy_j.sum()
         layers.close()
 
 

@@ -13,7 +13,7 @@ from torchwatt.core.factor import Factor, Impact, with_factor_id
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Channel, Event, Meter, SamplerStats, Series, Unavailable, series_from_readings
 from torchwatt.core.report import PhaseInterval, Report, Step, Window
-from torchwatt.core.terms import TRAIN, VALIDATION, Domain, Slot
+from torchwatt.core.terms import PHASES, TRAIN, VALIDATION, Domain
 from torchwatt.core.trace import ModuleInfo
 from torchwatt.views import LiveSums
 
@@ -124,12 +124,13 @@ def bare_report(**changes) -> Report:
 
 def live_sums(report: Report) -> LiveSums:
     """Return the joules of a report as a live view has them: by module and phase, added up over its domains."""
-    energy_j: dict[Slot, float] = {}
-    for entry in (entry for ledger in report.counted for entry in ledger.entries):
-        slot = Slot(entry.fqn, entry.phase)
-        energy_j[slot] = energy_j.get(slot, 0.0) + entry.energy_self_j
-    values = np.array(list(energy_j.values()))
-    return LiveSums(tuple(energy_j), values, np.full(len(values), np.nan), report.modules, "apportioned", 1.0)
+    entries = [entry for ledger in report.counted for entry in ledger.entries]
+    names = tuple(dict.fromkeys(entry.fqn for entry in entries))
+    energy_j = np.zeros((len(PHASES), len(names)))
+    for entry in entries:
+        energy_j[PHASES.index(entry.phase), names.index(entry.fqn)] += entry.energy_self_j
+    kinds = {name: (m.class_name, m.params) for m in report.modules for name in (m.fqn, *m.aliases)}
+    return LiveSums(names, energy_j, np.full(len(names), np.nan), kinds, "apportioned", 1.0)
 
 
 def named_report(*names: str) -> Report:

@@ -18,7 +18,7 @@ import numpy as np
 from torchwatt.attribution.counter_scope import MODULE_GPUS_FACT
 from torchwatt.core.energy_curve import interpolate
 from torchwatt.core.meter import FloatArray
-from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Slot, domain_kind, weakest_provenance
+from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, domain_kind, weakest_provenance
 from torchwatt.core.units import NS_PER_S
 from torchwatt.session.live_meter import LiveMeter, RecentRate
 from torchwatt.views import LiveSums
@@ -118,10 +118,10 @@ class LiveLayers:
         rows = self._tally.rows(booked_j)
         energy_j = self._layer_j(rows, booked_j, gap_j, as_of_ns)
         return LiveSums(
-            slots=rows.slots,
+            names=rows.labels,
             energy_j=energy_j,
             calls=rows.calls(self._tally.calls_of(calls)),
-            modules=rows.names.modules,
+            kinds=rows.kinds,
             provenance=weakest_provenance("apportioned", self._pulse.provenance),
             as_of_s=(as_of_ns - self._pulse.start_ns) / NS_PER_S,
         )
@@ -190,16 +190,15 @@ class LiveLayers:
         return device_j
 
     def _layer_j(self, rows: TallyRows, booked_j: TimeSums, gap_j: Mapping[str, float], as_of_ns: int) -> FloatArray:
-        gaps_j = rows.of_slots((Slot(name, "other"), joules) for name, joules in gap_j.items())
-        layer_j = rows.amounts(self._tally.spread(booked_j))
-        layer_j[: len(gaps_j)] += gaps_j
+        layer_j = rows.table(self._tally.spread(booked_j), gap_j)
         # The set of counted meters may have changed since: then all booked joules are scaled to the new total.
         host_j, all_j = self._host_j(as_of_ns), float(layer_j.sum())
         if all_j > 0 and not isclose(host_j, all_j, rel_tol=1e-9):
             layer_j *= host_j / all_j
         for domain, joules in self._device_j(as_of_ns).items():
-            shares = rows.of_device(domain, self._tally.device_ns(domain))
+            shares = rows.device_table(domain, self._tally.device_ns(domain))
             if not shares.any():
-                shares = rows.of_slots([(Slot(UNATTRIBUTED, "other"), 1.0)])
-            layer_j = np.pad(layer_j, (0, len(shares) - len(layer_j))) + shares * (joules / float(shares.sum()))
+                shares = rows.unknown_table()
+            added = shares.shape[1] - layer_j.shape[1]
+            layer_j = np.pad(layer_j, ((0, 0), (0, added))) + shares * (joules / float(shares.sum()))
         return np.maximum(layer_j, 0.0)

@@ -198,8 +198,7 @@ class LiveTally:
     def _study_backward(self, thread: LogTally, call: BackwardCall, items: LogIntervals) -> None:
         if "lanes" not in call.cache:
             other_tables = [log.table() for log in self._threads if log is not thread.log]
-            lanes = join_backward(call, thread.log.table(), other_tables)
-            call.cache["lanes"] = [np.array(lane, dtype=np.int64).reshape(-1, 4) for lane in lanes]
+            call.cache["lanes"] = join_backward(call, thread.log.table(), other_tables)
         at = np.flatnonzero((items.kind == _GRADIENT) & (items.end == call.end_ns))
         if not call.cache["lanes"] or not len(at):
             return

@@ -1,27 +1,31 @@
-"""The rows of a live view as arrays: which module and phase each sum belongs to."""
+"""Tables of a live view: the name and phase that each sum belongs to."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import islice
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from torchwatt.core.meter import FloatArray, IntArray
-from torchwatt.core.terms import UNATTRIBUTED, Phase, Slot
+from torchwatt.core.terms import PHASES, UNATTRIBUTED, Slot
+from torchwatt.core.trace import ModuleKind
 from torchwatt.tracing.device_profiler import KEY_MARK
 from torchwatt.tracing.log_rows import FIRST_SCOPE_KEY
 from torchwatt.tracing.module_registry import RESERVED_SLOTS, ModuleMetadata, ModuleNames
 from torchwatt.tracing.tally_reader import BACKWARD, FORWARD, GRADIENT, OWN, TimeSums
 
 MANY_SIMILAR, EXCESS_RATIO = 4, 2.0
-_PHASES: Mapping[str, Phase] = {FORWARD: "forward", BACKWARD: "backward"}
+_FORWARD, _BACKWARD, _OTHER = map(PHASES.index, ("forward", "backward", "other"))
+_PHASE_OF = {FORWARD: _FORWARD, BACKWARD: _BACKWARD}
 
 
 class TallyRows:
-    """The rows of all sums under one naming of the modules; found once, so that a look only adds arrays.
+    """The names of all sums, found once for each naming of the modules, so that a look only adds arrays.
+
+    Tables have a row for each of `PHASES` and a column for each of `labels`, the names of modules and reserved ones.
 
     Args:
         names: The names of the modules.
@@ -35,21 +39,12 @@ class TallyRows:
     ) -> None:
         self.names, self.size = names, size
         self._scopes = scopes
-        self._slots: list[Slot] = []
-        self._index: dict[Slot, int] = {}
-        self._tuple: tuple[Slot, ...] = ()
-        self._device_rows: dict[str, list[int]] = {}
+        self._numbers: dict[str, int] = {}
+        self._labels: tuple[str, ...] = ()
+        self._device_places: dict[str, tuple[list[int], list[int]]] = {}
         of_key = [names.of(key) for key in range(size)]
-        self._of_modules = {
-            kind: np.array([self._row(Slot(name, phase)) for name in of_key], dtype=np.int64)
-            for kind, phase in _PHASES.items()
-        }
-        numbers = {name: number for number, name in enumerate(dict.fromkeys(of_key))}
-        self._numbers = numbers
-        uncounted = len(numbers)  # a wrapper's calls are those of the module inside it
-        self._name_of_key = np.array(
-            [uncounted if key in names.wrapped else numbers[name] for key, name in enumerate(of_key)], dtype=np.int64
-        )
+        self._name_of_key = np.array([self.number(name) for name in of_key], dtype=np.int64)
+        self._wrappers = [key for key in names.wrapped if key < size]  # their calls are those of the module inside
         alike: dict[object, int] = {}
         self._alike = np.array(
             [
@@ -58,46 +53,63 @@ class TallyRows:
             ],
             dtype=np.int64,
         )
+        shared: dict[ModuleKind, ModuleKind] = {}
+        self.kinds: dict[str, ModuleKind] = {}  # of each name of a module
+        for key, name in names.fqn.items():
+            if key in facts and key not in names.wrapped:
+                kind = facts[key].class_name, facts[key].params
+                for each in (name, *names.aliases.get(key, ())):
+                    self.kinds.setdefault(each, shared.setdefault(kind, kind))
 
     @property
-    def slots(self) -> tuple[Slot, ...]:
-        """Return the slot of each row; the same object until there are more."""
-        if len(self._tuple) != len(self._slots):
-            self._tuple = tuple(self._slots)
-        return self._tuple
+    def labels(self) -> tuple[str, ...]:
+        """Return the name of each column; the same object until there are more."""
+        if len(self._labels) != len(self._numbers):
+            self._labels = tuple(self._numbers)
+        return self._labels
 
-    def amounts(self, sums: TimeSums) -> FloatArray:
-        """Return divided sums by row."""
-        amounts = self.of_slots((self._slot(kind, key), amount) for (kind, key), amount in sums.rest.items())
+    def number(self, name: str) -> int:
+        """Return the column of a name; a new one is added."""
+        return self._numbers.setdefault(name, len(self._numbers))
+
+    def table(self, sums: TimeSums, gaps: Mapping[str, float]) -> FloatArray:
+        """Return divided sums, and amounts of reserved names that are no module's, as a table."""
+        parts = [(*self._place(kind, key), amount) for (kind, key), amount in sums.rest.items()]
+        parts += [(_OTHER, self.number(name), amount) for name, amount in gaps.items()]
+        table = self._empty()
+        for phase, number, amount in parts:
+            table[phase, number] += amount
         for kind, of_keys in sums.of_modules.items():
-            amounts += _sums(self._of_modules[kind][: len(of_keys)], of_keys, len(amounts))
-        return amounts
+            table[_PHASE_OF[kind]] += _sums(self._name_of_key[: len(of_keys)], of_keys, len(self._numbers))
+        return table
 
-    def of_slots(self, parts: Iterable[tuple[Slot, float]]) -> FloatArray:
-        """Return amounts of slots by row; slots without a row get one."""
-        rows, amounts = [], []
-        for slot, amount in parts:
-            rows.append(self._row(slot))
-            amounts.append(amount)
-        return _sums(np.array(rows, dtype=np.int64), amounts, len(self._slots))
-
-    def of_device(self, device: str, ns: Mapping[Slot, float]) -> FloatArray:
-        """Return ns of a device by row.
+    def device_table(self, device: str, ns: Mapping[Slot, float]) -> FloatArray:
+        """Return ns of a device as a table.
 
         Args:
             device: Its name.
             ns: By slot, of modules by their keys. Slots are only added, at the end.
         """
-        rows = self._device_rows.setdefault(device, [])
-        rows += [self._row(self._named(slot)) for slot in islice(ns, len(rows), None)]
-        amounts = np.fromiter(ns.values(), np.float64, len(ns))
-        return _sums(np.array(rows, dtype=np.int64), amounts, len(self._slots))
+        phases, numbers = self._device_places.setdefault(device, ([], []))
+        for slot in islice(ns, len(phases), None):
+            phases.append(PHASES.index(slot.phase))
+            numbers.append(self.number(self._named(slot.fqn)))
+        table = self._empty()
+        np.add.at(table, (phases, numbers), np.fromiter(ns.values(), np.float64, len(ns)))
+        return table
+
+    def unknown_table(self) -> FloatArray:
+        """Return a table with 1 for unattributed work."""
+        number = self.number(UNATTRIBUTED)
+        table = self._empty()
+        table[_OTHER, number] = 1.0
+        return table
 
     def calls(self, counts: FloatArray) -> FloatArray:
-        """Return the number of calls of the module of each row, of counts by key; NaN: unknown."""
-        by_name = _sums(self._name_of_key[: len(counts)], counts, len(self._numbers) + 1)
-        by_name[-1] = 0.0  # of rows that are no module
-        return by_name[[self._numbers.get(slot.fqn, -1) for slot in self._slots]]
+        """Return the number of calls by column, of counts by key; NaN: unknown."""
+        counted = counts.copy()
+        counted[[key for key in self._wrappers if key < len(counted)]] = 0.0
+        return _sums(self._name_of_key[: len(counted)], counted, len(self._numbers))
 
     def without_excess(self, amounts: FloatArray) -> FloatArray:
         """Limit modules with far more than similar ones: another program ran during their few calls."""
@@ -112,24 +124,21 @@ class TallyRows:
         limited[keys] = np.minimum(amounts[keys], limits[kinds])
         return limited
 
-    def _row(self, slot: Slot) -> int:
-        row = self._index.get(slot)
-        if row is None:
-            row = self._index[slot] = len(self._slots)
-            self._slots.append(slot)
-        return row
+    def _empty(self) -> FloatArray:
+        return np.zeros((len(PHASES), len(self._numbers)))
 
-    def _named(self, slot: Slot) -> Slot:
-        key = slot.fqn.removeprefix(KEY_MARK)
-        named = slot.fqn.startswith(KEY_MARK) and key.isdecimal()
-        return Slot(self.names.of(int(key)), slot.phase) if named else slot
+    def _named(self, fqn: str) -> str:
+        key = fqn.removeprefix(KEY_MARK)
+        return self.names.of(int(key)) if fqn.startswith(KEY_MARK) and key.isdecimal() else fqn
 
-    def _slot(self, kind: str, key: int) -> Slot:
+    def _place(self, kind: str, key: int) -> tuple[int, int]:
+        """Return phase and column of a sum that is no module's."""
         if kind == OWN and key <= FIRST_SCOPE_KEY:
-            return Slot(next((name for name, at in self._scopes.items() if at == key), UNATTRIBUTED), "other")
+            return _OTHER, self.number(next((name for name, at in self._scopes.items() if at == key), UNATTRIBUTED))
         if kind == GRADIENT:
-            return Slot(UNATTRIBUTED, "backward")
-        return RESERVED_SLOTS.get(key, Slot(UNATTRIBUTED, "other"))
+            return _BACKWARD, self.number(UNATTRIBUTED)
+        slot = RESERVED_SLOTS.get(key, Slot(UNATTRIBUTED, "other"))
+        return PHASES.index(slot.phase), self.number(slot.fqn)
 
 
 def _sums(rows: IntArray, amounts: ArrayLike, length: int) -> FloatArray:

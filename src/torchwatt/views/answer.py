@@ -28,7 +28,7 @@ from torchwatt.core.terms import (
 )
 from torchwatt.views import report_summary
 from torchwatt.views.layer_groups import fold_names
-from torchwatt.views.layer_sums import LayerSum, sum_layers
+from torchwatt.views.layer_sums import LayerSum, module_kinds, sum_layers
 from torchwatt.views.module_tree import TOP_CONTAINER, NameTree
 from torchwatt.views.number_format import format_energy, format_time
 
@@ -165,7 +165,7 @@ def main_groups(report: Report, layers: Sequence[LayerSum] | None = None) -> dic
     """
     layers = sum_layers(report) if layers is None else layers
     modules = [layer for layer in layers if not layer.reserved]
-    folded = fold_names((layer.fqn for layer in modules), report.modules)
+    folded = fold_names((layer.fqn for layer in modules), module_kinds(report))
     groups = {layer.fqn: layer.energy_j for layer in layers if layer.reserved}
     tree = GroupTree([folded[layer.fqn] for layer in modules])
     return groups | tree.split(np.array([layer.energy_j for layer in modules]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan
 from typing import Any
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchwatt.core.meter import FloatArray, IntArray, Meter, Unavailable
-from torchwatt.core.terms import PHASES, RESERVED, ROOT, Provenance, Slot
-from torchwatt.core.trace import ModuleInfo
+from torchwatt.core.terms import PHASES, RESERVED, ROOT, Provenance
+from torchwatt.core.trace import ModuleKind
 from torchwatt.views.answer import GroupTree
 from torchwatt.views.layer_groups import fold_names
 from torchwatt.views.module_tree import MAX_DEPTH, TOP_CONTAINER, NameTree, find_containers, smaller_label
@@ -106,22 +106,27 @@ def rate_payload(unit: str, unit_j: float | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LiveSums:
-    """Joules of the layers of a running session, by slot. `slots` and `modules` are the same objects until they change.
+    """Joules of a running session by phase and name; `names` and `kinds` are the same objects until they change.
 
-    No joules are negative; a slot with 0 is not shown. `calls` are those of the slot's module, NaN where unknown. The
-    joules are known until `as_of_s` after the start.
+    Attributes:
+        names: Of modules, and reserved ones.
+        energy_j: A row for each of `PHASES`, a column for each name; none is negative, and what has 0 is not shown.
+        calls: By name; NaN where unknown.
+        kinds: The kind of each name of a module.
+        provenance: Of all joules.
+        as_of_s: Seconds after the start until which the joules are known.
     """
 
-    slots: tuple[Slot, ...]
+    names: tuple[str, ...]
     energy_j: FloatArray
     calls: FloatArray
-    modules: tuple[ModuleInfo, ...]
+    kinds: Mapping[str, ModuleKind]
     provenance: Provenance
     as_of_s: float
 
 
 class LiveLayersView:
-    """Makes messages of the layers of one run; what depends on their names only is kept from one to the next.
+    """Makes messages of the layers of one run; what depends on names only is kept from one to the next.
 
     A message has its layers as text, and sums are arrays: few objects are made, so that Python's garbage collector
     rarely runs in the thread of the view, where a full collection takes as long as all looks of half a minute.
@@ -151,50 +156,43 @@ class LiveLayersView:
 
 
 class _Layout:
-    """The tree of the slots with joules.
+    """The tree of the names with joules.
 
     Args:
         sums: Their names.
-        used: Which slots have joules; the others have no row.
+        used: What has joules, as `LiveSums.energy_j`.
     """
 
     def __init__(self, sums: LiveSums, used: NDArray[np.bool_]) -> None:
-        self._slots, self._modules, self._used = sums.slots, sums.modules, used
-        slots = [(index, sums.slots[index]) for index in np.flatnonzero(used).tolist()]
-        inside = [(index, slot) for index, slot in slots if slot.fqn not in RESERVED]
-        classes = {name: module.class_name for module in sums.modules for name in (module.fqn, *module.aliases)}
-        names = tuple(dict.fromkeys(slot.fqn for _, slot in inside))
-        container_of = find_containers(names, classes)
+        self._names, self._kinds, self._used = sums.names, sums.kinds, used
+        columns = np.flatnonzero(used.any(axis=0)).tolist()
+        self._reserved = [column for column in columns if sums.names[column] in RESERVED]
+        columns = [column for column in columns if sums.names[column] not in RESERVED]
+        names = [sums.names[column] for column in columns]
+        container_of = find_containers(names, sums.kinds)
         tree = self._tree = NameTree(container_of)
-        self._phases = tuple(phase for phase in PHASES if any(slot.phase == phase for _, slot in inside))
-        self._rows = np.array([index for index, _ in inside], dtype=np.int64)  # of slots of modules
-        self._cells = np.array(
-            [tree.number[slot.fqn] * len(self._phases) + self._phases.index(slot.phase) for _, slot in inside],
-            dtype=np.int64,
-        )  # of a table of names and phases
-        row_of = {slot.fqn: index for index, slot in inside}
-        self._row_of = [row_of.get(name) for name in tree.names]
+        self._columns = np.array(columns, dtype=np.int64)  # of modules, and their places in the tree
+        self._places = np.array([tree.number[name] for name in names], dtype=np.int64)
+        column_of = dict(zip(names, columns, strict=True))
+        self._column_of = [column_of.get(name) for name in tree.names]
+        self._phases = np.flatnonzero(used[:, self._columns].any(axis=1))
         self._rank = np.argsort(np.argsort(np.array(tree.names, dtype=object)))
         self._count = tree.totals(np.ones(len(tree.names)))  # modules: itself and all inside it
+        self._containers = tuple(container_of.values())
         self._heads = [""] * len(tree.names)
-        self._classes, self._containers = classes, tuple(container_of.values())
-        self._reserved: dict[str, list[int]] = {}
-        for index, slot in slots:
-            if slot.fqn in RESERVED:
-                self._reserved.setdefault(slot.fqn, []).append(index)
-        self._named = np.array([tree.number[name] for name in names], dtype=np.int64)
-        folded = fold_names(names, sums.modules)
+        folded = fold_names(names, sums.kinds)
         self._groups = GroupTree([folded[name] for name in names])
 
     def fits(self, sums: LiveSums, used: NDArray[np.bool_]) -> bool:
         """Return whether this is the layout of these sums."""
-        same = sums.slots is self._slots and sums.modules is self._modules
+        same = sums.names is self._names and sums.kinds is self._kinds
         return same and np.array_equal(used, self._used)
 
     def groups(self, sums: LiveSums) -> dict[str, float]:
         """Return joules by group of modules, and of each reserved name."""
-        reserved = {name: float(sums.energy_j[rows].sum()) for name, rows in self._reserved.items()}
-        return reserved | self._groups.split(self._own_j(sums).sum(axis=1)[self._named])
+        sum_j = sums.energy_j.sum(axis=0)
+        reserved = {sums.names[column]: float(sum_j[column]) for column in self._reserved}
+        return reserved | self._groups.split(sum_j[self._columns])
 
     def layers_text(self, sums: LiveSums) -> str:
         """Return the largest modules, those inside the others of each container as one row, and the reserved names."""
@@ -218,14 +216,15 @@ class _Layout:
             self._smaller_line(container, line_of, int(count[container]), smaller_j[container])
             for container in np.flatnonzero(count > 1).tolist()
         ]
-        reserved = sorted(self._reserved.items(), key=lambda item: (-float(sums.energy_j[item[1]].sum()), item[0]))
-        ends = (self._reserved_line(name, rows, sums) for name, rows in reserved)
+        reserved_j = sums.energy_j.sum(axis=0)
+        reserved = sorted(self._reserved, key=lambda column: (-reserved_j[column], sums.names[column]))
+        ends = (self._reserved_line(column, sums) for column in reserved)
         return f'"layers":[{",".join(lines)}],"reserved":[{",".join(ends)}]'
 
     def _own_j(self, sums: LiveSums) -> FloatArray:
-        shape = len(self._tree.names), len(self._phases)
-        own_j = np.bincount(self._cells, sums.energy_j[self._rows], shape[0] * shape[1])
-        return own_j.astype(np.float64).reshape(shape)
+        own_j = np.zeros((len(self._tree.names), len(self._phases)))
+        own_j[self._places] = sums.energy_j[np.ix_(self._phases, self._columns)].T
+        return own_j
 
     def _largest(self, sum_j: FloatArray) -> IntArray:
         """Return the modules with the most joules, each after its container."""
@@ -235,10 +234,10 @@ class _Layout:
     def _line(
         self, number: int, line_of: Mapping[int, int], sums: LiveSums, own_j: FloatArray, total_j: FloatArray
     ) -> str:
-        row = self._row_of[number]
+        column = self._column_of[number]
         head = self._heads[number] = self._heads[number] or self._head(number, sums.provenance)
         parent = line_of.get(int(self._tree.parent[number]), "null")
-        calls = "0" if row is None else _calls(sums, row)
+        calls = "0" if column is None else _calls(sums, column)
         own, total = self._phase_text(own_j), self._phase_text(total_j)
         energy = _number(float(total_j.sum()))
         return f'{{{head},"parent":{parent},"calls":{calls},"self_j":{own},"total_j":{total},"energy_j":{energy}}}'
@@ -246,9 +245,9 @@ class _Layout:
     def _head(self, number: int, provenance: Provenance) -> str:
         fqn, container = self._tree.names[number], self._containers[number]
         name = fqn if container in {TOP_CONTAINER, ROOT} else fqn.removeprefix(f"{container}.")
-        has_row = self._row_of[number] is not None
-        known = _text(provenance) if has_row else "null"
-        class_name = self._classes.get(fqn, "") if has_row else ""
+        has_own = self._column_of[number] is not None
+        known = _text(provenance) if has_own else "null"
+        class_name = self._kinds.get(fqn, ("", 0))[0] if has_own else ""
         return f'"fqn":{_text(fqn)},"name":{_text(name)},"class":{_text(class_name)},"provenance":{known}'
 
     def _smaller_line(self, container: int, line_of: Mapping[int, int], count: int, total_j: FloatArray) -> str:
@@ -263,19 +262,22 @@ class _Layout:
             f'"self_j":{total},"total_j":{total},"energy_j":{_number(float(total_j.sum()))}}}'
         )
 
-    def _reserved_line(self, name: str, rows: Sequence[int], sums: LiveSums) -> str:
-        own = ",".join(f'"{sums.slots[row].phase}":{_number(float(sums.energy_j[row]))}' for row in rows)
-        calls = _calls(sums, rows[0])
-        known = _text(sums.provenance)
-        return f'{{"fqn":{_text(name)},"class":"","provenance":{known},"calls":{calls},"self_j":{{{own}}}}}'
+    def _reserved_line(self, column: int, sums: LiveSums) -> str:
+        own = _phase_text(range(len(PHASES)), sums.energy_j[:, column])
+        calls, known = _calls(sums, column), _text(sums.provenance)
+        return f'{{"fqn":{_text(sums.names[column])},"class":"","provenance":{known},"calls":{calls},"self_j":{own}}}'
 
     def _phase_text(self, energy_j: FloatArray) -> str:
-        parts = zip(self._phases, energy_j.tolist(), strict=True)
-        return "{" + ",".join(f'"{phase}":{_number(joules)}' for phase, joules in parts if joules > 0) + "}"
+        return _phase_text(self._phases.tolist(), energy_j)
 
 
-def _calls(sums: LiveSums, row: int) -> str:
-    calls = float(sums.calls[row])
+def _phase_text(phases: Iterable[int], energy_j: FloatArray) -> str:
+    parts = zip(phases, energy_j.tolist(), strict=True)
+    return "{" + ",".join([f'"{PHASES[phase]}":{_number(joules)}' for phase, joules in parts if joules > 0]) + "}"
+
+
+def _calls(sums: LiveSums, column: int) -> str:
+    calls = float(sums.calls[column])
     return "null" if isnan(calls) else str(round(calls))
 
 

@@ -88,7 +88,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(bundle, joules_only):
         (["showx"], "torchwatt: no 'showx': did you mean show? See `torchwatt --help`"),
         (["run", "--regin", "FRA", "a.py"], "unknown option --regin: did you mean --region"),
         (["show", "a", "--by", "blockx"], "argument --by: no 'blockx': did you mean blocks?"),
-        (["show", "a", "--by", "42"], "no '42': give one of hottest, blocks, tree, type;"),
+        (["show", "a", "--by", "42"], "no '42': give one of hottest, blocks, tree, type, stage;"),
         (["show"], "torchwatt show: the following arguments are required: DIR|RUN; see `torchwatt show --help`"),
     ],
 )

@@ -74,6 +74,9 @@ EVENTS: dict[str, dict[str, str]] = {
         "BUDGET_EXCEEDED": "tracing cost more than `overhead_budget` allows, because steps are short",
         "CALLS_FILLED": "outermost calls were not traced inside; their layers are filled in from traced ones",
         "CALLS_UNLIKE": "outermost calls of modules that were never traced inside: their layers are unknown",
+        "STAGE_INSIDE_CALL": (
+            "a stage was opened inside the call of a module: its joules are in the stage around that call"
+        ),
         "STEPS_FILLED": "steps of which only the end was noted; their layers are filled in from traced ones",
         "STEPS_UNLIKE": "steps like none that was traced: their joules are `(unattributed)`",
         "STEPS_FOLDED": "of steps that were not traced only sums over neighbouring steps are kept",

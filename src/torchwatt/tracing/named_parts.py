@@ -155,7 +155,7 @@ class NamedParts:
             if self._host.quiet.alone:
                 self._host.quiet.called.append(id(self._stand_ins[key]))
             return self._host.clock_ns()
-        if start_ns >= log.asleep_since:  # around the optimizer's step, which has ended the loop's step
+        if log.asleep_since <= start_ns < log.step_end:  # around the optimizer's step, which has ended the loop's step
             return self._host.clock_ns()
         if len(log.rows) > self._host.force_rows:
             self._host.overflow(log)

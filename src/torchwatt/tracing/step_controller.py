@@ -269,7 +269,7 @@ class StepController:
     def outermost_ended(self, log: ThreadLog) -> None:
         """Handle the end of an outermost call that may be a step."""
         if not (log.within_step or torch.is_grad_enabled()):
-            log.step_end = self._host.clock_ns()  # it is not part of the following step
+            log.step_end, log.asleep_since = self._host.clock_ns(), NEVER_NS  # it is not part of the following step
         if self._host.devices is not None and self.conductor is not None and log.mode != OFF:
             self._host.devices.call_ended(log, self.conductor)
 

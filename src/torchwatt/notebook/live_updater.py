@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torchwatt.notebook.live_widget import LiveWidget
     from torchwatt.session import Run
 
-MIN_PERIOD_S, MAX_PERIOD_S = 0.25, 1.75  # displayed figures should change within 2 s
+MIN_PERIOD_S, MAX_PERIOD_S = 0.25, 1.0  # displayed figures change every second
 UPDATE_SHARE = 0.002  # of one CPU, for updates without layers; layers have a limiter of their own
 FIRST_UPDATE_S = 0.3  # a shorter cell shows only its report
 STATUS_S = 1.0

@@ -74,7 +74,7 @@ def cut_by_owner(trace: Trace, start_ns: int, end_ns: int) -> OwnedIntervals:
     if not parts:
         return _single_gap(start_ns, end_ns)
     lo, hi, span = (np.concatenate(column) for column in zip(*parts, strict=True))
-    is_bare = _bare_slots(trace)[trace.slot[span]]
+    is_bare = find_gap_slots(trace)[trace.slot[span]]
     stages = lo[is_bare], hi[is_bare], trace.slot[span[is_bare]]
     lo, hi, span = lo[~is_bare], hi[~is_bare], span[~is_bare]
     if len(parts) > 1:
@@ -95,9 +95,9 @@ def cut_by_owner(trace: Trace, start_ns: int, end_ns: int) -> OwnedIntervals:
     )
 
 
-def _bare_slots(trace: Trace) -> BoolArray:
-    """Return for each slot whether it is the time of a stage in which nothing else ran."""
-    return np.array([is_bare_stage(slot) for slot in trace.slots], dtype=np.bool_)
+def find_gap_slots(trace: Trace) -> BoolArray:
+    """Return for each slot, and last for `NO_OWNER`, whether it stands for time in which nothing was recorded."""
+    return np.array([*(is_bare_stage(slot) for slot in trace.slots), True], dtype=np.bool_)
 
 
 def _cut_gaps(
@@ -106,23 +106,19 @@ def _cut_gaps(
     """Cut gaps at the bounds of stages; return start, end and slot of each part, -1 where no stage was open.
 
     Args:
-        gap_lo: Starts of the gaps.
+        gap_lo: Starts of the gaps, sorted.
         gap_hi: Their ends.
         stages: Start, end and slot of the stages' own time; where threads have two at once, the first one counts.
     """
     lo, hi, slot = stages
-    if not len(lo) or not len(gap_lo):
-        return gap_lo, gap_hi, np.full(len(gap_lo), NO_OWNER)
     cuts = np.unique(np.concatenate((gap_lo, gap_hi, lo, hi)))
     owner = np.full(len(cuts), NO_OWNER)
-    first, last = np.searchsorted(cuts, lo), np.searchsorted(cuts, hi)
-    for begin, end, number in zip(first[::-1].tolist(), last[::-1].tolist(), slot[::-1].tolist(), strict=True):
+    bounds = np.searchsorted(cuts, lo), np.searchsorted(cuts, hi)
+    for begin, end, number in zip(*(column[::-1].tolist() for column in (*bounds, slot)), strict=True):
         owner[begin:end] = number
-    starts, ends, gap = _cut_at_edges(
-        np.concatenate((gap_lo, lo)), np.concatenate((gap_hi, hi)), np.arange(len(gap_lo) + len(lo))
-    )
-    inside = gap < len(gap_lo)
-    return starts[inside], ends[inside], owner[np.searchsorted(cuts, starts[inside])]
+    starts, ends = cuts[:-1], cuts[1:]
+    in_gap = np.searchsorted(gap_lo, starts, side="right") > np.searchsorted(gap_hi, starts, side="right")
+    return starts[in_gap], ends[in_gap], owner[:-1][in_gap]
 
 
 def _thread_busy_share(trace: Trace) -> FloatArray:
@@ -182,20 +178,17 @@ def classify_gaps(pieces: OwnedIntervals, trace: Trace, process_cpu: Series | No
     the process's CPU time, in which it used less than 5 % of one CPU is `(idle)`; every other gap is `(unattributed)`
     work: Python between the modules. Without the process's CPU time no gap is idle.
     """
-    slots = (*trace.slots, *gap_slots(trace))
-    idle_slot = {slot.stage: i for i, slot in enumerate(slots) if i >= len(trace.slots) and slot.fqn == IDLE}
-    stage_of = dict(enumerate(slot.stage for slot in trace.slots))
-    is_gap = np.append(_bare_slots(trace), True)[pieces.slot]  # NO_OWNER is the last
-    gap = np.flatnonzero(is_gap)
-    slot = pieces.slot.copy()
-    idle = gap[_find_idle(pieces.start_ns[gap], pieces.end_ns[gap], process_cpu)]
-    idle_slots = np.array([idle_slot[stage_of.get(each, "")] for each in slot[idle].tolist()], dtype=np.int64)
+    number = {slot: i for i, slot in enumerate(gap_slots(trace), start=len(trace.slots))}
+    stages = [*(slot.stage for slot in trace.slots), ""]  # the last for NO_OWNER
+    gap = np.flatnonzero(find_gap_slots(trace)[pieces.slot])
     nobody = gap[pieces.slot[gap] == NO_OWNER]
-    slot[nobody] = slots.index(Slot(UNATTRIBUTED, "other"), len(trace.slots))
-    slot[idle] = idle_slots
+    idle = gap[_find_idle(pieces.start_ns[gap], pieces.end_ns[gap], process_cpu)]
+    slot = pieces.slot.copy()
+    slot[nobody] = number[Slot(UNATTRIBUTED, "other")]
+    slot[idle] = [number[Slot(IDLE, "other", stages[own])] for own in pieces.slot[idle].tolist()]
     if len(trace):
         outside = (pieces.end_ns[nobody] <= trace.start_ns.min()) | (pieces.start_ns[nobody] >= trace.end_ns.max())
-        slot[nobody[outside]] = slots.index(Slot(OUTSIDE, "other"), len(trace.slots))
+        slot[nobody[outside]] = number[Slot(OUTSIDE, "other")]
     return OwnedIntervals(pieces.start_ns, pieces.end_ns, slot, pieces.filled, pieces.weight)
 
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from torchwatt.attribution.owned_intervals import OwnedIntervals, cut_by_owner
+from torchwatt.attribution.owned_intervals import OwnedIntervals, cut_by_owner, find_gap_slots
 from torchwatt.attribution.power_integral import BoolArray
 from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.core.report import PhaseInterval
-from torchwatt.core.terms import PHASES, is_bare_stage
+from torchwatt.core.terms import PHASES
 from torchwatt.core.trace import Trace
 
 MAX_INTERVALS = 150
@@ -40,8 +40,7 @@ def phase_timeline(trace: Trace, start_ns: int, end_ns: int) -> tuple[PhaseInter
     if not len(trace) or end_ns <= start_ns:
         return ()
     pieces = cut_by_owner(trace, start_ns, end_ns)
-    is_nobodys = np.append([is_bare_stage(slot) for slot in trace.slots], True)  # the last for NO_OWNER
-    owned = np.flatnonzero(~is_nobodys[pieces.slot])
+    owned = np.flatnonzero(~find_gap_slots(trace)[pieces.slot])
     if not len(owned):
         return ()
     work = _Work(pieces, owned, start_ns)

@@ -214,8 +214,8 @@ class BackwardTemplates:
         bounds = np.array([call.cache["wide"] for call in calls], dtype=np.int64).T
         starts_ns = np.array([call.start_ns for call in calls], dtype=np.int64)
         stages = stages_at(self._looks[log].stages, starts_ns).tolist()
-        whole = np.array([slot_of(UNKNOWN_KEY, stage) for stage in stages], dtype=np.int64)
-        columns.add(whole, *bounds, thread=thread, filled=False, calls=1)
+        slots = np.array([slot_of(UNKNOWN_KEY, stage) for stage in stages], dtype=np.int64)
+        columns.add(slots, *bounds, thread=thread, filled=False, calls=1)
         filler, ones = SpanFiller(columns, thread, slot_of), np.ones(1, dtype=np.int64)
         for call, stage in zip(calls, stages, strict=True):
             if call.nodes is not None:

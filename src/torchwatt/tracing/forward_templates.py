@@ -280,7 +280,7 @@ class ForwardTemplates:
         return self._elastic[call.row, uncertain]
 
     def _in_stage(self, calls: Sequence[TracedCall], stage: int) -> Sequence[TracedCall]:
-        """Return the calls of a stage; where there are none, all of them."""
+        """Return the calls of a stage, or all if it has no traced call."""
         return [call for call in calls if self._stage[call.row] == stage] or calls
 
     def _match(self, kind: tuple[int, int, int, int], ran: CallSignature) -> list[tuple[int, TracedCall]]:
@@ -383,8 +383,8 @@ class ForwardTemplates:
         for (key, size), calls in self._of.items():
             if key in used and size != ANY_GRAPH:
                 for stage in sorted({self._stage[call.row] for call in calls}):
-                    alike = self._in_stage(calls, stage)
-                    chosen = alike[:: max(len(alike) // MOST_COMPARED, 1)]
+                    calls_of_stage = self._in_stage(calls, stage)
+                    chosen = calls_of_stage[:: max(len(calls_of_stage) // MOST_COMPARED, 1)]
                     groups.append([self._shares(call, key, slot_of) for call in chosen])
         return relative_sd(groups)
 

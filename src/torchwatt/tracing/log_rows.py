@@ -299,7 +299,7 @@ class SignatureTable:
         self.forget()
 
     def count_scope(self, key: int) -> None:
-        """Count a scope of the user from now on."""
+        """Count a scope of the user in later steps."""
         self.scopes |= {key}
         self.over |= self.scopes
         self.forget()

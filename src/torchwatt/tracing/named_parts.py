@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from torchwatt.tracing.thread_log import ThreadLog
 
 NOT_LOGGED = -1
-MANY_CHANGES = 16_384  # of the stage, in memory
 
 
 class OpenNames:
@@ -47,29 +46,19 @@ class OpenNames:
     def __init__(self) -> None:
         self.scopes: list[tuple[int, str]] = []  # start and name of each
         self.staged: list[OpenStage] = []
-        self._changes = array("q")  # times, and the number of the stage from then on
+        self._changes = array("q")  # times, and the number of the stage after each; 32 bytes for each stage
 
     def starts_ns(self) -> list[int]:
         """Return when the open ones began."""
         return [*(start_ns for start_ns, _ in self.scopes), *(stage.start_ns for stage in self.staged)]
 
     def stage_changed(self, t_ns: int) -> None:
-        """Record which stage the thread is in from now on: the innermost that is open."""
+        """Record a change to the innermost stage that is open."""
         self._changes.extend((t_ns, self.staged[-1].number if self.staged else NO_STAGE))
 
     def stages(self) -> IntArray:
         """Return the changes of the stage, as `stages_at` takes them."""
         return np.array(self._changes[:], dtype=np.int64).reshape(-1, 2)
-
-    def forget_stages(self, until_ns: int, needed_ns: IntArray) -> None:
-        """Drop the changes before a time, where there are many, but those in force at some times."""
-        if len(self._changes) <= 2 * MANY_CHANGES:
-            return
-        changes = self.stages()
-        needed = np.searchsorted(changes[:, 0], np.append(needed_ns, until_ns), side="right") - 1
-        is_kept = changes[:, 0] > until_ns
-        is_kept[needed[needed >= 0]] = True
-        self._changes = array("q", changes[is_kept].ravel().tolist())
 
 
 class NamingContext(Protocol):
@@ -95,10 +84,10 @@ class NamingContext(Protocol):
 
 
 class NamedParts:
-    """Logs scopes and stages.
+    """Writes scopes and stages to the logs.
 
-    A scope is a row with a key of its own, below all others. A stage is a row of the same kind, for the time of nobody
-    in it, and two changes in `OpenNames`, which tell the stage of everything else.
+    A scope is a row with a key below those of all modules. A stage is such a row, for time in which nothing else was
+    recorded, and two changes in `OpenNames`, by which other rows get their stage.
     """
 
     def __init__(self, host: NamingContext) -> None:
@@ -147,8 +136,8 @@ class NamedParts:
             next_number = sequence_nr() if log is self._host.log() else seq
             self._log_row(log, self.scopes[name], start, (seq, next_number, task))
 
-    def _log_row(self, log: ThreadLog, key: int, start_ns: int, rest: tuple[int, int, int]) -> int:
-        """Log a row that ends now; return its end."""
+    def _log_row(self, log: ThreadLog, key: int, start_ns: int, numbers: tuple[int, int, int]) -> int:
+        """Log a row that ends now, with autograd's numbers; return its end."""
         log.settle()
         # What began in a step of which only the end is recorded is filled in from a step with the same scopes.
         if log.mode == STEP_ENDS and start_ns >= log.step_end:
@@ -160,7 +149,7 @@ class NamedParts:
         if len(log.rows) > self._host.force_rows:
             self._host.overflow(log)
         end_ns = self._host.clock_ns()
-        log.rows.append((key, start_ns, end_ns, *rest))
+        log.rows.append((key, start_ns, end_ns, *numbers))
         return end_ns
 
     def stage_begins(self, name: str) -> tuple[ThreadLog, OpenStage] | None:
@@ -216,13 +205,13 @@ def uncross_scopes(start: IntArray, end: IntArray, scopes: IntArray, calls: Sequ
 
 
 def scopes_in_steps(
-    snapshot: LogSnapshot, kept: IntArray, records: AggregatedSpans, scopes: frozenset[int]
+    snapshot: LogSnapshot, kept_rows: IntArray, records: AggregatedSpans, scopes: frozenset[int]
 ) -> Iterator[tuple[int, int, int]]:
     """Yield the recorded scopes that lie within a step and outside of module calls: key, end_ns, how often.
 
     Args:
         snapshot: Of a thread's log.
-        kept: Indices of the rows that are not among the records.
+        kept_rows: Indices of the rows that are not among the records.
         records: The others.
         scopes: Keys of the user's scopes.
     """
@@ -234,7 +223,7 @@ def scopes_in_steps(
     def begins_ns(end_ns: IntArray) -> IntArray:
         return np.append(step_starts, 0)[np.searchsorted(step_starts, end_ns) - 1]
 
-    rows = snapshot.table[kept]
+    rows = snapshot.table[kept_rows]
     calls = rows[(rows[:, KEY] > 0) & (rows[:, TASK] < 0)]
     rows = rows[np.isin(rows[:, KEY], list(scopes)) & (rows[:, TASK] < 0)]
     top = calls[top_level(calls[:, START], calls[:, END])]

@@ -84,7 +84,8 @@ class Scope:
         if _is_compiling():
             return self
         hub = ACTIVE.hub
-        self._open.append(None if hub is None else (hub.named, hub.named.scope_begins(self.name)))
+        begun = None if hub is None else self._begin(hub.named)
+        self._open.append(None if hub is None or begun is None else (hub.named, begun))
         return self
 
     def __exit__(
@@ -94,7 +95,13 @@ class Scope:
             return
         begun = self._open.pop() if self._open else None
         if begun is not None:
-            begun[0].scope_ended(begun[1])
+            self._end(*begun)
+
+    def _begin(self, recorder: NameRecorder) -> Any:
+        return recorder.scope_begins(self.name)
+
+    def _end(self, recorder: NameRecorder, begun: Any) -> None:
+        recorder.scope_ended(begun)
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """Wrap a function so that each call of it is a range."""
@@ -147,29 +154,18 @@ class Stage(Scope):
 
     __slots__ = ()
 
-    def __enter__(self) -> Self:
-        if _is_compiling():
-            return self
-        hub = ACTIVE.hub
-        begun = None if hub is None else hub.named.stage_begins(self.name)
-        self._open.append(None if hub is None or begun is None else (hub.named, begun))
-        return self
+    def _begin(self, recorder: NameRecorder) -> Any:
+        return recorder.stage_begins(self.name)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if _is_compiling():
-            return
-        begun = self._open.pop() if self._open else None
-        if begun is not None:
-            begun[0].stage_ended(begun[1])
+    def _end(self, recorder: NameRecorder, begun: Any) -> None:
+        recorder.stage_ended(begun)
 
 
 def stage(name: str) -> Stage:
-    """Name what the program is doing ("prefill", "decode"), as a context manager or a decorator.
+    """Name the stage of the program ("prefill", "decode"), as a context manager or a decorator.
 
-    Layers, energy outside of layers and steps of this time on this thread are booked to the stage: the column `stage`
-    of `run.layers`. Stages may be nested; the innermost counts. A stage that begins inside the call of a module does
+    Layers, energy outside of layers and steps of its time on its thread are booked to the stage: the column `stage` of
+    `run.layers`. Stages may be nested; the innermost counts. A stage that begins inside the call of a module does
     nothing, and an event says so. Without a running session, and inside `torch.compile`, it does nothing.
 
     Raises:

@@ -183,7 +183,7 @@ class SpanAssembly:
         return self._slot(key, stage, backward=False)
 
     def _slot(self, key: int, stage: int = NO_STAGE, *, backward: bool) -> int:
-        name = self.view.stages.get(stage, "")
+        name = self.view.stages[stage]
         if key > 0:
             return self.columns.index(self.names.of(key), "backward" if backward else "forward", name)
         if key in self.view.stage_rows:
@@ -197,8 +197,8 @@ class SpanAssembly:
     def _in_stage(self, slot: int, of: int, to: int) -> int:
         """Return a slot of the stage `of` in the stage `to`; a slot of another stage unchanged."""
         own = list(self.columns.slots)[slot]
-        is_moved = own.stage == self.view.stages.get(of, "")
-        return self.columns.index(own.fqn, own.phase, self.view.stages.get(to, "")) if is_moved else slot
+        is_moved = own.stage == self.view.stages[of]
+        return self.columns.index(own.fqn, own.phase, self.view.stages[to]) if is_moved else slot
 
     def _kept_rows(self, log: ThreadLog) -> IntArray:
         table = self.looks[log].table
@@ -209,7 +209,7 @@ class SpanAssembly:
         rows = self._kept_rows(log)
         if not len(rows):
             return
-        stage, number = stages_at(self.looks[log].stages, rows[:, START]), len(self.view.stages) + 1
+        stage, number = stages_at(self.looks[log].stages, rows[:, START]), len(self.view.stages)
         codes = (rows[:, KEY] * 2 + (rows[:, TASK] >= 0)) * number + stage
         kinds, kind = np.unique(codes, return_inverse=True)
         slots = np.array(
@@ -271,7 +271,7 @@ class SpanAssembly:
         unfilled = records.take(np.setdiff1d(asleep, [i for i, _ in chosen]))
         if len(unfilled):
             stages = [kinds.stage[kind] for kind in unfilled.kind.tolist()]
-            slots = np.array([self.columns.index(UNATTRIBUTED, "other", self.view.stages.get(n, "")) for n in stages])
+            slots = np.array([self.columns.index(UNATTRIBUTED, "other", self.view.stages[n]) for n in stages])
             self.columns.add(slots, unfilled.start, unfilled.end, thread=thread, filled=False, calls=0)
         SpanFiller(self.columns, thread, lambda slot, _: slot).fill_records(records, kinds, chosen)
         self.passed[log] = list(self._passed(log, dict(chosen)))

@@ -175,7 +175,7 @@ class StepTemplates:
         return self._agreed(chosen, models) if ran.over else chosen
 
     def _in_stage(self, models: Sequence[_StepModel], stage: int) -> list[_StepModel]:
-        """Return the steps of a stage; where there are none, all, with what is of their stage given to this one."""
+        """Return the steps of a stage, or if it has none all steps, with slots of their stage moved to this one."""
 
         def moved(model: _StepModel) -> _StepModel:
             owners = [self._slots.in_stage(slot, model.stage, stage) for slot in model.template.owner.tolist()]

@@ -364,9 +364,6 @@ class ThreadLog:
                 stages=snapshot.stages,
             )  # fmt: skip
             self._is_inside = parts.inside
-            self.names.forget_stages(
-                until_ns, snapshot.table[np.concatenate((np.arange(tail), parts.kept + tail)), START]
-            )
             self._records = concatenate_spans((self._records, shift_numbers(parts.records, self._runs, self._units)))
             self._runs += parts.runs
             self._units += len(parts.records)
@@ -376,10 +373,8 @@ class ThreadLog:
                 if self._g == MOST_MERGED:  # traced steps separate the records: the limit of spans makes those rarer
                     break
             older = snapshot.calls[: len(snapshot.calls) - len(calls) - len(later)]
-            late_rows = np.arange(len(snapshot.table) - late, len(snapshot.table))
-            kept_rows = np.concatenate((np.arange(tail), parts.kept + tail, late_rows))
-            self.names.forget_stages(until_ns, snapshot.table[kept_rows, START])
-            self._drop(snapshot.table, kept_rows, (*older, *parts.calls, *later))
+            kept_rows = np.arange(tail), parts.kept + tail, np.arange(len(snapshot.table) - late, len(snapshot.table))
+            self._drop(snapshot.table, np.concatenate(kept_rows), (*older, *parts.calls, *later))
             self._tail -= late
             self._folded_ns = until_ns
             return self._g

@@ -93,9 +93,8 @@ class _TraceBuilder(SpanAssembly):
         """Return steps with the stage that the program named, where they ended in one."""
         changes = self.looks[self.view.logs[0]].stages
         at_end = stages_at(changes, np.array([step.end_ns - 1 for step in steps], dtype=np.int64)).tolist()
-        numbers = [step.named or number for step, number in zip(steps, at_end, strict=True)]
-        names = self.view.stages
-        return [replace(s, stage=names[n]) if n in names else s for s, n in zip(steps, numbers, strict=True)]
+        names = [self.view.stages[step.named or number] for step, number in zip(steps, at_end, strict=True)]
+        return [replace(step, stage=name) if name else step for step, name in zip(steps, names, strict=True)]
 
     def _busy(self, log: ThreadLog, number: int, arrays: Mapping[str, IntArray]) -> float:
         """Return the share of its spans' time that a thread was on a CPU, 0 to 1; 1 where unknown."""

@@ -217,7 +217,7 @@ class TraceInputs:
     is_last: bool = False  # no other session uses the devices: wait for their work
     functions: Mapping[int, tuple[str, int]] = field(default_factory=dict)  # compiled functions: name, parameters
     resumed: Mapping[int, int] = field(default_factory=dict)  # by end of a step: its start after a pause
-    stages: Mapping[int, str] = field(default_factory=dict)  # names of stages, by number
+    stages: Mapping[int, str] = field(default_factory=lambda: {NO_STAGE: ""})  # names of stages, by number
     stage_rows: Mapping[int, tuple[str, int]] = field(default_factory=dict)  # by key: scope around, and stage's number
 
 
@@ -238,8 +238,8 @@ class SpanColumns:
     def same_in_any_stage(self, slots: Iterable[int]) -> dict[int, int]:
         """Map the slots of the same name and phase as some slots, in any stage, to the latter."""
         of = list(self.slots)
-        known = {(of[i].fqn, of[i].phase): i for i in slots}
-        return {i: known[slot.fqn, slot.phase] for i, slot in enumerate(of) if (slot.fqn, slot.phase) in known}
+        number = {(of[i].fqn, of[i].phase): i for i in slots}
+        return {i: number[slot.fqn, slot.phase] for i, slot in enumerate(of) if (slot.fqn, slot.phase) in number}
 
     def add(self, slot: Any, start: IntArray, end: IntArray, *, thread: int, filled: bool, calls: Any) -> None:
         """Add spans; `slot` and `calls` are arrays or one value for all."""

@@ -240,6 +240,7 @@ class Tracer:
     def _assemble(
         self, hub: Instrumentation, *, is_last: bool = False, most_filled: int | None = None, done_ns: int | None = None
     ) -> Trace:
+        from torchwatt.tracing.log_rows import NO_STAGE
         from torchwatt.tracing.trace_builder import build_trace
         from torchwatt.tracing.trace_spans import MAX_FILLED, TraceInputs
 
@@ -260,7 +261,7 @@ class Tracer:
             done_ns=done,
             registry=hub.registry,
             scopes=dict(hub.scopes),
-            stages={number: name for name, number in hub.named.stages.items()},
+            stages={NO_STAGE: ""} | {number: name for name, number in hub.named.stages.items()},
             stage_rows={key: row for row, key in hub.named.stage_rows.items()},
             functions=dict(hub.compiled_calls.named),
             signatures=tuple(hub.signatures.of),

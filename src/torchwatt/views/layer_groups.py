@@ -14,7 +14,7 @@ from torchwatt.core.ledger import Entry, Ledger, sum_if_known
 from torchwatt.core.report import Report
 from torchwatt.core.terms import PHASES, RESERVED, Domain, Phase, Provenance, weakest_provenance
 from torchwatt.core.trace import ModuleKind
-from torchwatt.views.layer_sums import LayerSum, class_names, is_tied, module_kinds, sum_layers
+from torchwatt.views.layer_sums import LayerSum, class_names, entries_by_stage, is_tied, module_kinds, sum_layers
 from torchwatt.views.module_tree import TOP_CONTAINER, ModuleNode, build_layer_tree, find_containers, fold_tree
 
 View = Literal["hottest", "blocks", "tree", "type", "stage"]
@@ -148,15 +148,11 @@ def _flat_groups(report: Report, layers: Sequence[LayerSum], by: View) -> tuple[
 
 def stage_groups(report: Report) -> tuple[LayerGroup, ...]:
     """Return a row per stage that the program named, most joules first, and one for the time without a stage."""
-    entries: dict[str, list[Entry]] = defaultdict(list)
-    for ledger in report.counted:
-        for entry in ledger.entries:
-            entries[entry.stage or NO_STAGE_NAME].append(entry)
     maker = _GroupMaker(report)
     groups = []
-    for name, of_stage in entries.items():
-        modules = {entry.fqn for entry in of_stage}.difference(RESERVED)
-        groups.append(replace(maker.make(name, tuple(of_stage)), count=len(modules)))
+    for name, entries in entries_by_stage(report).items():
+        modules = {entry.fqn for entry in entries}.difference(RESERVED)
+        groups.append(replace(maker.make(name or NO_STAGE_NAME, tuple(entries)), count=len(modules)))
     return mark_unclear(sorted(groups, key=lambda group: (-group.energy_j, group.name)))
 
 

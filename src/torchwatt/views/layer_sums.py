@@ -65,6 +65,15 @@ def sum_layers(report: Report) -> tuple[LayerSum, ...]:
     return tuple(sorted(layers, key=lambda layer: (-layer.energy_j, layer.fqn)))
 
 
+def entries_by_stage(report: Report) -> dict[str, list[Entry]]:
+    """Return the entries of the counted domains by the name of their stage, "" for none."""
+    by_stage: dict[str, list[Entry]] = defaultdict(list)
+    for ledger in report.counted:
+        for entry in ledger.entries:
+            by_stage[entry.stage].append(entry)
+    return by_stage
+
+
 def is_tied(upper: tuple[float, float | None], lower: tuple[float, float | None]) -> bool:
     """Return whether the order of two values is uncertain, each given with half its 90 % interval."""
     halves = [half for _, half in (upper, lower) if half is not None]

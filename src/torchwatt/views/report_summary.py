@@ -9,11 +9,12 @@ from math import fsum
 from statistics import median
 
 from torchwatt.core.factor import Factor, Impact
-from torchwatt.core.ledger import MIN_COVERAGE, Ledger
+from torchwatt.core.ledger import MIN_COVERAGE, Ledger, total_self_j
 from torchwatt.core.meter import Event, Unavailable
 from torchwatt.core.report import Report, Step
 from torchwatt.core.terms import INFERENCE, TRAIN, VALIDATION, domain_kind
 from torchwatt.core.units import J_PER_KWH
+from torchwatt.views.layer_sums import entries_by_stage
 from torchwatt.views.number_format import (
     DASH,
     format_count,
@@ -312,11 +313,7 @@ def energy_rates(report: Report) -> tuple[EnergyRate, ...]:
 
 def stage_energy_j(report: Report) -> dict[str, float]:
     """Return joules by the name of each stage, "" for none, most first; {} where the program named no stage."""
-    joules: dict[str, list[float]] = defaultdict(list)
-    for ledger in report.counted:
-        for entry in ledger.entries:
-            joules[entry.stage].append(entry.energy_self_j)
-    sums = {stage: fsum(each) for stage, each in joules.items()}
+    sums = {stage: total_self_j(entries) for stage, entries in entries_by_stage(report).items()}
     return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0]))) if any(sums) else {}
 
 

@@ -72,6 +72,9 @@ class ModuleInfo:
     aliases: tuple[str, ...] = ()
 
 
+ModuleKind = tuple[str, int]  # class and number of parameters: alike modules are of one kind
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
     """Spans as columns of equal length, in any order.

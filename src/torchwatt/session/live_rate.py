@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -12,7 +13,6 @@ from torchwatt.core.units import NS_PER_S
 
 if TYPE_CHECKING:
     from torchwatt.session.live_meter import LiveMeter
-import gc
 
 RECENT_NS = 10 * NS_PER_S
 

@@ -192,8 +192,7 @@ class BackwardTemplates:
         """Return the pieces of a recorded call, one table (start_ns, end_ns, owner, calls) per thread."""
         if "lanes" not in call.cache:
             other_tables = [table for other_log, table in self._tables.items() if other_log is not log]
-            lanes = join_backward(call, self._tables[log], other_tables)
-            call.cache["lanes"] = [np.array(lane, dtype=np.int64).reshape(-1, 4) for lane in lanes]
+            call.cache["lanes"] = join_backward(call, self._tables[log], other_tables)
         tables: list[IntArray] = call.cache["lanes"]
         return tables
 

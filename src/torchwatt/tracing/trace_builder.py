@@ -42,6 +42,7 @@ from torchwatt.tracing.loop_steps import (
     find_models,
     steps_of,
 )
+from torchwatt.tracing.module_registry import module_infos
 from torchwatt.tracing.span_assembly import SpanAssembly
 from torchwatt.tracing.thread_log import ThreadLog
 from torchwatt.tracing.trace_spans import TraceInputs, is_forward_kind
@@ -73,7 +74,7 @@ class _TraceBuilder(SpanAssembly):
             steps=tuple((step.start_ns, step.end_ns) for step in steps),
             step_counts=tuple(s.count for s in steps) if any(s.count > 1 for s in steps) else (),
             step_stages=tuple(step.stage for step in steps),
-            modules=self.names.modules,
+            modules=module_infos(self.names, self.view.registry.facts),
             carry_rel_sd=self._in_any_stage(self.carried | carried),
             events=(*events, *self._notes(book), *lost),
             activities=activities,

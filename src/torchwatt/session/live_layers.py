@@ -20,7 +20,8 @@ from torchwatt.core.energy_curve import interpolate
 from torchwatt.core.meter import FloatArray
 from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, domain_kind, weakest_provenance
 from torchwatt.core.units import NS_PER_S
-from torchwatt.session.live_meter import LiveMeter, RecentRate
+from torchwatt.session.live_meter import LiveMeter
+from torchwatt.session.live_rate import RecentRate
 from torchwatt.views import LiveSums
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchwatt.session.live_meter import RECENT_NS, RecentRate, UnitRates
+from torchwatt.session.live_rate import RECENT_NS, RecentRate, UnitRates
 
 S = 1_000_000_000
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from torchwatt.core.energy_curve import interpolate
 from torchwatt.core.intervals import busy_ns, top_level
 from torchwatt.core.meter import Event, IntArray
 from torchwatt.core.terms import UNATTRIBUTED, is_bare_stage
@@ -276,10 +277,11 @@ def busy_between(start_ns: IntArray, end_ns: IntArray, cpu: IntArray) -> float:
     top = top_level(start_ns, end_ns)
     starts, ends = start_ns[top], np.maximum.accumulate(end_ns[top])
     bounds = np.column_stack((starts, ends)).ravel()
-    covered = np.column_stack((np.cumsum(ends - starts) - (ends - starts), np.cumsum(ends - starts))).ravel()
+    ended = np.cumsum(ends - starts, dtype=np.int64)
+    covered = np.asarray(np.column_stack((ended - (ends - starts), ended)), dtype=np.int64).ravel()
     inside = cpu[(cpu[:, 0] >= starts[:1].min(initial=0)) & (cpu[:, 0] <= ends[-1:].max(initial=0))]
     wall_ns, used_ns = np.diff(inside[:, 0]), np.diff(inside[:, 1])
-    in_spans_ns = np.diff(np.interp(inside[:, 0], bounds, covered))
+    in_spans_ns = np.diff(interpolate(inside[:, 0], bounds, covered))
     gaps = (in_spans_ns < MOST_IN_SPANS * wall_ns) & (wall_ns > 0)
     return float(min(used_ns[gaps].sum() / wall_ns[gaps].sum(), 1.0)) if gaps.any() else 0.0
 

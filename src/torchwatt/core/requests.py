@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import fsum, isnan
+from math import fsum, isnan, nan
 
 import numpy as np
 
@@ -118,6 +118,7 @@ def token_rows(batches: Sequence[RequestBatch], curves: Sequence[EnergyCurve]) -
         bounds = np.array([(start, end) for _, start, end, _ in stretches], dtype=np.int64)
         stretch_j = _share_energy(batches, curves).between(bounds[:, 0], bounds[:, 1]).tolist()
     stages: list[dict[str, _StageSum]] = [{} for _ in batches]
+    no_time = _StageSum() if curves else _StageSum(nan)
     for (stage, start_ns, end_ns, i), energy_j in zip(stretches, stretch_j, strict=True):
         stages[i].setdefault(stage, _StageSum()).add(start_ns, end_ns, energy_j)
     rows: list[TokenRow] = []
@@ -125,7 +126,7 @@ def token_rows(batches: Sequence[RequestBatch], curves: Sequence[EnergyCurve]) -
     for number, (batch, of_stage) in enumerate(zip(batches, stages, strict=True)):
         names = (*REQUEST_STAGES, *(name for name in of_stage if name not in REQUEST_STAGES))
         # A batch with stages spent no time in those that it did not enter; without any, nothing is known of them.
-        absent = _StageSum() if of_stage else None
+        absent = no_time if of_stage else None
         for input_tokens, output_tokens in zip(batch.input_tokens, batch.output_tokens, strict=True):
             rows += (
                 _token_row(batch, number, request, name, of_stage.get(name, absent), input_tokens, output_tokens)
@@ -138,9 +139,9 @@ def token_rows(batches: Sequence[RequestBatch], curves: Sequence[EnergyCurve]) -
 class _StageSum:
     """Time and joules of one stage of a batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, *parts_j: float) -> None:
         self.bounds: list[tuple[int, int]] = []
-        self.parts_j: list[float] = []
+        self.parts_j = list(parts_j)
 
     def add(self, start_ns: int, end_ns: int, energy_j: float) -> None:
         self.bounds.append((start_ns, end_ns))

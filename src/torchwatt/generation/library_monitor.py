@@ -65,7 +65,7 @@ STAGED_METHODS = (
         StagedMethod(f"{package}.loops.evaluation_loop", "_EvaluationLoop", "run", "validation")
         for package in ("lightning.pytorch", "pytorch_lightning")
     ),
-    StagedMethod("sentence_transformers.SentenceTransformer", "SentenceTransformer", "encode", "encode"),
+    StagedMethod("sentence_transformers", "SentenceTransformer", "encode", "encode"),
 )  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def generated(model, *args, **given):
     """Generate in a session; return its run, the sequences, the passes, and when `generate` began and ended."""
     passes = Passes(model)
     try:
-        with tw.profile(model, baseline_s=0) as run:
+        with tw.profile(model, baseline_s=0.2) as run:
             begin_ns = time.monotonic_ns()
             result = model.generate(*args, **given)
             end_ns = time.monotonic_ns()
@@ -181,7 +181,7 @@ def test_an_assistant_drafts_and_the_model_accepts(llama):
     ids = prompts(1, 16)
     plain = llama.generate(ids, max_new_tokens=24, min_new_tokens=24, do_sample=False)
     main.began.clear()
-    with tw.profile([llama, assistant], baseline_s=0) as run:
+    with tw.profile([llama, assistant], baseline_s=0.2) as run:
         sequences = llama.generate(
             ids, max_new_tokens=24, min_new_tokens=24, do_sample=False, assistant_model=assistant
         )
@@ -229,14 +229,14 @@ def test_a_pipeline(llama):
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w2")  # noqa: S106
     pipe = transformers.pipeline("text-generation", model=llama, tokenizer=tokenizer, device="cpu")
-    with tw.profile(llama, baseline_s=0) as run:
+    with tw.profile(llama, baseline_s=0.2) as run:
         pipe("w5 w6 w7 w8", max_new_tokens=6, min_new_tokens=6, do_sample=False)
     assert counts(run) == [(4, 6)]
 
 
 def test_generate_batch_serves_many_requests_in_shared_passes(llama):
     inputs = [prompts(1, length, seed=length)[0].tolist() for length in (5, 9, 17)]
-    with tw.profile(llama, baseline_s=0) as run:
+    with tw.profile(llama, baseline_s=0.2) as run:
         results = llama.generate_batch(
             inputs=inputs,
             generation_config=transformers.GenerationConfig(
@@ -270,7 +270,7 @@ def test_a_call_that_fails_leaves_its_tokens_unknown_and_its_error_alone(llama):
                 raise ZeroDivisionError("from the user's criterion")
             return torch.zeros(input_ids.shape[0], dtype=torch.bool)
 
-    with tw.profile(llama, baseline_s=0) as run:
+    with tw.profile(llama, baseline_s=0.2) as run:
         with pytest.raises(ZeroDivisionError, match="from the user's criterion") as caught:
             llama.generate(
                 prompts(2, 10), max_new_tokens=9, min_new_tokens=9,
@@ -315,7 +315,7 @@ def test_threads_that_generate_at_once_share_the_joules(llama):
 
 
 def test_a_session_without_layers_counts_tokens_too(llama):
-    with tw.profile(llama, layers="off", baseline_s=0) as run:
+    with tw.profile(llama, layers="off", baseline_s=0.2) as run:
         llama.generate(prompts(2, 8), max_new_tokens=200, min_new_tokens=200)
     assert counts(run) == [(8, 200)] * 2
     assert 0 < run.tokens.energy_j.sum() <= run.energy_j
@@ -323,7 +323,7 @@ def test_a_session_without_layers_counts_tokens_too(llama):
 
 def test_the_model_and_the_cache_are_not_kept_alive():
     model = transformers.LlamaForCausalLM(config(max_position_embeddings=64)).eval()
-    with tw.profile(baseline_s=0) as run:
+    with tw.profile(baseline_s=0.2) as run:
         model.generate(prompts(1, 8), max_new_tokens=5)
         gone = weakref.ref(model)
         del model
@@ -334,8 +334,8 @@ def test_the_model_and_the_cache_are_not_kept_alive():
 
 def test_a_loop_of_ones_own(llama):
     ids = prompts(1, 40)
-    with torch.no_grad(), tw.profile(llama, baseline_s=0) as run:
-        for _ in range(2):
+    with torch.no_grad(), tw.profile(llama, baseline_s=0.2) as run:
+        for _ in range(30):
             with tw.stage("prefill"):
                 out = llama(ids, use_cache=True)
             token, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
@@ -344,15 +344,15 @@ def test_a_loop_of_ones_own(llama):
                     out = llama(token, past_key_values=cache, use_cache=True)
                 token = out.logits[:, -1:].argmax(-1)
             run.add_tokens(input=40, output=8)
-    assert counts(run) == [(40, 8)] * 2
+    assert counts(run) == [(40, 8)] * 30
     assert (run.tokens.time_s > 0).all()
     assert run.generation["all"]["decode_energy_per_output_token"] == pytest.approx(
-        1e3 * run.tokens[run.tokens.stage == "decode"].energy_j.sum() / 14
+        1e3 * run.tokens[run.tokens.stage == "decode"].energy_j.sum() / (30 * 7)
     )
 
 
 def test_counts_that_are_none_are_refused(llama):
-    with tw.profile(layers="off", baseline_s=0) as run:
+    with tw.profile(layers="off", baseline_s=0.2) as run:
         for wrong in (-1, 1.5, True, "3"):
             with pytest.raises(ConfigError, match="whole number of tokens"):
                 run.add_tokens(input=wrong)

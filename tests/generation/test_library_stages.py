@@ -55,7 +55,7 @@ def test_trainer_trains_evaluates_and_predicts(tmp_path):
     )  # fmt: skip
     trainer = transformers.Trainer(model, arguments, train_dataset=DATA, eval_dataset=DATA[:16])
     train = transformers.Trainer.train
-    with tw.profile(model, baseline_s=0) as run:
+    with tw.profile(model, baseline_s=0.2) as run:
         trainer.train()
         trainer.predict(DATA[:8])
     assert model.calls == {True: 16, False: 2 * 4 + 2}
@@ -105,7 +105,7 @@ def test_lightning_fits_validates_and_tests(tmp_path):
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path, num_sanity_val_steps=0,
     )  # fmt: skip
-    with tw.profile(module, baseline_s=0) as run:
+    with tw.profile(module, baseline_s=0.2) as run:
         trainer.fit(module, loader, loader)
         trainer.test(module, loader, verbose=False)
     assert module.net.calls == {True: 8, False: 16}
@@ -127,9 +127,9 @@ def test_a_sentence_encoder_is_a_stage(tmp_path):
     transformers.BertModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
-    with tw.profile(model, baseline_s=0) as run:
-        vectors = model.encode(["w3 w4 w5", "w6"] * 50)
+    with tw.profile(model, baseline_s=0.2) as run:
+        vectors = model.encode(["w3 w4 w5", "w6"] * 500)
         time.sleep(0.05)
-    assert vectors.shape == (100, 16)
+    assert vectors.shape == (1000, 16)
     assert "encode" in forward_stages(run)
     assert "" not in forward_stages(run)

@@ -21,6 +21,7 @@ from torchwatt.core.factor import Factor, Impact
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Channel, Event, Meter, Quantity, SamplerStats, Unavailable
 from torchwatt.core.report import Report, Step, Window
+from torchwatt.core.requests import TokenRow
 from torchwatt.core.terms import Domain
 from torchwatt.core.trace import ModuleInfo
 from torchwatt.core.units import ns_from_s
@@ -116,6 +117,7 @@ def _report(
         tracing_cost_s=number(run, "tracing_cost_s"),
         traced_steps=_whole(run, "traced_step_count"),
         exit_reason=text(run, "exit_reason"),
+        tokens=tuple(_token(row, start_ns) for row in bundle["token"]),
         from_bundle=True,
         software={
             name: text(run, column) for name, column in _SOFTWARE.items() if run[column] is not None
@@ -250,6 +252,25 @@ def _steps(bundle: Bundle, start_ns: int, curves: Sequence[EnergyCurve]) -> Iter
         lo, hi = _edges(row, start_ns)
         energies_j = {str(curve.domain): curve.between(lo, hi) for curve in curves if curve.is_metered(lo, hi)}
         yield Step(index, lo, hi, energies_j, max(after - index, 1), text(row, "stage"))
+
+
+def _token(row: Row, start_ns: int) -> TokenRow:
+    begin_ns, end_ns = _whole(row, "t_start_ns"), _whole(row, "t_end_ns")
+    return TokenRow(
+        request=_whole(row, "request") or 0,
+        batch=_whole(row, "batch") or 0,
+        stage=text(row, "stage"),
+        input_tokens=_whole(row, "input_tokens"),
+        output_tokens=_whole(row, "output_tokens"),
+        cached_tokens=_whole(row, "cached_tokens") or 0,
+        drafted_tokens=_whole(row, "drafted_tokens"),
+        accepted_tokens=_whole(row, "accepted_tokens"),
+        start_ns=None if begin_ns is None else start_ns + begin_ns,
+        end_ns=None if end_ns is None else start_ns + end_ns,
+        time_s=number(row, "time_s"),
+        energy_j=number(row, "energy_j"),
+        cache_bytes=_whole(row, "cache_bytes"),
+    )
 
 
 def _modules(bundle: Bundle) -> Iterator[ModuleInfo]:

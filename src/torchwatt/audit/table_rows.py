@@ -17,6 +17,7 @@ from torchwatt.core.ledger import Entry, Ledger, layer_values
 from torchwatt.core.report import Report, Step
 from torchwatt.core.terms import RESERVED, Provenance, weakest_provenance
 from torchwatt.core.trace import ModuleInfo
+from torchwatt.core.units import ns_from_s
 
 
 def rank_rows(report: Report) -> Iterator[Row]:
@@ -203,6 +204,29 @@ def _events(report: Report) -> Iterator[Row]:
         }
 
 
+def _tokens(report: Report) -> Iterator[Row]:
+    provenance: Provenance | None = report.provenance and weakest_provenance("apportioned", report.provenance)
+    for row in report.tokens:
+        yield {
+            "run_id": report.run_id,
+            "request": row.request,
+            "stage": row.stage,
+            "batch": row.batch,
+            "input_tokens": row.input_tokens,
+            "cached_tokens": row.cached_tokens,
+            "output_tokens": row.output_tokens,
+            "drafted_tokens": row.drafted_tokens,
+            "accepted_tokens": row.accepted_tokens,
+            "t_start_ns": None if row.start_ns is None else row.start_ns - report.start_ns,
+            "t_end_ns": None if row.end_ns is None else row.end_ns - report.start_ns,
+            "time_s": row.time_s,
+            "energy_j": row.energy_j,
+            "provenance": provenance if row.energy_j is not None else None,
+            "cache_bytes": row.cache_bytes,
+            **_repeat_interval(report, row.energy_j, ns_from_s(row.time_s or 0.0)),
+        }
+
+
 _MAKERS: Mapping[str, Callable[[Report], Iterator[Row]]] = {
     "run": run_rows,
     "device": device_rows,
@@ -214,4 +238,5 @@ _MAKERS: Mapping[str, Callable[[Report], Iterator[Row]]] = {
     "event": _events,
     "rank": rank_rows,
     "rank_layer": rank_layer_rows,
+    "token": _tokens,
 }

@@ -11,11 +11,8 @@ import numpy as np
 from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.ledger import sum_if_known
 from torchwatt.core.meter import FloatArray, IntArray
+from torchwatt.core.terms import PREFILL, REQUEST_STAGES
 from torchwatt.core.units import NS_PER_S
-
-# Stages of a request. The first output token is made by the last prefill pass and belongs to `prefill`.
-PREFILL, DECODE, ENCODE, DRAFT = "prefill", "decode", "encode", "draft"
-REQUEST_STAGES = (PREFILL, DECODE)  # every request has a row of each
 
 
 @dataclass(frozen=True, slots=True)

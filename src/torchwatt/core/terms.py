@@ -34,6 +34,9 @@ RESERVED = (
 )  # fmt: skip
 # Kinds of steps of the program's main loop; empty: unknown.
 TRAIN, VALIDATION, INFERENCE = "train", "validation", "inference"
+# Stages of a request. The first output token is made by the last prefill pass and belongs to `prefill`.
+PREFILL, DECODE, ENCODE, DRAFT = "prefill", "decode", "encode", "draft"
+REQUEST_STAGES = (PREFILL, DECODE)  # every request has a row of each
 
 # Gauges of a GPU: the power of its superchip, and its users (`DeviceUsers`); of a process: whether it or a descendant
 # has loaded CUDA's driver library.

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from torchwatt.core.requests import DECODE, DRAFT, ENCODE, PREFILL, RequestBatch
+from torchwatt.core.requests import RequestBatch
+from torchwatt.core.terms import DECODE, DRAFT, ENCODE, PREFILL
 from torchwatt.core.tracebacks import drop_own_frames
 from torchwatt.generation.request_log import RequestLog
 

@@ -10,12 +10,14 @@ files with `keep_default_na=False, na_values=[""]`.
 
 from __future__ import annotations
 
-from torchwatt.audit.schema.energy_tables import FACTOR, HOURLY, IMPACT, LAYER, RANK, RANK_LAYER, SAMPLE, WINDOW
+from torchwatt.audit.schema.energy_tables import FACTOR, HOURLY, IMPACT, LAYER, RANK, RANK_LAYER, SAMPLE, TOKEN, WINDOW
 from torchwatt.audit.schema.run_tables import DECLARED, DEVICE, EVENT, RUN
 from torchwatt.audit.schema.table_schema import Column, ColumnType, Row, Table, Value
 
 __all__ = ["DECLARED", "SCHEMA_VERSION", "TABLES", "TABLE_BY_NAME", "Column", "ColumnType", "Row", "Table", "Value"]
 
-SCHEMA_VERSION = "2.1.0"
-TABLES: tuple[Table, ...] = (RUN, DEVICE, WINDOW, LAYER, HOURLY, SAMPLE, FACTOR, IMPACT, EVENT, RANK, RANK_LAYER)
+SCHEMA_VERSION = "2.2.0"
+TABLES: tuple[Table, ...] = (
+    RUN, DEVICE, WINDOW, LAYER, HOURLY, SAMPLE, FACTOR, IMPACT, EVENT, RANK, RANK_LAYER, TOKEN,
+)  # fmt: skip
 TABLE_BY_NAME = {table.name: table for table in TABLES}

@@ -125,6 +125,37 @@ SAMPLE = Table(
 )
 
 
+TOKEN = Table(
+    "token",
+    ("run_id", "request", "stage"),
+    "one row a request of a language model and stage: token counts are the whole request's, time and joules the "
+    "stage's; the joules are inside the run's and never added to them",
+    (
+        RUN_ID,
+        integer("request", "1", "0, 1, 2, ...; one sequence", required=True, minimum=0),
+        string("stage", "prefill (up to the first output token), decode, encode, draft, ...", required=True),
+        integer("batch", "1", "requests with one number were processed together", required=True, minimum=0),
+        integer("input_tokens", "1", "of the prompt, without padding; empty: unknown", minimum=0),
+        integer("cached_tokens", "1", "of these, those that the cache of an earlier call had", required=True, minimum=0),
+        integer("output_tokens", "1", "generated, with the end token; empty: unknown", minimum=0),
+        integer("drafted_tokens", "1", "proposed by an assistant; empty: there was none", minimum=0),
+        integer("accepted_tokens", "1", "of these, accepted by the model", minimum=0),
+        integer("t_start_ns", "ns", "when the stage began, since the start of the run; empty: it took no time"),
+        integer("t_end_ns", "ns", "when it ended last"),
+        number("time_s", "s", "in the stage; empty: unknown", minimum=0),
+        number(
+            "energy_j", "J", "of all counting domains in that time, divided equally among the batches that ran at the "
+            "same time and the requests of each; empty: unknown", minimum=0,
+        ),
+        provenance("provenance", "apportioned, or the weakest of the domains"),
+        number("energy_lo_j", "J", "90 % interval: what another repeat of the run would give", minimum=0),
+        number("energy_hi_j", "J", "90 % interval: what another repeat of the run would give", minimum=0),
+        integer("cache_bytes", "By", "keys and values that it had at the end", minimum=0),
+    ),
+    optional=True,
+)  # fmt: skip
+
+
 RANK_ID = integer("rank", "1", "process of the job, 0 to run.world_size - 1", required=True, minimum=0)
 
 RANK = Table(

@@ -73,7 +73,8 @@ def schema_of(version: str) -> Schema | None:
     if parts is None:
         return CURRENT
     if parts[0] == _current_major():
-        return CURRENT if all(minor <= parts[1] for minor in _ADDED) else Schema(version, _tables_2(parts[1]), {})
+        newest = _parts(SCHEMA_VERSION) or parts
+        return CURRENT if parts >= newest else Schema(version, _tables_2(parts[1]), {})
     is_readable = parts[0] == 1 and parts[1] <= _NEWEST_MINOR
     return Schema(version, _tables_1(), _RENAMED) if is_readable else None
 

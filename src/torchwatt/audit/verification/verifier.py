@@ -16,6 +16,7 @@ from torchwatt.audit.verification.bundle_facts import BundleFacts, ExactSum, num
 from torchwatt.audit.verification.energy_checks import (
     HourChecks,
     LayerChecks,
+    TokenChecks,
     WindowChecks,
     best_provenance,
     check_interval,
@@ -152,13 +153,13 @@ class _Verifier:
         facts.repriced = is_plain_file(self.folder / ORIGINAL_MANIFEST)
         ranks = RankChecks(facts, findings, has_ranks=facts.merged)
         layers, hours = LayerChecks("layer.csv", facts, findings), HourChecks("hourly.csv", facts, findings)
-        events = EventChecks(facts, findings)
+        events, tokens = EventChecks(facts, findings), TokenChecks("token.csv", facts, findings)
         self._stream("window", WindowChecks("window.csv", facts, findings))
         samples = self._samples()
         shares = ShareChecks(facts, findings)
         for table, laws in (
             ("layer", _CheckGroup(layers, shares, ranks.books)), ("hourly", hours), ("event", events), ("rank", ranks),
-            ("rank_layer", ranks.layers),
+            ("rank_layer", ranks.layers), ("token", tokens),
         ):  # fmt: skip
             self._stream(table, laws)
         if samples is not None:
@@ -169,6 +170,7 @@ class _Verifier:
             hours,
             events,
             ranks,
+            tokens,
             MeterChecks(facts, findings),
             FactorChecks(facts, findings),
         ):

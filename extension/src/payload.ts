@@ -90,6 +90,15 @@ export interface GaugeLine {
   readonly value: readonly Joules[];
 }
 
+/** Output tokens at positions `first` to `last` of their requests: mean joules and seconds of one. */
+export interface PositionRow {
+  readonly first: number;
+  readonly last: number;
+  readonly tokens: number;
+  readonly energy_j: Joules;
+  readonly time_s: number | null;
+}
+
 /** Energy of a group of modules, or of a reserved name: the rows of one view add up to the total. */
 export interface Group {
   readonly name: string;
@@ -147,6 +156,8 @@ export interface Payload extends Layers, Grouped {
   readonly curves: readonly Curve[];
   readonly bands?: Bands;
   readonly lines?: readonly GaugeLine[];
+  /** Missing in reports of older versions. */
+  readonly positions?: readonly PositionRow[];
   /** The number of steps, and the joules of one; null if unknown. Missing in reports of older versions. */
   readonly step?: { readonly count: number; readonly energy_j: Joules };
   readonly events: readonly EventInfo[];

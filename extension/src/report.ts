@@ -10,6 +10,7 @@ import type { Figure } from './figures';
 import { how } from './how';
 import { formatPower, formatTime, keepUnits } from './numbers';
 import type { Payload } from './payload';
+import { TITLE as POSITIONS, positions } from './positions';
 import { joined } from './power';
 import { summaryCard } from './strip';
 import { View } from './view';
@@ -52,6 +53,10 @@ export class ReportView extends View {
     if (payload.curves.some(curve => curve.t_s.length > 0)) {
       details.append(h('h4', {}, 'Power'), this.power.node);
       this.power.show(joined(payload.curves), payload.bands, payload.lines);
+    }
+    const tokens = positions(payload.positions ?? []);
+    if (tokens) {
+      details.append(h('h4', {}, POSITIONS), tokens);
     }
     if (payload.layers.length + payload.reserved.length === 0) {
       return [details];

@@ -134,9 +134,13 @@ def test_positions_have_the_joules_between_tokens():
     stages = (("prefill", 0, marks[0]), ("decode", marks[0], marks[-1]))
     found = [RequestBatch((9, 9), (40, 20), 0, marks[-1], stages, token_ns=marks)]
     positions = token_positions(found, [curve(4.0)])
-    assert [(p.first, p.last, p.tokens) for p in positions] == [(0, 15, 32), (16, 31, 16 + 4), (32, 63, 8)]
-    assert [p.time_s for p in positions] == [17.0, 16.0, 8.0]
-    assert [p.energy_j for p in positions] == pytest.approx([68.0, 64.0, 32.0])
+    assert [(p.first, p.last, p.tokens) for p in positions] == [
+        (0, 0, 2), (1, 15, 30), (16, 31, 16 + 4), (32, 63, 8),
+    ]  # fmt: skip
+    assert [p.time_s for p in positions] == [2.0, 15.0, 16.0, 8.0]
+    assert [p.label for p in positions] == ["0 (prefill)", "1 to 15", "16 to 31", "32 to 63"]
+    assert [p.energy_j for p in positions] == pytest.approx([8.0, 60.0, 64.0, 32.0])
+    assert positions[1].each_j == pytest.approx(2.0)
 
 
 def test_the_first_batch_is_the_warm_up():

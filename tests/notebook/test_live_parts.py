@@ -91,6 +91,9 @@ def test_the_largest_groups_are_those_of_the_answer():
 
 def test_a_rate_is_text_and_none_before_the_first_unit():
     assert rate_payload("token", 0.00116) == {"rate": {"label": "per token", "text": "1.16 mJ"}}
+    assert rate_payload("output token", 0.0351, 28.44) == {
+        "rate": {"label": "per output token", "text": "35.1 mJ · 28.4/s"}
+    }
     assert rate_payload("step", None) == {}
 
 

@@ -9,11 +9,12 @@ from tests.support.reports import bare_report, named_report, sample_report
 from torchwatt.core.ledger import Entry
 from torchwatt.core.terms import PHASES, RESERVED, ROOT, Domain
 from torchwatt.views import LAYER_COLUMNS, layer_rows, to_text
+from torchwatt.views.energy_rates import step_rates
 from torchwatt.views.layer_groups import layer_groups
 from torchwatt.views.layer_sums import class_names, is_tied, sum_layers
 from torchwatt.views.module_tree import build_tree, find_containers, sum_totals
 from torchwatt.views.power_chart import choose_ticks, select_extremes
-from torchwatt.views.report_summary import domain_texts, step_rates
+from torchwatt.views.report_summary import domain_texts
 
 parts = st.sampled_from(["a", "b", "c", "0", "1"])
 fqns = st.one_of(st.lists(parts, min_size=1, max_size=4).map(".".join), st.sampled_from([ROOT, *RESERVED]))

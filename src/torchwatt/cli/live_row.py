@@ -162,9 +162,10 @@ class LiveRow:
             if due:
                 self._top = self._layers_view.top_groups(self._layers.sums())
                 self._limiter.paid(t_s, timer.cost_ns / NS_PER_S, typical=timer.is_typical)
-        unit, unit_j = self._rates.update(self._run.units, step_j)
-        if unit_j is not None:
-            parts.append(f"{format_energy(unit_j)} per {unit}")
+        rate = self._rates.update(self._run.live_units, step_j)
+        if rate.unit_j is not None:
+            per_second = f", {rate.per_second:.3g}/s" if rate.per_second else ""
+            parts.append(f"{format_energy(rate.unit_j)} per {rate.unit}{per_second}")
         return parts + ([", ".join(f"{name} {share:.0%}" for name, share in self._top)] if self._top else [])
 
 

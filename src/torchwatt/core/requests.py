@@ -11,7 +11,7 @@ import numpy as np
 from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.ledger import sum_if_known
 from torchwatt.core.meter import FloatArray, IntArray
-from torchwatt.core.terms import PREFILL, REQUEST_STAGES
+from torchwatt.core.terms import DECODE, PREFILL, REQUEST_STAGES
 from torchwatt.core.units import NS_PER_S
 
 
@@ -68,6 +68,23 @@ class TokenPosition:
     tokens: int
     time_s: float
     energy_j: float | None
+
+    @property
+    def each_s(self) -> float:
+        """Return the mean time of one token in seconds; requests that are processed together share it."""
+        return self.time_s / self.tokens
+
+    @property
+    def each_j(self) -> float | None:
+        """Return the mean joules of one token; None if they are unknown."""
+        return None if self.energy_j is None else self.energy_j / self.tokens
+
+    @property
+    def label(self) -> str:
+        """Return the positions as text: `0 (prefill)`, `16 to 31`."""
+        if self.last == 0:
+            return f"0 ({PREFILL})"
+        return f"{self.first} to {self.last}" if self.last > self.first else str(self.first)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -174,7 +191,7 @@ def _token_row(  # noqa: PLR0917  the parts of a row
 
 
 def token_positions(batches: Sequence[RequestBatch], curves: Sequence[EnergyCurve]) -> tuple[TokenPosition, ...]:
-    """Return time and joules of output tokens by their position: 0 to 15, 16 to 31, 32 to 63, and so on.
+    """Return time and joules of output tokens by their position: 0, 1 to 15, 16 to 31, 32 to 63, and so on.
 
     Time and joules are those from the token before to this one, or, for the first token, of everything before it.
     """
@@ -204,15 +221,17 @@ def token_positions(batches: Sequence[RequestBatch], curves: Sequence[EnergyCurv
     )  # fmt: skip
 
 
-FIRST_GROUP = 16  # positions; later groups double
+FIRST_GROUP = 16  # positions before which there are two groups: 0, and the others; later groups double
 
 
 def _position_group(position: int) -> int:
-    return max((position // FIRST_GROUP).bit_length(), 0)
+    return (position // FIRST_GROUP).bit_length() + 1 if position else 0
 
 
 def _group_bounds(group: int) -> tuple[int, int]:
-    return (FIRST_GROUP << (group - 1) if group else 0), (FIRST_GROUP << group) - 1
+    if group < 2:
+        return group, group * (FIRST_GROUP - 1)
+    return FIRST_GROUP << (group - 2), (FIRST_GROUP << (group - 1)) - 1
 
 
 def _tokens_between(count: int, first: int, last: int) -> int:

@@ -76,6 +76,8 @@ class RequestLog:
         self._lock = threading.Lock()
         self._threads: dict[int, _ThreadStages] = {}
         self._batches: list[RequestBatch] = []
+        self._ended_tokens = self._summed = 0  # of the first batches
+        self._open_tokens: dict[int, int] = {}  # output tokens so far of each call in progress
         self._start_ns = 0
 
     def begin(self, start_ns: int) -> None:
@@ -108,9 +110,22 @@ class RequestLog:
             taken = [each.take(max(start_ns, self._start_ns), end_ns) for each in stages or [self._of_thread()]]
             return tuple(sorted((stretch for part in taken for stretch in part), key=lambda stretch: stretch[1:]))
 
-    def add(self, batch: RequestBatch) -> None:
-        """Record requests that ended; those that began before the session are not part of it."""
+    def count_live(self, call: int, output_tokens: int) -> None:
+        """Record how many output tokens a call in progress has made, as far as known without reading tensors."""
+        self._open_tokens[call] = output_tokens
+
+    @property
+    def live_output_tokens(self) -> int:
+        """Output tokens so far, for live views; a call in progress counts its finished sequences with the others."""
         with self._lock:
+            ended = sum(n for batch in self._batches[self._summed :] for n in batch.output_tokens if n is not None)
+            self._ended_tokens, self._summed = self._ended_tokens + ended, len(self._batches)
+            return self._ended_tokens + sum(self._open_tokens.values())
+
+    def add(self, batch: RequestBatch, call: int = 0) -> None:
+        """Record requests that ended, of a call if one is named; those from before the session are not part of it."""
+        with self._lock:
+            self._open_tokens.pop(call, None)
             if batch.start_ns >= self._start_ns:
                 self._batches.append(batch)
 

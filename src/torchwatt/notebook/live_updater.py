@@ -127,20 +127,24 @@ class LiveUpdater:
         self._count += 1
         self._layers = self._layers or self._run.live_layers(pulse)
         if self._layers is None:
-            self._send(message | rate_payload(*self._rates.update(self._run.units, None)))
+            self._send(message | self._rate_message(None))
             return
         t_s = points[-1].t_s
         due, timer = self._pace.due(t_s), LookTimer()
         self._layers.update(read=due)
         step_j = self._layers.step_j()
         message |= steps_payload(self._layers.steps, step_j)
-        message |= rate_payload(*self._rates.update(self._run.units, step_j))
+        message |= self._rate_message(step_j)
         if not due:
             self._send(message)
             return
         self._send(message | self._layers_view.payload(self._layers.sums()))
         self._layers_ns = timer.cost_ns
         self._pace.paid(t_s, self._layers_ns / NS_PER_S, typical=timer.is_typical)
+
+    def _rate_message(self, step_j: float | None) -> dict[str, Any]:
+        rate = self._rates.update(self._run.live_units, step_j)
+        return rate_payload(rate.unit, rate.unit_j, rate.per_second)
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._widget is not None and not self._stop.is_set():

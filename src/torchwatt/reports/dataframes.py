@@ -239,7 +239,7 @@ def generation_frame(report: Report) -> pd.DataFrame:
 
 
 def position_frame(report: Report) -> pd.DataFrame:
-    """Return one row per group of positions of output tokens: 0 to 15, 16 to 31, 32 to 63, ..."""
+    """Return one row per group of positions of output tokens: 0, 1 to 15, 16 to 31, 32 to 63, ..."""
     import pandas as pd
 
     rows = [
@@ -247,8 +247,8 @@ def position_frame(report: Report) -> pd.DataFrame:
             "first": position.first,
             "last": position.last,
             "tokens": position.tokens,
-            "time_per_token_s": position.time_s / position.tokens,
-            "energy_per_token_j": None if position.energy_j is None else position.energy_j / position.tokens,
+            "time_per_token_s": position.each_s,
+            "energy_per_token_j": position.each_j,
         }
         for position in report.positions
     ]

@@ -17,7 +17,7 @@ from torchwatt.core.extras import import_optional
 from torchwatt.core.report import Report
 from torchwatt.core.units import NS_PER_S, kwh_from_j
 from torchwatt.views import LAYER_COLUMNS, layer_rows
-from torchwatt.views.report_summary import step_j
+from torchwatt.views.energy_rates import step_j
 
 LAYER_TABLE = "energy/layers"
 STEP_SERIES = "energy_per_step"

@@ -6,6 +6,7 @@ import gc
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import fsum
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,20 @@ class RecentRate:
         (_, first_count, first_j), (_, last_count, last_j) = self._points[0], self._points[-1]
         return (last_j - first_j) / (last_count - first_count) if last_count > first_count else None
 
+    def per_second(self) -> float | None:
+        """Return units a second up to the last one; None before the first unit."""
+        (first_ns, first_count, _), (last_ns, last_count, _) = self._points[0], self._points[-1]
+        return (last_count - first_count) * NS_PER_S / (last_ns - first_ns) if last_ns > first_ns else None
+
+
+@dataclass(frozen=True, slots=True)
+class UnitRate:
+    """Joules per unit, and units a second; None where unknown."""
+
+    unit: str
+    unit_j: float | None
+    per_second: float | None = None
+
 
 class UnitRates:
     """The rate that a live view shows: of the unit that the user counted first, otherwise of a step."""
@@ -43,13 +58,16 @@ class UnitRates:
         self._pulse = pulse
         self._rates: dict[str, RecentRate] = {}
 
-    def update(self, units: Mapping[str, float], step_j: float | None) -> tuple[str, float | None]:
-        """Return the unit and its joules; None if they are unknown."""
+    def update(self, units: Mapping[str, float], step_j: float | None) -> UnitRate:
+        """Return the rate of the first unit; without one, that of a step."""
         now_ns, energy_j = time.monotonic_ns(), fsum(self._pulse.energy_j.values())
         for unit, count in units.items():
             self._rates.setdefault(unit, RecentRate(self._pulse.start_ns)).add(now_ns, count, energy_j)
         first_unit = next(iter(units), None)
-        return ("step", step_j) if first_unit is None else (first_unit, self._rates[first_unit].mean_j())
+        if first_unit is None:
+            return UnitRate("step", step_j)
+        rate = self._rates[first_unit]
+        return UnitRate(first_unit, rate.mean_j(), rate.per_second())
 
 
 CPU_SHARE = 0.002  # of one CPU

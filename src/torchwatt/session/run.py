@@ -125,6 +125,12 @@ class Run(ReportResult):
         """Exclude the time since the last step, such as an evaluation or a checkpoint, from the next step."""
         self._session.resume()
 
+    @property
+    def live_units(self) -> Mapping[str, float]:
+        """The units that live views show: those that were counted, else the output tokens so far."""
+        units, tokens = self.units, self._session.requests.live_output_tokens
+        return units or ({"output token": float(tokens)} if tokens else {})
+
     def count(self, unit: str, n: float = 1) -> None:
         """Count units of work (`run.count("image", 64)`), for joules per unit.
 

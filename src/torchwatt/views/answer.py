@@ -27,8 +27,9 @@ from torchwatt.core.terms import (
     UNATTRIBUTED,
 )
 from torchwatt.views import report_summary
+from torchwatt.views.energy_rates import energy_rates, generation_sentence, stage_energy_j
 from torchwatt.views.layer_groups import fold_names
-from torchwatt.views.layer_sums import LayerSum, module_kinds, sum_layers
+from torchwatt.views.layer_sums import LayerSum, entries_by_stage, module_kinds, sum_layers
 from torchwatt.views.module_tree import TOP_CONTAINER, NameTree
 from torchwatt.views.number_format import format_energy, format_time
 
@@ -79,7 +80,9 @@ def answer(report: Report) -> Answer:
     """Return the total, where most of it went and what was idle or waiting, and the hint with the most joules."""
     if report.energy_j is None:
         return Answer((f"Nothing was metered in {format_time(report.duration_s)}.",), "")
-    sentences = (_total_sentence(report), _stage_sentence(report), _group_sentence(report))
+    sentences = (
+        _total_sentence(report), generation_sentence(report), _stage_sentence(report), _group_sentence(report),
+    )  # fmt: skip
     hints = [hint for make_hint in HINTS if (hint := make_hint(report)) is not None]
     best = max(hints, key=lambda hint: hint.energy_j, default=None)
     return Answer(tuple(filter(None, sentences)), best.text if best else "")
@@ -89,7 +92,7 @@ def _total_sentence(report: Report) -> str:
     energy = " ".join((format_energy(report.energy_j), f"({_band_text(report)})"))
     energy = ", ".join(filter(None, (energy, report_summary.coverage_text(report))))
     parts = [f"{energy} in {format_time(report.duration_s)}"]
-    rates = report_summary.energy_rates(report)
+    rates = energy_rates(report)
     steps = [rate for rate in rates if rate.label.endswith(" step")][:1]
     units = [rate for rate in rates if rate.label.removeprefix("per ") in report.units][:1]
     parts += [f"{rate.value} {rate.label}" for rate in (*steps, *units)]
@@ -140,11 +143,18 @@ def _group_sentence(report: Report) -> str:
 
 
 def _stage_sentence(report: Report) -> str:
-    """Return the shares of the stages that the program named; "" without any."""
-    stages, run_j = report_summary.stage_energy_j(report), report.energy_j or 0.0
+    """Return the shares of the stages that the program or a library named, and what was idle; "" without stages."""
+    stages, run_j = stage_energy_j(report), report.energy_j or 0.0
     if not stages or run_j <= 0:
         return ""
-    words = [f"{stage or 'no stage'} {_share(joules, run_j)}" for stage, joules in stages.items()]
+    idle_j = fsum(
+        entry.energy_self_j for entry in entries_by_stage(report)[""] if entry.fqn == IDLE
+    )  # fmt: skip
+    if idle_j > 0:
+        stages["idle"] = idle_j
+        stages[""] = stages[""] - idle_j
+    ordered = sorted(stages.items(), key=lambda item: (-item[1], item[0]))
+    words = [f"{stage or 'no stage'} {_share(joules, run_j)}" for stage, joules in ordered if joules > 0]
     more = f" and {len(words) - _MAX_GROUPS} more" if len(words) > _MAX_GROUPS else ""
     return f"By stage: {', '.join(words[:_MAX_GROUPS])}{more}."
 

@@ -8,6 +8,7 @@ from torchwatt.core.meter import Event
 from torchwatt.core.report import Report
 from torchwatt.views import report_summary
 from torchwatt.views.answer import answer
+from torchwatt.views.energy_rates import energy_rates
 from torchwatt.views.layer_groups import flat_views
 from torchwatt.views.layer_html import (
     MAX_MODULES,
@@ -17,9 +18,17 @@ from torchwatt.views.layer_html import (
     provenance_chip,
 )
 from torchwatt.views.layer_sums import PROVENANCE_MEANING
-from torchwatt.views.markup import BORDER, escape_text, html_tag, muted_text, text_chip
+from torchwatt.views.markup import BORDER, FORWARD, bar_style, escape_text, html_tag, muted_text, text_chip
 from torchwatt.views.module_tree import build_layer_tree
-from torchwatt.views.number_format import DASH, format_energy, format_power, format_time, format_wh, keep_units
+from torchwatt.views.number_format import (
+    DASH,
+    format_count,
+    format_energy,
+    format_power,
+    format_time,
+    format_wh,
+    keep_units,
+)
 from torchwatt.views.power_chart import render_chart
 from torchwatt.views.rank_table import rank_block
 
@@ -48,7 +57,7 @@ def to_html_fragment(report: Report, max_bytes: int | None = None) -> str:
 
 
 def _build_report(report: Report, max_bytes: int | None, title: str) -> str:
-    head, curve = _head_block(report, title), _curve_block(report)
+    head, curve = _head_block(report, title), _curve_block(report) + _position_block(report)
     lower = rank_block(report) + _measurement_block(report)
     booked, views, fragment = build_layer_tree(report), flat_views(report), ""
     tables = cache(partial(build_group_tables, report, views))
@@ -118,7 +127,7 @@ def _figure_cards(report: Report) -> list[str]:
         _figure_card("mean power", format_power(report.mean_power_w), power, provenance and "derived"),
         _figure_card("carbon", carbon.grams, basis, None if carbon.grams == DASH else "derived"),
     ]
-    cards += [_figure_card(rate.label, rate.value, rate.detail, None) for rate in report_summary.energy_rates(report)]
+    cards += [_figure_card(rate.label, rate.value, rate.detail, None) for rate in energy_rates(report)]
     return cards
 
 
@@ -195,6 +204,22 @@ def _curve_block(report: Report) -> str:
     )
     note = html_tag("div", muted_text(escape_text(_BUNDLE_CURVE))) if report.from_bundle else ""
     return write_heading("Power") + image + note
+
+
+def _position_block(report: Report) -> str:
+    """Return joules and time per output token by its position, with bars; "" without requests of known tokens."""
+    if not report.positions:
+        return ""
+    most_j = max(group.each_j or 0.0 for group in report.positions)
+    heads = ("position", "tokens", "joules a token", "time a token", "")
+    rows = html_tag("tr", "".join(html_tag("th", name) for name in heads), align="left")
+    for group in report.positions:
+        texts = (group.label, format_count(group.tokens), format_energy(group.each_j), format_time(group.each_s))
+        bar = html_tag("div", "", f"width:220px;{bar_style([(FORWARD, group.each_j or 0.0)], most_j)}")
+        cells = [html_tag("td", escape_text(text), "white-space:nowrap") for text in texts]
+        rows += html_tag("tr", "".join((*cells, html_tag("td", bar))))
+    table = html_tag("table", rows, "font-size:12px;margin:4px 0;border-collapse:separate", cellspacing="6")
+    return write_heading("Joules per output token, by position") + table
 
 
 def _event_block(report: Report) -> str:

@@ -97,11 +97,16 @@ def steps_payload(steps: int, step_j: float | None) -> dict[str, Any]:
     return {"steps": steps, "per_step": "" if step_j is None else format_energy(step_j)}
 
 
-def rate_payload(unit: str, unit_j: float | None) -> dict[str, Any]:
-    """Return the joules of one step or counted unit as text; nothing if they are unknown."""
+def rate_payload(unit: str, unit_j: float | None, per_second: float | None = None) -> dict[str, Any]:
+    """Return the joules of one step or counted unit as text, with units a second; nothing if they are unknown."""
     if unit_j is None:
         return {}
-    return {"rate": {"label": payload_text(f"per {unit}"), "text": format_energy(unit_j)}}
+    return {"rate": {"label": payload_text(f"per {unit}"), "text": rate_text(unit_j, per_second)}}
+
+
+def rate_text(unit_j: float, per_second: float | None) -> str:
+    """Return joules per unit, and units a second where they are known: `35.1 mJ · 28.4/s`."""
+    return format_energy(unit_j) + (f" · {per_second:.3g}/s" if per_second else "")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

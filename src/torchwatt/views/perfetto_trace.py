@@ -25,8 +25,8 @@ from torchwatt.core.report import Report, Step, Window
 from torchwatt.core.terms import PROFILER, Slot
 from torchwatt.core.trace import Activity, Trace
 from torchwatt.core.units import NS_PER_S
+from torchwatt.views.energy_rates import step_j
 from torchwatt.views.power_chart import GaugeLine, gauge_lines
-from torchwatt.views.report_summary import step_j
 
 MAX_READINGS = 20_000  # of each gauge
 MAX_SLICES = 200_000  # of modules: 4 MB compressed, which the browser opens within seconds

@@ -13,6 +13,7 @@ from torchwatt.core.report import Report
 from torchwatt.core.terms import Phase
 from torchwatt.views import report_summary
 from torchwatt.views.answer import answer
+from torchwatt.views.energy_rates import energy_rates
 from torchwatt.views.layer_groups import LayerGroup, cut_groups, default_view, flat_views
 from torchwatt.views.layer_sums import LayerSum
 from torchwatt.views.module_tree import LayerTree, ModuleNode, build_layer_tree, fold_tree
@@ -84,7 +85,7 @@ def _build_payload(
         "carbon": {"value_g": json_number(report.carbon_g), "text": carbon.grams, "how": payload_text(carbon.basis)},
         "rates": [
             {"label": payload_text(rate.label), "value": rate.value, "detail": rate.detail}
-            for rate in report_summary.energy_rates(report)
+            for rate in energy_rates(report)
         ],
         "domains": list(_domain_values(report))[:domains],
         "unavailable": [
@@ -102,6 +103,16 @@ def _build_payload(
                 "value": [json_number(value) for value in line.value.tolist()],
             }
             for line in gauge_lines(report, points // 2)
+        ],
+        "positions": [
+            {
+                "first": group.first,
+                "last": group.last,
+                "tokens": group.tokens,
+                "energy_j": json_number(group.each_j),
+                "time_s": json_number(group.each_s),
+            }
+            for group in report.positions
         ],
         "step": {"count": report.step_count, "energy_j": json_number(report.energy_per(report.step_count))},
         **layers_payload(booked, layers),

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import fsum
-from statistics import median
 
-from torchwatt.core.factor import Factor, Impact
-from torchwatt.core.ledger import MIN_COVERAGE, Ledger, total_self_j
+from torchwatt.core.factor import Factor
+from torchwatt.core.ledger import MIN_COVERAGE, Ledger
 from torchwatt.core.meter import Event, Unavailable
-from torchwatt.core.report import Report, Step
-from torchwatt.core.terms import INFERENCE, TRAIN, VALIDATION, domain_kind
+from torchwatt.core.report import Report
+from torchwatt.core.terms import domain_kind
 from torchwatt.core.units import J_PER_KWH
-from torchwatt.views.layer_sums import entries_by_stage
 from torchwatt.views.number_format import (
     DASH,
-    format_count,
     format_energy,
     format_interval,
     format_mass,
-    format_money,
     format_share,
     format_time,
-    format_wh,
 )
 
 NO_CARBON = "No carbon: give region= (such as 'FRA') or intensity_g_per_kwh=."
@@ -275,86 +269,6 @@ def _meter_words(report: Report, ledger: Ledger) -> list[str]:
     if ledger.cross_check_j is not None and ledger.energy_j > 0:
         words.append(f"cross-check by integrated power: {(ledger.cross_check_j / ledger.energy_j - 1) * 100:+.1f} %")
     return [word for word in words if word]
-
-
-@dataclass(frozen=True, slots=True)
-class EnergyRate:
-    """Joules per unit: `175 J` per `step`, with details."""
-
-    label: str
-    value: str
-    detail: str
-
-
-def energy_rates(report: Report) -> tuple[EnergyRate, ...]:
-    """Return joules per step and per counted unit."""
-    energy_rates = list(step_rates(report))
-    for unit, count in sorted(report.units.items()):
-        per_unit = format_energy(report.energy_per(count))
-        energy_rates.append(EnergyRate(f"per {unit}", per_unit, f"{format_count(count)} counted, total / count"))
-    return (*energy_rates, *_stage_figures(report), *([] if report.cost is None else [_cost_rate(report, report.cost)]))
-
-
-def stage_energy_j(report: Report) -> dict[str, float]:
-    """Return joules by the name of each stage, "" for none, most first; {} where the program named no stage."""
-    sums = {stage: total_self_j(entries) for stage, entries in entries_by_stage(report).items()}
-    return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0]))) if any(sums) else {}
-
-
-def _stage_figures(report: Report) -> list[EnergyRate]:
-    """Return joules of each stage with its share of the total."""
-    total_j = report.energy_j or 0.0
-    stages = stage_energy_j(report) if total_j > 0 else {}
-    return [
-        EnergyRate(f"stage {name}" if name else "no stage", format_energy(joules), f"{joules / total_j:.1%} of the run")
-        for name, joules in stages.items()
-    ]
-
-
-def _cost_rate(report: Report, cost: Impact) -> EnergyRate:
-    """Return the cost of the run's electricity, with the energy and the declared price that it is made of."""
-    used = {factor.kind: factor for factor in report.factors if factor.factor_id in cost.factor_ids}
-    price, pue = used["price"], used.get("pue")
-    building = "" if pue is None else f" × PUE {pue.value:.2f} ({pue.provenance})"
-    price_text = f"{price.value:g} {price.unit.partition('/')[0].strip('{}')}/kWh ({price.provenance})"
-    amount = format_money(cost.value, cost.unit.strip("{}"))
-    return EnergyRate("cost", amount, f"{format_wh(report.energy_j)}{building} at {price_text}")
-
-
-STAGE_LABELS = {TRAIN: "training step", VALIDATION: "validation step", INFERENCE: "inference step", "": "other step"}
-
-
-def step_rates(report: Report) -> tuple[EnergyRate, ...]:
-    """Return the median joules per step of each stage, over steps with known joules; training first."""
-    by_stage: dict[str, list[Step]] = defaultdict(list)
-    for step in report.steps:
-        by_stage[step.stage].append(step)
-    order = sorted(
-        by_stage,
-        key=lambda stage: (list(STAGE_LABELS).index(stage) if stage in STAGE_LABELS else len(STAGE_LABELS), stage),
-    )
-    if len(order) < 2:
-        return tuple(_step_rate(report, by_stage[stage], "step", "") for stage in order)
-    many = f" of {report.step_count}"
-    return tuple(_step_rate(report, by_stage[name], STAGE_LABELS.get(name, f"step of {name}"), many) for name in order)
-
-
-def _step_rate(report: Report, steps: Sequence[Step], name: str, many: str) -> EnergyRate:
-    known_j = [joules / s.count for s in steps if (joules := step_j(report, s)) is not None]
-    seconds = median((step.end_ns - step.start_ns) / step.count / 1e9 for step in steps)
-    count = sum(step.count for step in steps)
-    words = [f"{count}{many} {'step' if count == 1 and not many else 'steps'} of {format_time(seconds)}"]
-    if known_j and count > 1:
-        words.insert(0, f"median; from {format_interval(min(known_j), max(known_j))}")
-    if known_j and len(known_j) < len(steps):
-        words.append(f"{len(steps) - len(known_j)} without a meter")
-    return EnergyRate(f"per {name}", format_energy(median(known_j)) if known_j else DASH, " · ".join(words))
-
-
-def step_j(report: Report, step: Step) -> float | None:
-    """Return a step's joules over all counted domains; None if one of them is unknown."""
-    parts = [step.energy_j.get(str(ledger.domain)) for ledger in report.counted]
-    return fsum(p for p in parts if p is not None) if parts and None not in parts else None
 
 
 def describe_cost(report: Report) -> str:

@@ -14,6 +14,7 @@ from torchwatt.core.report import Report
 from torchwatt.core.terms import Phase
 from torchwatt.views import report_summary
 from torchwatt.views.answer import answer
+from torchwatt.views.energy_rates import energy_rates
 from torchwatt.views.layer_groups import LayerGroup, View, cut_groups, default_view, layer_groups, tree_groups
 from torchwatt.views.layer_sums import PROVENANCE_GLYPHS, TIE_LEGEND
 from torchwatt.views.number_format import (
@@ -94,7 +95,7 @@ def _head_lines(report: Report, width: int) -> list[str]:
     lines += _label_lines("carbon", grams + carbon.basis, width)
     for note in carbon.notes:
         lines += _label_lines("", note, width)
-    for rate in report_summary.energy_rates(report):
+    for rate in energy_rates(report):
         lines += _label_lines(rate.label, f"{rate.value} · {rate.detail}", width)
     return lines
 

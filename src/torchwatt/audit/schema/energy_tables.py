@@ -136,7 +136,7 @@ TOKEN = Table(
         string("stage", "prefill (up to the first output token), decode, encode, draft, ...", required=True),
         integer("batch", "1", "requests with one number were processed together", required=True, minimum=0),
         integer("input_tokens", "1", "of the prompt, without padding; empty: unknown", minimum=0),
-        integer("cached_tokens", "1", "of these, those that the cache of an earlier call had", required=True, minimum=0),
+        integer("cached_tokens", "1", "of these, in the cache of an earlier call", required=True, minimum=0),
         integer("output_tokens", "1", "generated, with the end token; empty: unknown", minimum=0),
         integer("drafted_tokens", "1", "proposed by an assistant; empty: there was none", minimum=0),
         integer("accepted_tokens", "1", "of these, accepted by the model", minimum=0),

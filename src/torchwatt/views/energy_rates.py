@@ -1,0 +1,173 @@
+"""Joules per step, counted unit, stage and token, and the cost: the figures at the top of each view."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import fsum
+from statistics import median
+
+from torchwatt.core.factor import Impact
+from torchwatt.core.ledger import total_self_j
+from torchwatt.core.report import Report, Step
+from torchwatt.core.requests import Figure, figures_by_part
+from torchwatt.core.terms import INFERENCE, TRAIN, VALIDATION
+from torchwatt.views.layer_sums import entries_by_stage
+from torchwatt.views.number_format import (
+    DASH,
+    format_count,
+    format_energy,
+    format_interval,
+    format_money,
+    format_time,
+    format_wh,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyRate:
+    """Joules per unit: `175 J` per `step`, with details."""
+
+    label: str
+    value: str
+    detail: str
+
+
+def energy_rates(report: Report) -> tuple[EnergyRate, ...]:
+    """Return joules per step, counted unit and token, and of each stage, and the cost."""
+    rates = list(step_rates(report))
+    for unit, count in sorted(report.units.items()):
+        per_unit = format_energy(report.energy_per(count))
+        rates.append(EnergyRate(f"per {unit}", per_unit, f"{format_count(count)} counted, total / count"))
+    rates += token_rates(report)
+    return (*rates, *_stage_figures(report), *([] if report.cost is None else [_cost_rate(report, report.cost)]))
+
+
+# Label, figure of `requests.generation_figures`, and what it is divided by.
+_TOKEN_RATES = (
+    ("per output token", "energy_per_output_token", "output_tokens", "all stages / output tokens"),
+    ("per total token", "energy_per_total_token", "", "all stages / (input + output tokens)"),
+    ("prefill, per input token", "prefill_energy_per_input_token", "input_tokens", "prefill / input tokens"),
+    ("decode, per output token", "decode_energy_per_output_token", "", "decode / output tokens after the first ones"),
+)
+
+
+def main_figures(report: Report) -> tuple[dict[str, Figure], str]:
+    """Return the figures of generation by name, and of which calls: those after the first, if there are any.
+
+    The first call of a program allocates, tunes and compiles.
+    """
+    parts = figures_by_part(report.tokens) if report.tokens else {}
+    which = "calls after the first" if "steady" in parts else "one call" if parts else ""
+    return {figure.name: figure for figure in parts.get("steady", parts.get("all", ()))}, which
+
+
+def token_rates(report: Report) -> list[EnergyRate]:
+    """Return joules per output token and per total token side by side, per token of each stage, and the latencies."""
+    figures, which = main_figures(report)
+    if not figures:
+        return []
+    first = {figure.name: figure.value for figure in figures_by_part(report.tokens).get("warm_up", ())}
+    rates = []
+    for label, name, counted, formula in _TOKEN_RATES:
+        value = figures[name].value
+        words = [f"{formula}, {which}"]
+        if counted:
+            words.insert(0, f"{format_count(figures[counted].value)} tokens of {_requests_text(figures)}")
+        if first.get(name) is not None:
+            words.append(f"first call {format_energy((first[name] or 0.0) / 1e3)}")
+        words.append(report.boundary)
+        if value is not None:
+            rates.append(EnergyRate(label, format_energy(value / 1e3), " · ".join(filter(None, words))))
+    latency_ms, between_ms = figures["time_to_first_token"].value, figures["inter_token_latency"].value
+    if latency_ms is not None:
+        words = [f"then {format_time(between_ms / 1e3)} a token"] if between_ms is not None else []
+        throughput = figures["output_token_throughput"].value
+        words += [f"{format_count(throughput)} output tokens/s", which] if throughput is not None else [which]
+        rates.append(EnergyRate("time to first token", format_time(latency_ms / 1e3), " · ".join(words)))
+    return rates
+
+
+def _requests_text(figures: Mapping[str, Figure]) -> str:
+    count = figures["requests"].value or 0
+    return f"{count:.0f} request{'s' * (count != 1)}"
+
+
+def generation_sentence(report: Report) -> str:
+    """Return joules per token in one sentence; "" without requests of known tokens and joules."""
+    figures, which = main_figures(report)
+    values = {label: figures[name].value for label, name, _, _ in _TOKEN_RATES if figures}
+    known = {label: format_energy(value / 1e3) for label, value in values.items() if value is not None}
+    if "per output token" not in known:
+        return ""
+    inputs, outputs = (format_count(figures[name].value) for name in ("input_tokens", "output_tokens"))
+    of_calls = f" ({which})" if which != "one call" else ""
+    text = f"{_requests_text(figures)} with {inputs} input and {outputs} output tokens{of_calls}"
+    text += f": {known['per output token']} per output token"
+    if "per total token" in known:
+        text += f", {known['per total token']} per input or output token"
+    stages = [label.replace(", per", f" {value} per") for label, value in known.items() if ", per" in label]
+    return "; ".join(filter(None, (text, ", ".join(stages)))) + "."
+
+
+def stage_energy_j(report: Report) -> dict[str, float]:
+    """Return joules by the name of each stage, "" for none, most first; {} where the program named no stage."""
+    sums = {stage: total_self_j(entries) for stage, entries in entries_by_stage(report).items()}
+    return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0]))) if any(sums) else {}
+
+
+def _stage_figures(report: Report) -> list[EnergyRate]:
+    """Return joules of each stage with its share of the total."""
+    total_j = report.energy_j or 0.0
+    stages = stage_energy_j(report) if total_j > 0 else {}
+    return [
+        EnergyRate(f"stage {name}" if name else "no stage", format_energy(joules), f"{joules / total_j:.1%} of the run")
+        for name, joules in stages.items()
+    ]
+
+
+def _cost_rate(report: Report, cost: Impact) -> EnergyRate:
+    """Return the cost of the run's electricity, with the energy and the declared price that it is made of."""
+    used = {factor.kind: factor for factor in report.factors if factor.factor_id in cost.factor_ids}
+    price, pue = used["price"], used.get("pue")
+    building = "" if pue is None else f" × PUE {pue.value:.2f} ({pue.provenance})"
+    price_text = f"{price.value:g} {price.unit.partition('/')[0].strip('{}')}/kWh ({price.provenance})"
+    amount = format_money(cost.value, cost.unit.strip("{}"))
+    return EnergyRate("cost", amount, f"{format_wh(report.energy_j)}{building} at {price_text}")
+
+
+STAGE_LABELS = {TRAIN: "training step", VALIDATION: "validation step", INFERENCE: "inference step", "": "other step"}
+
+
+def step_rates(report: Report) -> tuple[EnergyRate, ...]:
+    """Return the median joules per step of each stage, over steps with known joules; training first."""
+    by_stage: dict[str, list[Step]] = defaultdict(list)
+    for step in report.steps:
+        by_stage[step.stage].append(step)
+    order = sorted(
+        by_stage,
+        key=lambda stage: (list(STAGE_LABELS).index(stage) if stage in STAGE_LABELS else len(STAGE_LABELS), stage),
+    )
+    if len(order) < 2:
+        return tuple(_step_rate(report, by_stage[stage], "step", "") for stage in order)
+    many = f" of {report.step_count}"
+    return tuple(_step_rate(report, by_stage[name], STAGE_LABELS.get(name, f"step of {name}"), many) for name in order)
+
+
+def _step_rate(report: Report, steps: Sequence[Step], name: str, many: str) -> EnergyRate:
+    known_j = [joules / s.count for s in steps if (joules := step_j(report, s)) is not None]
+    seconds = median((step.end_ns - step.start_ns) / step.count / 1e9 for step in steps)
+    count = sum(step.count for step in steps)
+    words = [f"{count}{many} {'step' if count == 1 and not many else 'steps'} of {format_time(seconds)}"]
+    if known_j and count > 1:
+        words.insert(0, f"median; from {format_interval(min(known_j), max(known_j))}")
+    if known_j and len(known_j) < len(steps):
+        words.append(f"{len(steps) - len(known_j)} without a meter")
+    return EnergyRate(f"per {name}", format_energy(median(known_j)) if known_j else DASH, " · ".join(words))
+
+
+def step_j(report: Report, step: Step) -> float | None:
+    """Return a step's joules over all counted domains; None if one of them is unknown."""
+    parts = [step.energy_j.get(str(ledger.domain)) for ledger in report.counted]
+    return fsum(p for p in parts if p is not None) if parts and None not in parts else None

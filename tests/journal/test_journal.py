@@ -18,6 +18,7 @@ from torchwatt.audit import verify
 from torchwatt.cli.command_parser import run_command as torchwatt
 from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.journal_format import HEAD_BYTES, Frame, FrameKind, decode_frames, encode_frame
+from torchwatt.journal import journal_writer
 from torchwatt.journal.journal_directory import JOURNALS_FOLDER, WORK_FILE
 from torchwatt.journal.journal_reader import read_journal
 from torchwatt.journal.recovery import recover_report
@@ -203,6 +204,27 @@ def test_a_run_that_ends_by_itself_has_a_complete_journal_that_says_the_same(net
     assert verify(write_csv(again, tmp_path / "bundle")).ok
     with pytest.raises(ConfigError, match="not empty"), tw.profile(journal=tmp_path / "j"):
         pass
+
+
+def test_requests_are_in_the_journal_while_the_run_goes_on_and_after_it(powercap, tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_writer, "MAX_BATCHES", 2)  # several frames
+    with tw.profile(journal=tmp_path / "run", powercap_root=powercap.root, live="off") as run:
+        for _ in range(3):
+            with tw.stage("prefill"):
+                time.sleep(0.01)
+            with tw.stage("decode"):
+                time.sleep(0.02)
+            run.add_tokens(100, 7, cached=3)
+        until_s = time.monotonic() + 20
+        while len(tw.recover(tmp_path / "run").tokens) < 6 and time.monotonic() < until_s:
+            time.sleep(0.1)
+        early = tw.recover(tmp_path / "run")
+        run.add_tokens(5, 1)
+    assert [
+        (row.request, row.stage, row.input_tokens, row.output_tokens, row.cached_tokens) for row in early.tokens
+    ] == [(request, stage, 100, 7, 3) for request in range(3) for stage in ("prefill", "decode")]
+    assert len(run.report.tokens) == 8
+    assert tw.recover(tmp_path / "run").tokens == run.report.tokens
 
 
 def test_in_the_store_it_is_gone_when_the_run_has_ended(net, tmp_path, monkeypatch):

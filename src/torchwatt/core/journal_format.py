@@ -40,6 +40,7 @@ class FrameKind(IntEnum):
     GONE = 8  # the sampler found that the measured process has ended
     STOP = 9  # the run has ended, its report is not made yet; JSON
     END = 10  # the report was made: the journal is complete
+    REQUESTS = 11  # requests of language models that ended since the previous REQUESTS; JSON
 
 
 @dataclass(frozen=True, slots=True)

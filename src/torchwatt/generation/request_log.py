@@ -136,7 +136,7 @@ class RequestLog:
         start_ns = stretches[0][1] if stretches else end_ns
         self.add(RequestBatch((input_tokens,), (output_tokens,), start_ns, end_ns, stretches, cached_tokens))
 
-    def batches(self) -> tuple[RequestBatch, ...]:
-        """Return the requests so far."""
+    def batches(self, first: int = 0) -> tuple[RequestBatch, ...]:
+        """Return the batches of requests that ended so far, from the `first` one on."""
         with self._lock:
-            return tuple(self._batches)
+            return tuple(self._batches[first:])

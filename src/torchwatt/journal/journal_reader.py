@@ -14,11 +14,20 @@ import numpy as np
 from torchwatt.core.errors import BundleError, warn
 from torchwatt.core.journal_format import DamagedRange, Frame, FrameKind, ReadingsBlock, decode_frames, unpack_blocks
 from torchwatt.core.meter import Channel, Event, Recording, SamplerStats, Series, Unavailable
+from torchwatt.core.requests import RequestBatch
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.path_safety import folder_entries, open_untrusted, path_kind, read_untrusted
 from torchwatt.journal.journal_directory import JOURNALS_FOLDER, WORK_FILE, remove_journal
-from torchwatt.journal.journal_records import JournalHead, RunStart, RunState, RunStop, StoredNotes, decode_record
+from torchwatt.journal.journal_records import (
+    EndedRequests,
+    JournalHead,
+    RunStart,
+    RunState,
+    RunStop,
+    StoredNotes,
+    decode_record,
+)
 from torchwatt.journal.trace_codec import unpack_trace
 from torchwatt.sensors import recording_builder
 from torchwatt.sensors.ring_journal import ANCHORS, INSTANT, READINGS_FILE
@@ -37,6 +46,7 @@ class JournalContent:
     head: JournalHead
     begin: RunStart | None = None
     state: RunState = field(default_factory=RunState)
+    requests: list[RequestBatch] = field(default_factory=list)
     notes: StoredNotes | None = None
     trace: Trace | None = None
     trace_until_ns: int = 0
@@ -138,6 +148,8 @@ class _JournalDecoder:
                 state = decode_record(payload, RunState)
                 self._check(*(t for w in (*state.windows, *state.open) for t in (w.start_ns, w.end_ns)))
                 content.state = state
+            case FrameKind.REQUESTS:
+                self._requests(payload)
             case FrameKind.NOTES:
                 content.notes = decode_record(payload, StoredNotes)
             case FrameKind.STOP:
@@ -150,10 +162,8 @@ class _JournalDecoder:
                 self._traces.append(payload)
             case FrameKind.READINGS:
                 self._readings(payload)
-            case FrameKind.BEAT:
-                content.beat_ns = self._instant(payload)
-            case FrameKind.GONE:
-                content.gone_ns = self._instant(payload)
+            case FrameKind.BEAT | FrameKind.GONE as kind:
+                setattr(content, "beat_ns" if kind == FrameKind.BEAT else "gone_ns", self._instant(payload))
 
     def _check(self, *instants_ns: int) -> None:
         """Reject instants more than two years from the run's start, which would stretch the report over centuries."""
@@ -167,6 +177,11 @@ class _JournalDecoder:
         (t_ns,) = INSTANT.unpack(payload)
         self._check(t_ns)
         return int(t_ns)
+
+    def _requests(self, payload: bytes) -> None:
+        ended = decode_record(payload, EndedRequests).batches
+        self._check(*(t_ns for batch in ended for t_ns in _request_instants(batch)))
+        self.found.requests += ended
 
     def _readings(self, payload: bytes) -> None:
         for block in unpack_blocks(payload):
@@ -189,6 +204,12 @@ class _JournalDecoder:
                 self.found.trace, self.found.trace_until_ns = trace, until_ns
             except BundleError:
                 self._note_damage(WORK_FILE, len(payload))
+
+
+def _request_instants(batch: RequestBatch) -> Iterator[int]:
+    yield from (batch.start_ns, batch.end_ns, *batch.token_ns)
+    for _, start_ns, end_ns in batch.stretches:
+        yield from (start_ns, end_ns)
 
 
 def reading_columns(blocks: list[ReadingsBlock]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from torchwatt.carbon import PricingPlan
 from torchwatt.core.errors import BundleError
 from torchwatt.core.meter import Event, Meter, Unavailable
 from torchwatt.core.report import Status, Window
+from torchwatt.core.requests import RequestBatch
 from torchwatt.core.terms import Slot
 from torchwatt.core.trace import ReplayedPower
 from torchwatt.reports.process_identity import ProcessIdentity
@@ -62,6 +63,13 @@ class RunState:
     events: tuple[Event, ...] = ()
     unavailable: tuple[Unavailable, ...] = ()
     mode: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRequests:
+    """Requests that ended one after another."""
+
+    batches: tuple[RequestBatch, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -17,11 +17,12 @@ import numpy as np
 from torchwatt.core.errors import BundleError, warn
 from torchwatt.core.journal_format import FrameKind, ReadingsBlock, pack_blocks
 from torchwatt.core.meter import Event, Recording, Series
+from torchwatt.core.requests import RequestBatch
 from torchwatt.core.trace import Trace
 from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.journal.journal_directory import MAX_READINGS_BYTES, MAX_WORK_BYTES, WORK_FILE, JournalDirectory
-from torchwatt.journal.journal_records import JournalHead, RunStart, RunState, RunStop, encode_record
+from torchwatt.journal.journal_records import EndedRequests, JournalHead, RunStart, RunState, RunStop, encode_record
 from torchwatt.journal.trace_codec import pack_trace
 from torchwatt.sensors import Feed, Sampler
 from torchwatt.sensors.ring_journal import (
@@ -86,6 +87,13 @@ def frame_blocks(recording: Recording, stride: int) -> Iterator[ReadingsBlock]:
             yield series_block(series.between(int(t_ns[0]), int(t_ns[-1])), stride)
 
 
+def _request_payloads(batches: Sequence[RequestBatch]) -> Iterator[bytes]:
+    """Yield batches of requests as payloads that are short enough for a frame."""
+    for at in range(0, len(batches), MAX_BATCHES):
+        yield encode_record(EndedRequests(tuple(batches[at : at + MAX_BATCHES])))
+
+
+MAX_BATCHES = 200  # in one frame; each has at most 4,096 times of tokens
 WRITES_PER_STATE = 4  # writes
 # Fraction of run time for assembling spans; one takes 20 to 60 ms, so a kill loses the layers of the last 10 to 20 s.
 TRACE_SHARE = 0.003
@@ -95,6 +103,13 @@ BASELINE_NS = 61 * NS_PER_S  # readings are written from this long before the st
 REWRITTEN_NS = 3 * NS_PER_S  # readings this long before the end are written once more
 
 
+class RequestSource(Protocol):
+    """Has the requests of a session."""
+
+    def batches(self, first: int = 0) -> tuple[RequestBatch, ...]:
+        """Return the batches of requests that ended so far, from the `first` one on."""
+
+
 class JournalledSession(Protocol):
     """What a journal needs of a session."""
 
@@ -102,6 +117,8 @@ class JournalledSession(Protocol):
 
     @property
     def feed(self) -> Feed: ...  # noqa: D102
+    @property
+    def requests(self) -> RequestSource: ...  # noqa: D102
     @property
     def start_ns(self) -> int: ...  # noqa: D102
 
@@ -131,6 +148,7 @@ class JournalWriter:
         self._trace_due_s = 0.0
         self._trace_cost_s = 0.0
         self._writes = 0
+        self._requests = 0  # batches written
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: HelperThread | None = None
         self._warned = False
@@ -161,14 +179,16 @@ class JournalWriter:
         self._thread = HelperThread(partial(self._run, session), "torchwatt-journal")
         self._thread.start()
 
-    def write_stop(self, state: RunState, recording: Recording, trace: Trace, stop: RunStop) -> None:
+    def write_stop(self, session: JournalledSession, recording: Recording, trace: Trace, stop: RunStop) -> None:
         """Write everything that the report will be made from, after the block has ended."""
+        state = session.state(recording)
 
         def write() -> None:
             self._readings(
                 recording, UnwrittenReadings(stop.end_ns - REWRITTEN_NS) if self._sampler_writes else self._own
             )
             self._put_state(state)
+            self._put_requests(session.requests.batches(self._requests))
             self._put_trace(trace, stop.end_ns)
             self._file.add(FrameKind.STOP, encode_record(stop))
             self._file.sync()
@@ -255,6 +275,7 @@ class JournalWriter:
             if full:
                 self._put_state(session.state(recording))
                 self._warn(next((e.message for e in recording.events if e.code == JOURNAL_STOPPED), ""))
+        self._put_requests(session.requests.batches(self._requests))
         if time.monotonic() >= self._trace_due_s:
             self._look_at_spans(session)
         if self._writes % WRITES_PER_SYNC == 0:
@@ -281,6 +302,11 @@ class JournalWriter:
         payload = encode_record(state)
         if payload != self._state and self._file.add(FrameKind.STATE, payload):
             self._state = payload
+
+    def _put_requests(self, batches: Sequence[RequestBatch]) -> None:
+        for payload in _request_payloads(batches):
+            self._file.add(FrameKind.REQUESTS, payload)
+        self._requests += len(batches)
 
     def _look_at_spans(self, session: JournalledSession) -> None:
         began_s, began_cpu_s = time.monotonic(), time.thread_time()
@@ -315,6 +341,8 @@ class JournalWriter:
             for block in frame_blocks(recording, stride):
                 yield FrameKind.READINGS, pack_blocks([block])
         yield FrameKind.STATE, self._state
+        for payload in _request_payloads(session.requests.batches()[: self._requests]):
+            yield FrameKind.REQUESTS, payload
         if self._trace:
             yield FrameKind.TRACE, self._trace
 

@@ -279,7 +279,7 @@ def recover_report(content: JournalContent) -> Report:
         return _build_recovered_report(content)
     except Exception as error:  # files may come from elsewhere and contain anything
         loss = Event(content.head.mono_ns, "error", "ATTRIBUTION_LOST", "run", f"the layers were lost: {error!r}")
-    bare = replace(content, trace=None, state=replace(RunState(), mode=content.state.mode, events=(loss,)))
+    bare = replace(content, trace=None, requests=[], state=replace(RunState(), mode=content.state.mode, events=(loss,)))
     try:
         return _build_recovered_report(bare)
     except Exception as error:
@@ -305,6 +305,7 @@ def _build_recovered_report(content: JournalContent) -> Report:
         (*end.events, *tail_events),
         priors,
         head.software,
+        requests=tuple(content.requests),
     )
     return assemble_report(head.run_id, options, end.bounds, recording, trace, outcome, attribution)
 

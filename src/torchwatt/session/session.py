@@ -218,7 +218,7 @@ class Session:
         recording = late.run(self._end_feed)
         if (journal := self._journal) is not None:
             stop = RunStop(end_ns, status, reason)
-            late.run(lambda: journal.write_stop(self.state(recording), recording, trace, stop))
+            late.run(lambda: journal.write_stop(self, recording, trace, stop))
         self.report = late.run(lambda: self._best_report(end_ns, recording, trace, status, reason))
         if self._outer is not None:
             self._outer.windows.append(report_window(self.report))

@@ -67,6 +67,7 @@ EVENTS: dict[str, dict[str, str]] = {
     "Layers": {
         "NO_DEVICE_TIMELINE": "no kernels of a GPU were recorded; its joules are `(unattributed)`",
         "TIME_SHARE": "joules of a GPU's layers are shared by time, since the readings could not carry a fit; says why",
+        "LIBRARY_UNKNOWN": "stages and tokens of libraries are not recorded, for the reason that is given",
         "POOLED": "small kinds of work were put together before the fit",
         "ACTIVITY": "a note about the recorded kernels of a GPU",
         "DITHERED": "steps were followed by random pauses (`dither_s`); says how long",

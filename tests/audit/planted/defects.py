@@ -1309,6 +1309,65 @@ def a_method_for_an_overhead_that_is_not_there(f: Forger, method: str) -> list[P
     return [("run", f.run)]
 
 
+# Requests of a language model
+
+
+@plant("requests", "output_tokens", "input_tokens", "cached_tokens", "batch")
+def one_row_of_a_request_with_another_count(f: Forger, column: str) -> list[Place]:
+    row = f.row("token", request="0", stage="decode")
+    row[column] = "7"
+    return whole("token", f.rows("token", request="0"))
+
+
+@plant("requests", "decode", "prefill")
+def a_request_without_one_of_its_stages(f: Forger, stage: str) -> list[Place]:
+    f.remove("token", f.rows("token", request="1", stage=stage))
+    return whole("token", f.rows("token", request="1"))
+
+
+@plant("requests", "accepted", "cached")
+def more_of_a_part_than_of_the_whole(f: Forger, what: str) -> list[Place]:
+    rows = f.rows("token", request="2" if what == "accepted" else "1")
+    for row in rows:
+        row[f"{what}_tokens"] = "50"
+    return whole("token", rows)
+
+
+@plant("requests", "all", "one of a batch")
+def joules_of_requests_that_the_run_does_not_have(f: Forger, what: str) -> list[Place]:
+    rows = f.rows("token") if what == "all" else f.rows("token", request="1", stage="decode")
+    for row in rows:
+        times(row, 40.0 if what == "all" else 1.5, "energy_j", "energy_lo_j", "energy_hi_j")
+    return [*whole("token", rows), ("token", None)]
+
+
+@plant("requests", "time", "end", "order")
+def a_stage_outside_of_its_time(f: Forger, what: str) -> list[Place]:
+    rows = f.rows("token", stage="decode", batch="0")
+    for row in rows:
+        if what == "time":
+            row["time_s"] = "1.5"
+        elif what == "end":
+            row["t_end_ns"] = "9000000000"
+        else:
+            row["t_start_ns"], row["t_end_ns"] = row["t_end_ns"], row["t_start_ns"]
+    return whole("token", rows)
+
+
+@plant("requests")
+def joules_of_a_request_called_measured(f: Forger, _: str) -> list[Place]:
+    row = f.row("token", stage="decode")
+    row["provenance"] = "measured"
+    return [("token", row)]
+
+
+@plant("requests")
+def a_row_of_a_request_outside_of_its_interval(f: Forger, _: str) -> list[Place]:
+    row = next(row for row in f.rows("token") if row["energy_lo_j"])
+    row["energy_lo_j"] = repr(float(row["energy_j"]) * 1.1)
+    return [("token", row)]
+
+
 def numbers() -> Iterator[tuple[str, int]]:
     """Return how many defects there are of each kind."""
     kinds = dict.fromkeys(each.kind for each in PLANTS)

@@ -109,6 +109,8 @@ class Forger:
             times(row, factor, "power_w", "energy_j")
         for row in self.rows("rank_layer", device_id=device_id):
             times(row, factor, "energy_self_j")
+        for row in self.rows("token"):
+            times(row, factor, "energy_j", "energy_lo_j", "energy_hi_j")
         after = {row["device_id"]: float(row["energy_j"]) for row in self.metered()}
         for row in self.tables["window"]:
             times(row, fsum(after.values()) / fsum(before.values()), "energy_j", "energy_lo_j", "energy_hi_j", *BANDS)

@@ -18,6 +18,7 @@ from torchwatt.audit import write_bundle
 from torchwatt.carbon import CarbonOptions, ecologits
 from torchwatt.carbon.pricing_plan import make_plan
 from torchwatt.core.report import Report
+from torchwatt.core.requests import RequestBatch
 from torchwatt.distributed.job_merge import merge_job
 from torchwatt.distributed.rank_records import merge_records
 from torchwatt.offline.repricing import reprice
@@ -61,20 +62,32 @@ print(json.dumps(run.status))
 """
 
 
-def replayed(start_unix_ns: int = BEFORE_NOON_NS, **asked: object) -> Report:
+def replayed(start_unix_ns: int = BEFORE_NOON_NS, requests: tuple[RequestBatch, ...] = (), **asked: object) -> Report:
     """Replay a recorded counter of a CPU package (three layers, 40 steps, 3 s) as a live run would be."""
     world = World([30.0, 55.0, 12.0], [20.0, 35.0, 20.0], steps=40, seed=3)
     recording = world.recording(period_ms=10.0, modulus=MODULUS, start_uj=4_242_424)
     carbon = make_plan(CarbonOptions(**asked), datetime.fromtimestamp(start_unix_ns // 10**9, UTC))
     options = RunOptions(name="replayed", carbon=carbon, baseline_s=0.0)
     bounds = RunInterval(0, world.end_ns, start_unix_ns)
-    outcome = RunOutcome("complete", units={"image": 9600.0})
+    outcome = RunOutcome("complete", units={"image": 9600.0}, requests=requests)
     return build_report(RUN_ID, options, bounds, recording, world.trace, outcome)
 
 
 def counter(folder: Path) -> Path:
     """Write a replayed counter with a declared PUE and a country's yearly factor."""
     return write_bundle(replayed(region="FRA", pue=1.2), folder / "counter", samples="csv.gz")
+
+
+def requests(folder: Path) -> Path:
+    """Write a run with requests of a language model: two batches that overlap, one of two requests, one assisted."""
+    ms = 1_000_000
+    first = (("prefill", 100 * ms, 500 * ms), ("decode", 500 * ms, 1300 * ms))
+    second = (("prefill", 900 * ms, 1000 * ms), ("draft", 1000 * ms, 1200 * ms), ("decode", 1200 * ms, 2000 * ms))
+    batches = (
+        RequestBatch((64, 32), (20, 11), 100 * ms, 1300 * ms, first, cached_tokens=16, cache_bytes=1 << 20),
+        RequestBatch((48,), (30,), 900 * ms, 2000 * ms, second, drafted_tokens=40, accepted_tokens=22),
+    )
+    return write_bundle(replayed(requests=batches), folder / "requests", samples="csv.gz")
 
 
 def factors(folder: Path) -> Path:
@@ -155,7 +168,7 @@ def gpu(folder: Path) -> Path:
     return folder / "gpu"
 
 
-MAKERS = {make.__name__: make for make in (counter, factors, hours, repriced, job, imported, cpu)}
+MAKERS = {make.__name__: make for make in (counter, factors, hours, repriced, job, imported, cpu, requests)}
 
 
 def make_all(folder: Path) -> dict[str, Path]:

@@ -145,10 +145,8 @@ class TokenChecks:
         rows = list(rows_of(chunk))
         self.energy_j.add([number(cells, "energy_j") or 0.0 for _, cells in rows])
         for row, cells in rows:
-            check_interval(
-                self.findings, self.file, row, "energy_j",
-                (number(cells, "energy_lo_j"), number(cells, "energy_j"), number(cells, "energy_hi_j")),
-            )  # fmt: skip
+            interval = (number(cells, "energy_lo_j"), number(cells, "energy_j"), number(cells, "energy_hi_j"))
+            check_interval(self.findings, self.file, row, "energy_j", interval)
             self._request(row, cells)
             self._times(row, cells)
             if _better(text(cells, "provenance"), "apportioned"):

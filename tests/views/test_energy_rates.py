@@ -2,8 +2,11 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.reports import sample_report
+from tests.support.reports import bare_report, sample_report
+from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.requests import TokenPosition, TokenRow
+from torchwatt.core.terms import Domain
+from torchwatt.core.trace import ModuleInfo
 from torchwatt.views import to_html_fragment, to_payload, to_text
 from torchwatt.views.answer import answer
 from torchwatt.views.energy_rates import generation_sentence, token_rates
@@ -73,3 +76,23 @@ def test_positions_are_in_each_view(energy_j):
     assert "0 (prefill)" in text
     assert ("100 mJ" if energy_j else "—") in text[text.index("1 to 15") :]
     assert "per output token" in to_text(report)
+
+
+def test_calls_of_stages_are_added_and_each_stage_has_its_line():
+    def entry(domain, stage, joules, calls):
+        return Entry(
+            domain, "net.a", "forward", joules, None, None, None, None, 0.1, calls, "fit", "modelled", stage=stage
+        )
+
+    ledgers = [
+        Ledger(domain, 3.0, (entry(domain, "prefill", 1.0, 3), entry(domain, "decode", 2.0, 117)), "counter",
+               "measured", 1.0, 1.0)
+        for domain in (Domain("cpu", 0), Domain("ram"))
+    ]  # fmt: skip
+    report = bare_report(ledgers=tuple(ledgers), modules=(ModuleInfo("net.a", "Linear"),), unavailable=())
+    rows = [row for row in to_payload(report)["layers"] if row["fqn"] == "net.a"]
+    assert [row["calls"] for row in rows] == [120]
+    text = to_html_fragment(report)
+    assert ">stage<" in text
+    assert text.count(">decode<") == text.count(">prefill<") == 2
+    assert ">stage<" not in to_html_fragment(sample_report())

@@ -261,7 +261,7 @@ def _sum_rows(domain: Domain, same: Sequence[Entry]) -> Entry:
         energy_static_j=static_j,
         energy_dynamic_j=None if static_j is None else energy_j - static_j,
         time_self_s=max(e.time_self_s for e in same),
-        calls=common_calls([e.calls for e in same]),
+        calls=common_calls(same),
         provenance=weakest_provenance(*(e.provenance for e in same)),
         carried_share=max(e.carried_share for e in same),
         measured_share=None,

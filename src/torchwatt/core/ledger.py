@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import fsum, isclose
@@ -210,7 +211,14 @@ def total_self_j(entries: Iterable[Entry]) -> float:
     return fsum(entry.energy_self_j for entry in entries)
 
 
-def common_calls(calls: Sequence[int | None]) -> int | None:
-    """Return the number of calls of entries that describe the same calls; None if one is unknown."""
-    known_calls = [each for each in calls if each is not None]
-    return max(known_calls, default=0) if len(known_calls) == len(calls) else None
+def common_calls(entries: Sequence[Entry]) -> int | None:
+    """Return the number of calls of one module; None if one is unknown.
+
+    Entries of all domains and phases describe the same calls, those of different stages different ones.
+    """
+    sums: dict[tuple[Domain, Phase], int] = defaultdict(int)
+    for entry in entries:
+        if entry.calls is None:
+            return None
+        sums[entry.domain, entry.phase] += entry.calls
+    return max(sums.values(), default=0)

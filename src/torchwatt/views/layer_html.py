@@ -46,9 +46,11 @@ _VIEW_TITLES: dict[View, str] = {
     "blocks": "Blocks: alike modules of repeated blocks together",
     "type": "Types: modules of a kind together",
 }
+_STAGE = "stage"
 _DETAIL = (
     "domain",
     "phase",
+    _STAGE,
     "self",
     "90 % of repeats",
     "static",
@@ -204,21 +206,25 @@ def _node_line(node: ModuleNode, scale_j: float, run_j: float) -> str:
 
 
 def _details(node: ModuleNode) -> str:
-    """Return the module's own entries, one line per domain and phase."""
+    """Return the module's own entries, one line per domain, phase and stage; without stages there is no such column."""
     if node.layer is None:
         return ""
-    head = html_tag("tr", "".join(html_tag("th", name) for name in _DETAIL), align="right")
-    rows = "".join(html_tag("tr", _detail_row(entry), align="right") for entry in node.layer.entries)
+    entries = node.layer.entries
+    has_stages = any(entry.stage for entry in entries)
+    names = [name for name in _DETAIL if has_stages or name != _STAGE]
+    head = html_tag("tr", "".join(html_tag("th", name) for name in names), align="right")
+    rows = "".join(html_tag("tr", _detail_row(entry, has_stages=has_stages), align="right") for entry in entries)
     return html_tag(
         "table", head + rows, "font-size:11px;margin:2px 0 6px 0;opacity:0.9;border-collapse:separate", cellspacing="6"
     )
 
 
-def _detail_row(entry: Entry) -> str:
+def _detail_row(entry: Entry, *, has_stages: bool) -> str:
     per_call_j = entry.energy_self_j / entry.calls if entry.calls else None
     cells = (
         str(entry.domain),
         entry.phase,
+        *([entry.stage or DASH] if has_stages else []),
         format_energy(entry.energy_self_j),
         format_interval(entry.energy_self_lo_j, entry.energy_self_hi_j),
         format_energy(entry.energy_static_j),

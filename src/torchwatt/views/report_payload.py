@@ -259,7 +259,7 @@ def _layer_value(layer: LayerSum) -> dict[str, Any]:
         "interval_j": {
             p: [json_number(f.lo_j), json_number(f.hi_j)] for p, f in layer.phases.items() if f.lo_j is not None
         },
-        "calls": common_calls([entry.calls for entry in layer.entries]),
+        "calls": common_calls(layer.entries),
         "provenance": layer.provenance,
     }
 

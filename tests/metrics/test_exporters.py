@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from opentelemetry import metrics as api
@@ -247,6 +248,23 @@ def test_layers_have_a_bounded_number_of_names_and_all_of_the_joules():
     for ledger in ledgers:
         joules = sum(value for key, value in found.items() if key.device == str(ledger.domain))
         assert joules == pytest.approx(2 * ledger.energy_j, rel=1e-9)
+
+
+def test_the_joules_of_each_stage_of_a_layer_are_a_series():
+    ledgers = sample_report().ledgers
+    staged = [
+        replace(
+            ledger,
+            entries=tuple(replace(entry, stage=("prefill", "decode")[i % 2]) for i, entry in enumerate(ledger.entries)),
+        )
+        for ledger in ledgers
+    ]
+    books = LayerCounters(100)
+    books.add("r", "p", staged)
+    for stage in ("prefill", "decode"):
+        joules = sum(value for key, value in books.sums().items() if key.stage == stage)
+        own_j = sum(e.energy_self_j for ledger in staged for e in ledger.entries if e.stage == stage)
+        assert joules == pytest.approx(own_j, rel=1e-9)
 
 
 def test_without_layers_asked_for_there_are_none(endpoint):

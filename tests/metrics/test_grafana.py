@@ -78,6 +78,7 @@ def test_layers_come_from_a_real_run(exposed):
         "layer",
         "phase",
         "provenance",
+        "stage",
     }
 
 

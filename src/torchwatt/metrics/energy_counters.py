@@ -64,6 +64,7 @@ class LayerKey:
     layer: str
     phase: str
     provenance: str
+    stage: str = ""
 
 
 class LayerCounters:
@@ -83,7 +84,7 @@ class LayerCounters:
             if entry.fqn not in RESERVED and len(self._names) < self._max_names:
                 self._names.add(entry.fqn)
             name = entry.fqn if entry.fqn in self._names or entry.fqn in RESERVED else OTHER_LAYERS
-            key = LayerKey(run, project, str(entry.domain), name, entry.phase, entry.provenance)
+            key = LayerKey(run, project, str(entry.domain), name, entry.phase, entry.provenance, entry.stage)
             # An estimate may be slightly negative; a counter must not decrease.
             self._joules[key] += max(entry.energy_self_j, 0.0)
 

@@ -127,6 +127,7 @@ def _layer_values(values: CounterValues) -> Observations:
                 "torchwatt.layer": key.layer,
                 "torchwatt.phase": key.phase,
                 "torchwatt.provenance": key.provenance,
+                **({"torchwatt.stage": key.stage} if key.stage else {}),
             },
         )
 

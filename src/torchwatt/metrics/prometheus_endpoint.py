@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RUN_LABELS = ("run", "project")
 DEVICE_LABELS = (*RUN_LABELS, "device", "device_model", "provenance")
-LAYER_LABELS = (*RUN_LABELS, "device", "layer", "phase", "provenance")
+LAYER_LABELS = (*RUN_LABELS, "device", "layer", "phase", "provenance", "stage")
 
 
 class PrometheusCollector:
@@ -74,7 +74,7 @@ def metric_families(values: CounterValues) -> Iterator[Metric]:
         "torchwatt_layer_energy_joules", "Energy by layer, of runs that ended", labels=LAYER_LABELS
     )
     for row, joules in values.layers_j.items():
-        layers.add_metric((row.run, row.project, row.device, row.layer, row.phase, row.provenance), joules)
+        layers.add_metric((row.run, row.project, row.device, row.layer, row.phase, row.provenance, row.stage), joules)
     yield from (family for family in (energy, host, power, grams, unpriced, layers) if family.samples)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import fsum
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,13 @@ from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.descriptors import HeldDescriptor
 from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.helper_process import helper_command
+from torchwatt.metrics.server_tally import ServerTally, sum_windows
 from torchwatt.session.cost_limiter import CostLimiter, LookTimer
 from torchwatt.session.live_rate import UnitRates
 from torchwatt.views import DASH, format_energy, format_power, top_groups
 
 if TYPE_CHECKING:
+    from torchwatt.core.report import Window
     from torchwatt.session import Run
 
 PERIOD_S = 1.0
@@ -166,6 +169,52 @@ class LiveRow:
         if unit_j is not None:
             parts.append(f"{format_energy(unit_j)} per {unit}")
         return parts + ([", ".join(f"{name} {share:.0%}" for name, share in self._top)] if self._top else [])
+
+
+RECENT_NS, LONGEST_NS = 10 * NS_PER_S, 60 * NS_PER_S  # of windows with tokens: this long, longer if they have none
+
+
+class ServerRow(LiveRow):
+    """The row of `torchwatt watch`: watts, tokens a second, joules per token, requests, and the age of the page."""
+
+    def __init__(self, run: Run, tally: ServerTally, *, shown: bool) -> None:
+        super().__init__(run, shown=shown)
+        self._tally = tally
+
+    def _text(self) -> str:
+        watts = list(self._pulse.points[-1].power_w.values())
+        sums = sum_windows(self._recent_windows())
+        page = self._tally.page
+        rate = f"{sums.output / sums.time_s:.3g}" if sums.time_s > 0 else DASH
+        running = DASH if page is None or page[1].running is None else f"{page[1].running:g}"
+        age = DASH if page is None else f"{(time.monotonic_ns() - page[0]) / NS_PER_S:.0f}"
+        parts = (
+            format_power(fsum(w for w in watts if w is not None) if watts and None not in watts else None),
+            f"{rate} tok/s",
+            f"{format_energy(sums.per_output_j())}/output",
+            f"{format_energy(sums.per_token_j())}/token",
+            f"{running} running",
+            f"{age} s old",
+        )
+        return "torchwatt " + " · ".join(parts)
+
+    def _recent_windows(self) -> list[Window]:
+        """Return the latest windows up to which the meters are known, with their joules."""
+        counted = self._pulse.list_counted()
+        known_ns = min((t_ns for _, t_ns in counted.values()), default=0)
+        windows: list[Window] = []
+        for window in reversed(self._tally.windows):
+            if window.end_ns > known_ns:
+                continue
+            parts_j = [
+                self._pulse.energy_at(domain, window.end_ns) - self._pulse.energy_at(domain, window.start_ns)
+                for domain in counted
+            ]
+            windows.append(replace(window, energy_j=fsum(parts_j)))
+            long_ns = windows[0].end_ns - window.start_ns
+            if long_ns > LONGEST_NS or (long_ns > RECENT_NS and sum_windows(windows).output > 0):
+                break
+        return windows
 
 
 def _in_foreground() -> bool:

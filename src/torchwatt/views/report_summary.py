@@ -305,7 +305,7 @@ class EnergyRate:
 def energy_rates(report: Report) -> tuple[EnergyRate, ...]:
     """Return joules per step and per counted unit."""
     energy_rates = list(step_rates(report))
-    for unit, count in sorted(report.units.items()):
+    for unit, count in report.sorted_units:
         per_unit = format_energy(report.energy_per(count))
         energy_rates.append(EnergyRate(f"per {unit}", per_unit, f"{format_count(count)} counted, total / count"))
     return (*energy_rates, *_stage_figures(report), *([] if report.cost is None else [_cost_rate(report, report.cost)]))

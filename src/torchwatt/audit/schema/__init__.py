@@ -17,6 +17,6 @@ from torchwatt.audit.schema.table_schema import Column, ColumnType, Row, Table, 
 
 __all__ = ["DECLARED", "SCHEMA_VERSION", "TABLES", "TABLE_BY_NAME", "Column", "ColumnType", "Row", "Table", "Value"]
 
-SCHEMA_VERSION = "2.1.0"
+SCHEMA_VERSION = "2.2.0"
 TABLES: tuple[Table, ...] = (RUN, DEVICE, WINDOW, LAYER, HOURLY, SAMPLE, FACTOR, IMPACT, EVENT, RANK, RANK_LAYER)
 TABLE_BY_NAME = {table.name: table for table in TABLES}

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import cast
 
 from torchwatt.audit.schema import Row
-from torchwatt.audit.verification.bundle_facts import BundleFacts, WindowFact, number, rows_of, text
+from torchwatt.audit.verification.bundle_facts import BundleFacts, ExactSum, WindowFact, number, rows_of, text
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.audit.verification.table_reader import DerivedChecks, TableChunk, is_same_number
 from torchwatt.core.terms import OTHER_PROCESSES, PROVENANCES, RESERVED, UNATTRIBUTED
@@ -247,6 +247,9 @@ class WindowChecks:
             if joules is not None and not self.facts.old:
                 self._repeats(row, cells, joules, end - start)
                 self._bands(row, cells, joules)
+            for unit in ("input_token", "output_token"):
+                if (tokens := number(cells, f"{unit}s")) is not None:
+                    self.facts.window_tokens.setdefault(unit, ExactSum()).add([tokens])
             index = int(number(cells, "window_id") or 0)
             if cells["parent_window_id"] is not None and number(cells, "parent_window_id") == index:
                 self.findings.add(

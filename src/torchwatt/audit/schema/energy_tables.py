@@ -28,8 +28,8 @@ WINDOW_KINDS = (
 WINDOW = Table(
     "window",
     ("run_id", "window_id"),
-    "parts of the run, by time: steps, epochs, evaluations, checkpoints, nested sessions, and the time between two "
-    "pages of a watched server; their joules are inside the run's and never added to them",
+    "parts of the run, by time: steps, epochs, evaluations, checkpoints and nested sessions; their joules are inside "
+    "the run's and never added to them",
     (
         RUN_ID,
         integer("window_id", "1", "0, 1, 2, ...", required=True, minimum=0),
@@ -48,8 +48,8 @@ WINDOW = Table(
         number("energy_hi_j", "J", "90 % interval: what another repeat of the run would give", minimum=0),
         number("energy_systematic_lo_j", "J", "what another meter would say: the bands of the meters", minimum=0),
         number("energy_systematic_hi_j", "J", "what another meter would say: the bands of the meters", minimum=0),
-        number("input_tokens", "1", "that a watched server read in it, by its own counter; empty: unknown", minimum=0),
-        number("output_tokens", "1", "that a watched server made in it, by its own counter; empty: unknown", minimum=0),
+        number("input_tokens", "1", "between two pages of a watched server, that it read; empty: unknown", minimum=0),
+        number("output_tokens", "1", "between two pages of a watched server, that it made; empty: unknown", minimum=0),
     ),
 )
 

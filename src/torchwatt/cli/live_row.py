@@ -175,27 +175,29 @@ RECENT_NS, LONGEST_NS = 10 * NS_PER_S, 60 * NS_PER_S  # of windows with tokens: 
 
 
 class ServerRow(LiveRow):
-    """The row of `torchwatt watch`: watts, tokens a second, joules per token, requests, and the age of the page."""
+    """The row of `torchwatt watch`: watts, output tokens a second, joules per token, requests, age of an old page."""
 
-    def __init__(self, run: Run, tally: ServerTally, *, shown: bool) -> None:
+    def __init__(self, run: Run, tally: ServerTally, interval_s: float, *, shown: bool) -> None:
         super().__init__(run, shown=shown)
         self._tally = tally
+        self._old_s = max(2 * interval_s, OLD_S)
 
     def _text(self) -> str:
-        watts = list(self._pulse.points[-1].power_w.values())
-        sums = sum_windows(self._recent_windows())
-        page = self._tally.page
-        rate = f"{sums.output / sums.time_s:.3g}" if sums.time_s > 0 else DASH
-        running = DASH if page is None or page[1].running is None else f"{page[1].running:g}"
-        age = DASH if page is None else f"{(time.monotonic_ns() - page[0]) / NS_PER_S:.0f}"
-        parts = (
+        point = self._pulse.points[-1]
+        watts = list(point.power_w.values())
+        sums, page = sum_windows(self._recent_windows()), self._tally.page
+        parts = [
+            f"{point.t_s:.0f} s",
             format_power(fsum(w for w in watts if w is not None) if watts and None not in watts else None),
-            f"{rate} tok/s",
+            f"{sums.output / sums.time_s:.3g} tok/s" if sums.time_s > 0 else f"{DASH} tok/s",
             f"{format_energy(sums.per_output_j())}/output",
             f"{format_energy(sums.per_token_j())}/token",
-            f"{running} running",
-            f"{age} s old",
-        )
+        ]
+        if page is not None and page[1].running is not None:
+            parts.append(f"{page[1].running:g} running")
+        age_s = point.t_s if page is None else (time.monotonic_ns() - page[0]) / NS_PER_S
+        if age_s > self._old_s:
+            parts.append(f"no page for {age_s:.0f} s")
         return "torchwatt " + " · ".join(parts)
 
     def _recent_windows(self) -> list[Window]:

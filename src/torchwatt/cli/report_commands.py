@@ -12,6 +12,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from math import fsum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from torchwatt.core.errors import ConfigError
 from torchwatt.core.extras import import_optional
 from torchwatt.core.meter import Event
 from torchwatt.core.plain_text import escape_unprintable, escape_unprintable_lines
-from torchwatt.core.report import INPUT_UNIT, OUTPUT_UNIT, REQUEST_UNIT, Report
+from torchwatt.core.report import Report
 from torchwatt.distributed.job_folder import merge
 from torchwatt.views import DASH, format_energy, format_time, to_text
 
@@ -227,11 +228,12 @@ def run_watch(arguments: Namespace, carbon: Mapping[str, Any]) -> int:
         ConfigError: An option is invalid.
         FactorError: The region is in no table.
         MissingPackageError: prometheus_client is not installed.
+        ScrapeError: There is no page of a server when the command starts.
     """
     from torchwatt.carbon import CarbonOptions
     from torchwatt.carbon.pricing_plan import make_plan
     from torchwatt.cli.live_row import ServerRow, has_live_terminal
-    from torchwatt.metrics.server_counters import check_url, fetch_page, is_loopback, parse_page
+    from torchwatt.metrics.server_counters import check_first_page, check_url, fetch_page, is_loopback, parse_page
     from torchwatt.metrics.server_tally import ServerPoller, ServerTally
     from torchwatt.reports.run_options import RunOptions
     from torchwatt.session import Run
@@ -244,13 +246,14 @@ def run_watch(arguments: Namespace, carbon: Mapping[str, Any]) -> int:
         raise ConfigError(f"--seconds {arguments.seconds:g}: give a positive number")
     import_optional("prometheus_client.parser", "torchwatt watch")
     plan = make_plan(CarbonOptions(**carbon), datetime.now(UTC))
+    check_first_page(url, kinds)
     session = Session(RunOptions(arguments.name or "language model server", plan, layers=False, whole_machine=True))
     with _ended_by_signal() as ended:
         session.start()
         run = Run(session)
         tally = ServerTally(session.start_ns, lambda event: None if arguments.quiet else _say(event.message))
         poller = ServerPoller(lambda: parse_page(fetch_page(url), kinds), tally, arguments.interval)
-        row = ServerRow(run, tally, shown=not arguments.quiet and has_live_terminal())
+        row = ServerRow(run, tally, arguments.interval, shown=not arguments.quiet and has_live_terminal())
         try:
             row.start()
             poller.start()
@@ -264,7 +267,7 @@ def run_watch(arguments: Namespace, carbon: Mapping[str, Any]) -> int:
         elsewhere = Event(report.start_ns, "warning", "SERVER_ELSEWHERE", "run", ELSEWHERE)
         report = replace(report, events=(elsewhere, *report.events))
     if not arguments.quiet:
-        print(to_text(replace(report, windows=())))
+        print(to_text(replace(report, windows=(), units={})))  # tokens have their own lines
         for line in server_lines(report, tally):
             print(escape_unprintable_lines(line))
     for line in outputs.write(report):
@@ -315,10 +318,11 @@ def server_lines(report: Report, tally: ServerTally) -> Iterator[str]:
     sums, page = sum_windows(report.windows), tally.page
     name = page[1].kind.name if page is not None else "no server found"
     yield f"\ntokens       {name} · known for {format_time(sums.time_s)} of {format_time(report.duration_s)}"
-    if report.units:
-        counts = {unit: f"{count:,.0f}" for unit, count in report.units.items()}
-        requests = f" · {counts[REQUEST_UNIT]} requests" if REQUEST_UNIT in counts else ""
-        yield f"             {counts[INPUT_UNIT]} input · {counts[OUTPUT_UNIT]} output{requests}"
+    if sums.windows:
+        cached = "" if tally.cached is None else f" ({tally.cached:,.0f} of them from its cache)"
+        requests = "" if tally.requests is None else f" · {tally.requests:,.0f} requests"
+        inputs, outputs = (fsum(counts[i] for counts in tally.models.values()) for i in (0, 1))
+        yield f"             {inputs:,.0f} input{cached} · {outputs:,.0f} output{requests}"
     for model, (inputs, outputs) in sorted(tally.models.items()) if any(tally.models) else ():
         yield f"             {model or DASH}: {inputs:,.0f} input · {outputs:,.0f} output"
     domains = " + ".join(str(ledger.domain) for ledger in report.counted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from http.client import HTTPException
 from ipaddress import ip_address
@@ -33,9 +34,16 @@ class ScrapeError(TorchwattError):
 
 @dataclass(frozen=True, slots=True)
 class ServerKind:
-    """Names of a server's samples. `first_token` is a histogram of seconds; `running` is a gauge.
+    """Names of a server's samples, and what its counters mean.
 
-    `digits` are the significant digits of the numbers on its page, if they are too few for every count.
+    Attributes:
+        cached: Counter of the prompt tokens that came from a cache.
+        first_token: Histogram of seconds.
+        running: Gauge of requests.
+        prefix: With which the names of all its samples begin.
+        cached_apart: Its counter of input tokens is without those from the cache.
+        counts_at_end: A request's tokens are counted when it ends, not while they are made.
+        digits: Significant digits of the numbers on its page, if they are too few for every count.
     """
 
     name: str
@@ -44,32 +52,45 @@ class ServerKind:
     requests: str = ""
     running: str = ""
     first_token: str = ""
+    cached: str = ""
+    prefix: str = ""
+    cached_apart: bool = False
+    counts_at_end: bool = False
     digits: int | None = None
 
     @property
     def counters(self) -> tuple[str, ...]:
         """Return the names of samples that never decrease while the server runs."""
         first_token = (f"{self.first_token}_sum", f"{self.first_token}_count") if self.first_token else ()
-        return tuple(filter(None, (self.input, self.output, self.requests, *first_token)))
+        return tuple(filter(None, (self.input, self.output, self.cached, self.requests, *first_token)))
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Return the counters that add up to the tokens of prompts, those from a cache included."""
+        return (self.input, self.cached) if self.cached_apart else (self.input,)
 
 
+# vLLM counts prompts at their first token and output as it is made, SGLang both when a request ends; their labels, and
+# TGI's counters, appear with the first request. TGI counts a prompt when it arrives.
 SERVER_KINDS = (
     ServerKind(
         "vLLM", "vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:request_success_total",
-        "vllm:num_requests_running", "vllm:time_to_first_token_seconds",
+        "vllm:num_requests_running", "vllm:time_to_first_token_seconds", "vllm:prompt_tokens_cached_total", "vllm:",
     ),
     ServerKind(
         "SGLang", "sglang:prompt_tokens_total", "sglang:generation_tokens_total", "sglang:num_requests_total",
-        "sglang:num_running_reqs", "sglang:time_to_first_token_seconds",
+        "sglang:num_running_reqs", "sglang:time_to_first_token_seconds", "sglang:cached_tokens_total", "sglang:",
+        counts_at_end=True,
     ),
     ServerKind(
         "TGI", "tgi_request_input_length_sum", "tgi_request_generated_tokens_sum", "tgi_request_success",
-        "tgi_batch_current_size",
+        "tgi_batch_current_size", prefix="tgi_", counts_at_end=True,
     ),
-    # Generated tokens are counted when a request ends; `std::ostream` prints six digits.
+    # `std::ostream` prints six digits.
     ServerKind(
         "llama.cpp", "llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total",
-        running="llamacpp:requests_processing", digits=6,
+        running="llamacpp:requests_processing", cached="llamacpp:prompt_tokens_cached_total", prefix="llamacpp:",
+        cached_apart=True, counts_at_end=True, digits=6,
     ),
 )  # fmt: skip
 
@@ -91,17 +112,25 @@ class ServerPage:
         values = self.values(self.kind.running)
         return fsum(values.values()) if values else None
 
+    @property
+    def has_counts(self) -> bool:
+        """Return whether there are token counters; some servers have them from their first request on."""
+        return any(name in {self.kind.input, self.kind.output} for name, _ in self.series)
+
 
 def parse_page(text: str, kinds: Sequence[ServerKind] = SERVER_KINDS) -> ServerPage:
     """Return the counters of a page in Prometheus' text format.
 
+    A known server that has counted nothing yet may have no counters on its page; others must have both.
+
     Raises:
-        ScrapeError: The page has no counters of exactly one of the servers, or a line of them cannot be read.
+        ScrapeError: The page is not one of exactly one of the servers, or a line of the counters cannot be read.
         MissingPackageError: prometheus_client is not installed.
     """
     parser = import_optional("prometheus_client.parser", "torchwatt watch")
     names = {name for kind in kinds for name in (*kind.counters, kind.running) if name} | {STARTED}
-    lines = [line for line in text.split("\n") if (match := _NAME.match(line)) and match[1] in names]
+    named_lines = [(match[1], line) for line in text.split("\n") if (match := _NAME.match(line))]
+    lines = [line for name, line in named_lines if name in names]
     if len(lines) > MAX_SERIES or any(len(line) > MAX_LINE_CHARS for line in lines):
         raise ScrapeError(f"more than {MAX_SERIES} token counters, or one with more than {MAX_LINE_CHARS} characters")
     series: dict[tuple[str, Labels], float] = {}
@@ -114,17 +143,24 @@ def parse_page(text: str, kinds: Sequence[ServerKind] = SERVER_KINDS) -> ServerP
                 series[key] = float(sample.value)
     except (ValueError, IndexError, OverflowError) as error:
         raise ScrapeError(f"a line of the counters cannot be read: {str(error)[:100]}") from error
-    sample_names = {name for name, _ in series}
-    present = [kind for kind in kinds if sample_names & {kind.input, kind.output}]
+    kind = _kind_of({name for name, _ in named_lines}, kinds)
+    ours = {*kind.counters, kind.running, STARTED}
+    return ServerPage(kind, {key: value for key, value in series.items() if key[0] in ours})
+
+
+def _kind_of(names: AbstractSet[str], kinds: Sequence[ServerKind]) -> ServerKind:
+    """Return the one server that has these samples."""
+    present = [kind for kind in kinds if names & {kind.input, kind.output}] or [
+        kind for kind in kinds if kind.prefix and any(name.startswith(kind.prefix) for name in names)
+    ]
     if len(present) != 1:
-        names_found = " and ".join(kind.name for kind in present)
-        problem = f"the page has counters of {names_found}" if present else "the page has no known token counters"
+        found = " and ".join(kind.name for kind in present or kinds)
+        problem = f"the page has counters of {found}" if present else f"this is no page with counters of {found}"
         raise ScrapeError(f"{problem}: name two with --input-counter and --output-counter")
-    for name in (present[0].input, present[0].output):
-        if name not in sample_names:
-            raise ScrapeError(f"the page has no {name}, at least not yet")
-    ours = {*present[0].counters, present[0].running, STARTED}
-    return ServerPage(present[0], {key: value for key, value in series.items() if key[0] in ours})
+    missing = [name for name in (present[0].input, present[0].output) if name not in names]
+    if missing and not present[0].prefix:
+        raise ScrapeError(f"the page has no {' and no '.join(missing)}")
+    return present[0]
 
 
 def check_url(url: str) -> str:
@@ -162,17 +198,16 @@ class _NoRedirect(HTTPRedirectHandler):
 
 
 def fetch_page(url: str, timeout_s: float = TIMEOUT_S) -> str:
-    """Return the text at a URL. Proxies of the environment are not used for the loopback interface.
+    """Return the text at a URL. Nothing else is contacted: proxies and redirections are not used.
 
     Raises:
         ScrapeError: There is no answer in time, its status is not 200, or it is too large.
     """
     end_s = time.monotonic() + timeout_s
-    handlers: list[Any] = [_NoRedirect, *([ProxyHandler({})] if is_loopback(url) else [])]
     request = Request(url, headers={"Accept": "text/plain;version=0.0.4"})  # noqa: S310  # checked by `check_url`
     content = bytearray()
     try:
-        with build_opener(*handlers).open(request, timeout=timeout_s) as response:
+        with build_opener(_NoRedirect, ProxyHandler({})).open(request, timeout=timeout_s) as response:
             while chunk := response.read1(CHUNK_BYTES):
                 content += chunk
                 if len(content) > MAX_PAGE_BYTES:
@@ -181,12 +216,31 @@ def fetch_page(url: str, timeout_s: float = TIMEOUT_S) -> str:
                     raise ScrapeError(f"no whole page within {timeout_s:g} s")
     except HTTPError as error:
         error.close()
-        raise ScrapeError(f"HTTP status {error.code}") from error
+        target = str(error.headers.get("Location", ""))[:200]
+        raise ScrapeError(f"HTTP status {error.code}{f', to {target}' if target else ''}") from error
     except TimeoutError as error:
         raise ScrapeError(f"no page within {timeout_s:g} s") from error
     except (URLError, OSError, HTTPException, ValueError) as error:
-        late = isinstance(error, URLError) and isinstance(error.reason, TimeoutError)
-        raise ScrapeError(f"no page within {timeout_s:g} s" if late else f"no page: {str(error)[:200]}") from error
+        reason = error.reason if isinstance(error, URLError) else error
+        late = isinstance(reason, TimeoutError)
+        raise ScrapeError(f"no page within {timeout_s:g} s" if late else f"no page: {str(reason)[:200]}") from error
     if time.monotonic() > end_s:
         raise ScrapeError(f"no whole page within {timeout_s:g} s")
     return content.decode("utf-8", "replace")
+
+
+def check_first_page(url: str, kinds: Sequence[ServerKind]) -> None:
+    """Read a page once before anything is measured.
+
+    Raises:
+        ScrapeError: There is no page of a server, and what to do.
+    """
+    try:
+        parse_page(fetch_page(url), kinds)
+    except ScrapeError as error:
+        is_default = urlsplit(url).path.rstrip("/").endswith("/metrics")
+        fix = SERVER_FIX if is_default else f"{SERVER_FIX}, and give the address of its metrics, usually /metrics"
+        raise ScrapeError(f"--url {url}: {error}" + ("" if "--input-counter" in str(error) else f": {fix}")) from error
+
+
+SERVER_FIX = "start the server with its metrics on (llama-server --metrics, sglang --enable-metrics)"

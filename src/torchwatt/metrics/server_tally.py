@@ -17,57 +17,69 @@ from torchwatt.core.meter import Event, Severity
 from torchwatt.core.report import INPUT_UNIT, OUTPUT_UNIT, REQUEST_UNIT, Report, Window
 from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.helper_thread import HelperThread
-from torchwatt.metrics.server_counters import STARTED, TIMEOUT_S, Labels, ServerPage
+from torchwatt.metrics.server_counters import STARTED, Labels, ServerPage
 
 MODEL_LABEL = "model_name"
 MAX_EVENTS = 200
+LAST_PAGE_S = 3.0  # longest wait for it
 
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """What changed from one page to the next; `code` says why tokens are unknown, if they are."""
+    """What changed from one page to the next; `code` says what happened, if anything did."""
 
     code: str = ""
     message: str = ""
     tokens: Mapping[str, tuple[float, float]] | None = None  # by model: input, output; None: unknown
-    requests: float | None = None
+    cached: float = 0.0  # of the input tokens
+    requests: float = 0.0
     first_token_s: float = 0.0
     first_tokens: float = 0.0
 
 
 def compare_pages(before: ServerPage, after: ServerPage) -> _Change:
-    """Return the tokens counted between two pages; unknown after a restart, or where series appear or are gone."""
+    """Return the tokens counted between two pages; unknown after a restart, or where series are gone.
+
+    A series that appears was at 0 before, as series with labels begin with what they first count.
+    """
     kind = after.kind
     if kind != before.kind or before.values(STARTED) != after.values(STARTED):
         return _Change("SERVER_RESTART", f"a {kind.name} server has started")
-    common = [key for key in before.series if key in after.series and key[0] in kind.counters]
-    fallen = next((key for key in common if after.series[key] < before.series[key]), None)
+    counted = [key for key in after.series if key[0] in kind.counters]
+    fallen = next((key for key in counted if after.series[key] < before.series.get(key, 0.0)), None)
     if fallen is not None:
         change = f"{fallen[0]} went from {before.series[fallen]:.17g} back to {after.series[fallen]:.17g}"
         return _Change("SERVER_RESTART", f"the server has started again: {change}")
-    tokens = (kind.input, kind.output)
+    if not after.has_counts:
+        has_ended = before.has_counts
+        return _Change("SERVER_RESTART", "the server has started again: no counters") if has_ended else _Change()
+    tokens = (*kind.inputs, kind.output)
     gone = [key for key in before.series if key[0] in tokens and key not in after.series]
-    new = [key for key in after.series if key[0] in tokens and key not in before.series]
-    if gone or any(after.series[key] for key in new):
-        change = " and ".join(f"{len(keys)} {word}" for keys, word in ((new, "new"), (gone, "gone")) if keys)
-        example = dict((new or gone)[0][1])
-        return _Change("SERVER_LABELS", f"series of the token counters changed ({change}, such as {example})")
-    deltas = {key: after.series[key] - before.series[key] for key in common}
+    if gone:
+        text = f"{len(gone)} series of the token counters are gone, such as {_labels(gone[0])}"
+        return _Change("SERVER_LABELS", text)
+    deltas = {key: after.series[key] - before.series.get(key, 0.0) for key in counted}
     counts: dict[str, tuple[float, float]] = {}
     for (name, labels), delta in deltas.items():
         if name in tokens:
             model = dict(labels).get(MODEL_LABEL, "")
             inputs, outputs = counts.get(model, (0.0, 0.0))
-            counts[model] = (inputs + delta, outputs) if name == kind.input else (inputs, outputs + delta)
-    note = ("SERVER_LABELS", f"{len(new)} new series of the token counters, at 0") if new else ("", "")
-    requests = kind.requests if before.values(kind.requests).keys() == after.values(kind.requests).keys() else ""
+            counts[model] = (inputs, outputs + delta) if name == kind.output else (inputs + delta, outputs)
+    new = [key for key in deltas if key[0] in tokens and key not in before.series] if before.has_counts else []
+    text = f"{len(new)} new series of the token counters, such as {_labels(new[0])}: counted from 0" if new else ""
     return _Change(
-        *note,
+        "SERVER_LABELS" if new else "",
+        text,
         tokens=counts,
-        requests=_sum_of(deltas, requests) if requests and before.values(requests) else None,
+        cached=_sum_of(deltas, kind.cached),
+        requests=_sum_of(deltas, kind.requests),
         first_token_s=_sum_of(deltas, f"{kind.first_token}_sum"),
         first_tokens=_sum_of(deltas, f"{kind.first_token}_count"),
     )
+
+
+def _labels(key: tuple[str, Labels]) -> str:
+    return f"{key[0]}{{{', '.join(f'{name}={value}' for name, value in sorted(key[1]))}}}"
 
 
 def _sum_of(deltas: Mapping[tuple[str, Labels], float], name: str) -> float:
@@ -117,14 +129,13 @@ class ServerTally:
     Attributes:
         windows: Between consecutive pages, in time order; their joules are added by `book`.
         models: Input and output tokens by model.
-        requests: Requests that ended; None if they are unknown, or not counted by the server.
         page: The latest page, and when it was made.
     """
 
     def __init__(self, start_ns: int, on_event: Callable[[Event], None] = lambda _: None) -> None:
         self.windows: list[Window] = []
         self.models: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-        self.requests: float | None = 0.0
+        self._requests = self._cached = 0.0
         self.first_token_s = self.first_tokens = 0.0
         self.page: tuple[int, ServerPage] | None = None
         self.longest_s = 0.0  # that a page took
@@ -132,7 +143,18 @@ class ServerTally:
         self._on_event = on_event
         self._start_ns, self._left_out, self._closed = start_ns, 0, False
         self._failures = 0  # attempts without a page since the latest one
+        self._first_running: float | None = None
         self._lock = Lock()
+
+    @property
+    def requests(self) -> float | None:
+        """Return the requests that ended; None if the server does not count them."""
+        return self._requests if self.page is not None and self.page[1].values(self.page[1].kind.requests) else None
+
+    @property
+    def cached(self) -> float | None:
+        """Return the input tokens from a cache; None if the server does not count them."""
+        return self._cached if self.page is not None and self.page[1].values(self.page[1].kind.cached) else None
 
     def add_failure(self, t_ns: int, reason: str) -> None:
         """Record that there was no page."""
@@ -148,17 +170,17 @@ class ServerTally:
             if self._closed or (self.page is not None and t_ns <= self.page[0]):
                 return
             self.longest_s = max(self.longest_s, took_s)
-            if self.page is None:
-                names = f"{page.kind.input} and {page.kind.output}"
-                self._note(t_ns, "info", "SERVER_COUNTERS", f"{page.kind.name} server: tokens by {names}")
-            else:
-                self._add_window(*self.page, t_ns, page)
             if self._failures:
                 since_s = (t_ns - (self.page[0] if self.page is not None else self._start_ns)) / NS_PER_S
-                text = (
-                    f"the page is back; tokens of the {since_s:.3g} s before are unknown, {self._failures} reads failed"
-                )
-                self._note(t_ns, "warning", "SERVER_BACK", text)
+                is_same = self.page is not None and _is_same_process(self.page[1], page)
+                known = "known, since its process is the same" if is_same else "unknown"
+                text = f"{self._failures} reads failed; tokens of the {since_s:.3g} s before are {known}"
+                self._note(t_ns, "warning", "SERVER_BACK", f"the page is back: {text}")
+            if self.page is None:
+                self._first_running = page.running
+                self._note(t_ns, "info", "SERVER_COUNTERS", _counters_text(page))
+            else:
+                self._add_window(*self.page, t_ns, page)
             self._failures = 0
             self._note_digits(t_ns, page)
             self.page = t_ns, page
@@ -168,8 +190,9 @@ class ServerTally:
         if change.code:
             unknown = "" if change.tokens is not None else "; tokens since the page before are unknown"
             self._note(end_ns, "warning" if unknown else "info", change.code, change.message + unknown)
-        if self._failures or change.tokens is None:
-            name = "no page" if self._failures else change.code.lower().replace("_", " ")
+        is_silent = self._failures > 0 and not _is_same_process(before, page)
+        if is_silent or change.tokens is None:
+            name = "no page" if self._failures else change.code.lower().replace("_", " ") or "no counters"
             self.windows.append(Window(name, start_ns, end_ns, None, "other"))
             return
         inputs, outputs = (fsum(pair[i] for pair in change.tokens.values()) for i in (0, 1))
@@ -179,8 +202,8 @@ class ServerTally:
         )
         for model, (model_read, model_made) in change.tokens.items():
             self.models[model] = self.models[model][0] + model_read, self.models[model][1] + model_made
-        counted = self.requests is not None and change.requests is not None
-        self.requests = (self.requests or 0.0) + (change.requests or 0.0) if counted else None
+        self._requests += change.requests
+        self._cached += change.cached
         self.first_token_s += change.first_token_s
         self.first_tokens += change.first_tokens
 
@@ -218,7 +241,7 @@ class ServerTally:
         known_s, total_s = sum(w.end_ns - w.start_ns for w in between) / NS_PER_S, report.duration_s
         is_whole = between and len(between) == len(self.windows) and not self._failures
         reason = "" if is_whole else f"tokens are known for {known_s:.3g} s"
-        units = {
+        units = {  # of the whole run: the report divides its joules by them
             unit: fsum(counts[i] for counts in self.models.values()) for i, unit in enumerate((INPUT_UNIT, OUTPUT_UNIT))
         }
         if self.requests is not None:
@@ -227,7 +250,7 @@ class ServerTally:
         return replace(
             report,
             windows=tuple(windows),
-            units=units if between else {},
+            units=units if is_whole else {},
             events=tuple(sorted(events, key=lambda event: event.t_ns)),
             status="partial" if reason and report.status == "complete" else report.status,
             exit_reason=report.exit_reason or (f"{reason} of {total_s:.3g} s" if reason else ""),
@@ -240,6 +263,8 @@ class ServerTally:
         if reason:
             text = f"{reason} of {report.duration_s:.3g} s: joules per token are those of the windows with tokens"
             yield event("warning", "TOKENS_PARTIAL", text)
+        if text := self._edge_text():
+            yield event("warning", "TOKENS_EDGE", text)
         if interval_s and self.longest_s > interval_s / 2:
             text = f"a page took up to {self.longest_s:.3g} s: when its counters were read is known to half of that"
             yield event("info", "SERVER_SLOW", text)
@@ -248,6 +273,32 @@ class ServerTally:
         for model, (inputs, outputs) in sorted(self.models.items()):
             text = f"{model or 'all models'}: {inputs:.17g} input, {outputs:.17g} output tokens"
             yield event("info", "SERVER_TOKENS", text)
+
+    def _edge_text(self) -> str:
+        """Return which requests have their tokens, and not all of their joules, in the run, and the other way round."""
+        if self.page is None or not self.page[1].kind.counts_at_end:
+            return ""
+        first, last = self._first_running or 0.0, self.page[1].running or 0.0
+        if not first + last:
+            return ""
+        counting = f"{self.page[1].kind.name} counts output tokens when a request ends"
+        running = f"{first:g} ran at the first page and {last:g} at the last one"
+        return f"{counting}; {running}: their joules are partly in the run, their tokens wholly or not at all"
+
+
+def _is_same_process(before: ServerPage, after: ServerPage) -> bool:
+    """Return whether both pages say that the server started at the same time; not every server says when."""
+    return bool(after.values(STARTED)) and before.values(STARTED) == after.values(STARTED)
+
+
+def _counters_text(page: ServerPage) -> str:
+    kind = page.kind
+    text = f"{kind.name} server: tokens by {' and '.join((*kind.inputs, kind.output))}"
+    if not page.has_counts:
+        return f"{text}, which are not on its page yet: tokens are known from its first request on"
+    if kind.cached_apart and not page.values(kind.cached):
+        return f"{kind.name} server: tokens by {kind.input}, which lacks those from its cache, and {kind.output}"
+    return text
 
 
 def _cover(windows: Sequence[Window], page: tuple[int, ServerPage] | None, report: Report) -> Iterator[Window]:
@@ -274,11 +325,8 @@ def _window_joules(windows: Sequence[Window], report: Report) -> list[float]:
 class ServerPoller:
     """Reads a page at a steady interval in a thread of its own, and adds it to a tally; and again when it is closed."""
 
-    def __init__(
-        self, read_page: Callable[[], ServerPage], tally: ServerTally, interval_s: float, timeout_s: float = TIMEOUT_S
-    ) -> None:
-        self._read_page, self._tally = read_page, tally
-        self._interval_s, self._timeout_s = interval_s, timeout_s
+    def __init__(self, read_page: Callable[[], ServerPage], tally: ServerTally, interval_s: float) -> None:
+        self._read_page, self._tally, self._interval_s = read_page, tally, interval_s
         self._end = Flag()
         self._thread = HelperThread(self._loop, "torchwatt-watch")
 
@@ -287,9 +335,9 @@ class ServerPoller:
         self._thread.start()
 
     def close(self) -> None:
-        """Read a last page, and wait for it; later pages are ignored."""
+        """Read a last page, and wait for it for a few seconds; later pages are ignored."""
         self._end.set()
-        self._thread.join(2 * self._timeout_s)
+        self._thread.join(LAST_PAGE_S)
         self._tally.close()
 
     def _loop(self) -> None:

@@ -22,6 +22,7 @@ from torchwatt.core.extras import import_optional
 from torchwatt.core.meter import Event
 from torchwatt.core.plain_text import escape_unprintable, escape_unprintable_lines
 from torchwatt.core.report import Report
+from torchwatt.core.units import NS_PER_S
 from torchwatt.distributed.job_folder import merge
 from torchwatt.views import DASH, format_energy, format_time, to_text
 
@@ -317,18 +318,23 @@ def server_lines(report: Report, tally: ServerTally) -> Iterator[str]:
 
     sums, page = sum_windows(report.windows), tally.page
     name = page[1].kind.name if page is not None else "no server found"
-    yield f"\ntokens       {name} · known for {format_time(sums.time_s)} of {format_time(report.duration_s)}"
-    if sums.windows:
+    known_s = sum(w.end_ns - w.start_ns for w in report.windows if w.output_tokens is not None) / NS_PER_S
+    yield f"\ntokens       {name} · known for {format_time(known_s)} of {format_time(report.duration_s)}"
+    if known_s:
         cached = "" if tally.cached is None else f" ({tally.cached:,.0f} of them from its cache)"
         requests = "" if tally.requests is None else f" · {tally.requests:,.0f} requests"
         inputs, outputs = (fsum(counts[i] for counts in tally.models.values()) for i in (0, 1))
         yield f"             {inputs:,.0f} input{cached} · {outputs:,.0f} output{requests}"
     for model, (inputs, outputs) in sorted(tally.models.items()) if any(tally.models) else ():
         yield f"             {model or DASH}: {inputs:,.0f} input · {outputs:,.0f} output"
-    domains = " + ".join(str(ledger.domain) for ledger in report.counted)
-    boundary = f" · {domains}, {report.provenance}" if domains else ""
+    if not report.counted:
+        yield f"per token    {DASH} · nothing was metered; `torchwatt doctor` lists what would help"
+        return
     per_output, per_token = format_energy(sums.per_output_j()), format_energy(sums.per_token_j())
-    yield f"per token    {per_output} per output token · {per_token} per token, input and output{boundary}"
+    yield f"per token    {per_output} per output token · {per_token} per token, input and output"
+    part = "" if sums.time_s >= known_s else f" for {format_time(sums.time_s)} of these"
+    domains = " + ".join(str(ledger.domain) for ledger in report.counted)
+    yield f"             of {domains}, {report.provenance}{part}; whole devices, not this server alone"
     if sums.time_s > 0:
         idle = f"{format_energy(sums.idle_j)} in {format_time(sums.idle_s)}" if sums.idle_s else "none"
         yield f"rate         {sums.output / sums.time_s:.3g} output tokens/s · without requests: {idle}, included above"

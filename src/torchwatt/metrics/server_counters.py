@@ -154,9 +154,10 @@ def _kind_of(names: AbstractSet[str], kinds: Sequence[ServerKind]) -> ServerKind
         kind for kind in kinds if kind.prefix and any(name.startswith(kind.prefix) for name in names)
     ]
     if len(present) != 1:
-        found = " and ".join(kind.name for kind in present or kinds)
-        problem = f"the page has counters of {found}" if present else f"this is no page with counters of {found}"
-        raise ScrapeError(f"{problem}: name two with --input-counter and --output-counter")
+        *others, last = (kind.name for kind in present or kinds)
+        found = f"{', '.join(others)} {'and' if present else 'or'} {last}" if others else last
+        problem = f"the page has counters of {found}" if present else f"the page has no counters of {found}"
+        raise ScrapeError(f"{problem}; of another server, name two with --input-counter and --output-counter")
     missing = [name for name in (present[0].input, present[0].output) if name not in names]
     if missing and not present[0].prefix:
         raise ScrapeError(f"the page has no {' and no '.join(missing)}")
@@ -238,9 +239,8 @@ def check_first_page(url: str, kinds: Sequence[ServerKind]) -> None:
     try:
         parse_page(fetch_page(url), kinds)
     except ScrapeError as error:
-        is_default = urlsplit(url).path.rstrip("/").endswith("/metrics")
-        fix = SERVER_FIX if is_default else f"{SERVER_FIX}, and give the address of its metrics, usually /metrics"
-        raise ScrapeError(f"--url {url}: {error}" + ("" if "--input-counter" in str(error) else f": {fix}")) from error
+        path = "" if urlsplit(url).path.rstrip("/").endswith("/metrics") else "; the address usually ends with /metrics"
+        raise ScrapeError(f"--url {url}: {error}{path}; {SERVER_FIX}") from error
 
 
-SERVER_FIX = "start the server with its metrics on (llama-server --metrics, sglang --enable-metrics)"
+SERVER_FIX = "a server must run with its metrics on (llama-server --metrics, sglang --enable-metrics)"

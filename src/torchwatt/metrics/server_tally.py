@@ -293,7 +293,7 @@ def _is_same_process(before: ServerPage, after: ServerPage) -> bool:
 
 def _counters_text(page: ServerPage) -> str:
     kind = page.kind
-    text = f"{kind.name} server: tokens by {' and '.join((*kind.inputs, kind.output))}"
+    text = f"{kind.name} server: tokens by {' + '.join(kind.inputs)} and {kind.output}"
     if not page.has_counts:
         return f"{text}, which are not on its page yet: tokens are known from its first request on"
     if kind.cached_apart and not page.values(kind.cached):

@@ -138,8 +138,8 @@ def counted_by(page_server):
     """Return input and output tokens between the first and the last read of each start, but that before the run."""
     sums = [0, 0]
     for _, reads in groupby(page_server.served[1:], key=lambda read: read[0]):
-        (_, *first), *_, (_, *last) = [*(all_reads := list(reads)), all_reads[-1]]
-        sums = [total + b - a for total, a, b in zip(sums, first, last, strict=True)]
+        (_, *first), *_, (_, *last) = list(reads)
+        sums = [total + after - before for total, before, after in zip(sums, first, last, strict=True)]
     return sums
 
 

@@ -154,9 +154,9 @@ def _kind_of(names: AbstractSet[str], kinds: Sequence[ServerKind]) -> ServerKind
         kind for kind in kinds if kind.prefix and any(name.startswith(kind.prefix) for name in names)
     ]
     if len(present) != 1:
-        *others, last = (kind.name for kind in present or kinds)
-        found = f"{', '.join(others)} {'and' if present else 'or'} {last}" if others else last
-        problem = f"the page has counters of {found}" if present else f"the page has no counters of {found}"
+        *names_before, last_name = (kind.name for kind in present or kinds)
+        servers = f"{', '.join(names_before)} {'and' if present else 'or'} {last_name}" if names_before else last_name
+        problem = f"the page has {'' if present else 'no '}counters of {servers}"
         raise ScrapeError(f"{problem}; of another server, name two with --input-counter and --output-counter")
     missing = [name for name in (present[0].input, present[0].output) if name not in names]
     if missing and not present[0].prefix:

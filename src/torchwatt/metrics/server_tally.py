@@ -25,8 +25,8 @@ LAST_PAGE_S = 3.0  # longest wait for it
 
 
 @dataclass(frozen=True, slots=True)
-class _Change:
-    """What changed from one page to the next; `code` says what happened, if anything did."""
+class PageChange:
+    """What changed from one page to the next; `code` is of an event, if there is one."""
 
     code: str = ""
     message: str = ""
@@ -37,27 +37,27 @@ class _Change:
     first_tokens: float = 0.0
 
 
-def compare_pages(before: ServerPage, after: ServerPage) -> _Change:
+def compare_pages(before: ServerPage, after: ServerPage) -> PageChange:
     """Return the tokens counted between two pages; unknown after a restart, or where series are gone.
 
     A series that appears was at 0 before, as series with labels begin with what they first count.
     """
     kind = after.kind
     if kind != before.kind or before.values(STARTED) != after.values(STARTED):
-        return _Change("SERVER_RESTART", f"a {kind.name} server has started")
+        return PageChange("SERVER_RESTART", f"a {kind.name} server has started")
     counted = [key for key in after.series if key[0] in kind.counters]
     fallen = next((key for key in counted if after.series[key] < before.series.get(key, 0.0)), None)
     if fallen is not None:
         change = f"{fallen[0]} went from {before.series[fallen]:.17g} back to {after.series[fallen]:.17g}"
-        return _Change("SERVER_RESTART", f"the server has started again: {change}")
+        return PageChange("SERVER_RESTART", f"the server has started again: {change}")
     if not after.has_counts:
         has_ended = before.has_counts
-        return _Change("SERVER_RESTART", "the server has started again: no counters") if has_ended else _Change()
+        return PageChange("SERVER_RESTART", "the server has started again: no counters") if has_ended else PageChange()
     tokens = (*kind.inputs, kind.output)
     gone = [key for key in before.series if key[0] in tokens and key not in after.series]
     if gone:
         text = f"{len(gone)} series of the token counters are gone, such as {_labels(gone[0])}"
-        return _Change("SERVER_LABELS", text)
+        return PageChange("SERVER_LABELS", text)
     deltas = {key: after.series[key] - before.series.get(key, 0.0) for key in counted}
     counts: dict[str, tuple[float, float]] = {}
     for (name, labels), delta in deltas.items():
@@ -67,7 +67,7 @@ def compare_pages(before: ServerPage, after: ServerPage) -> _Change:
             counts[model] = (inputs, outputs + delta) if name == kind.output else (inputs + delta, outputs)
     new = [key for key in deltas if key[0] in tokens and key not in before.series] if before.has_counts else []
     text = f"{len(new)} new series of the token counters, such as {_labels(new[0])}: counted from 0" if new else ""
-    return _Change(
+    return PageChange(
         "SERVER_LABELS" if new else "",
         text,
         tokens=counts,
@@ -173,8 +173,8 @@ class ServerTally:
             if self._failures:
                 since_s = (t_ns - (self.page[0] if self.page is not None else self._start_ns)) / NS_PER_S
                 is_same = self.page is not None and _is_same_process(self.page[1], page)
-                known = "known, since its process is the same" if is_same else "unknown"
-                text = f"{self._failures} reads failed; tokens of the {since_s:.3g} s before are {known}"
+                reason = "known, since its process is the same" if is_same else "unknown"
+                text = f"{self._failures} reads failed; tokens of the {since_s:.3g} s before are {reason}"
                 self._note(t_ns, "warning", "SERVER_BACK", f"the page is back: {text}")
             if self.page is None:
                 self._first_running = page.running
@@ -278,11 +278,11 @@ class ServerTally:
         """Return which requests have their tokens, and not all of their joules, in the run, and the other way round."""
         if self.page is None or not self.page[1].kind.counts_at_end:
             return ""
-        first, last = self._first_running or 0.0, self.page[1].running or 0.0
-        if not first + last:
+        at_first, at_last = self._first_running or 0.0, self.page[1].running or 0.0
+        if not at_first + at_last:
             return ""
         counting = f"{self.page[1].kind.name} counts output tokens when a request ends"
-        running = f"{first:g} ran at the first page and {last:g} at the last one"
+        running = f"{at_first:g} ran at the first page and {at_last:g} at the last one"
         return f"{counting}; {running}: their joules are partly in the run, their tokens wholly or not at all"
 
 
@@ -323,7 +323,7 @@ def _window_joules(windows: Sequence[Window], report: Report) -> list[float]:
 
 
 class ServerPoller:
-    """Reads a page at a steady interval in a thread of its own, and adds it to a tally; and again when it is closed."""
+    """Reads a page at a steady interval in a thread, and adds it to a tally; and once more when it is closed."""
 
     def __init__(self, read_page: Callable[[], ServerPage], tally: ServerTally, interval_s: float) -> None:
         self._read_page, self._tally, self._interval_s = read_page, tally, interval_s

@@ -223,7 +223,8 @@ def test_ctrl_c_ends_with_the_bundle_of_the_whole_run(page_server, powercap, tmp
     assert ready.torchwatt("verify", folder).returncode == 0
 
 
-def test_a_server_that_hangs_delays_the_end_by_seconds_only(page_server, powercap, tmp_path):
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGINT]], ids=["TERM", "two Ctrl-C"])
+def test_a_server_that_hangs_delays_the_end_by_seconds_only(signals, page_server, powercap, tmp_path):
     folder = tmp_path / "bundle"
     watching = subprocess.Popen(
         command(page_server, "-q", "--csv", str(folder)),
@@ -234,10 +235,14 @@ def test_a_server_that_hangs_delays_the_end_by_seconds_only(page_server, powerca
     page_server.hangs.set()
     time.sleep(3 * INTERVAL_S)
     before_s = time.monotonic()
-    watching.send_signal(signal.SIGTERM)
+    for number in signals:
+        watching.send_signal(number)
+        time.sleep(0.5)
     watching.communicate(timeout=60)
     assert watching.returncode == 0
     assert time.monotonic() - before_s < 10
+    (run,) = rows_of(folder, "run")
+    assert (run["status"], run["units_counted"]) == ("partial", "")
     last = rows_of(folder, "window")[-1]
     assert (last["name"], last["output_tokens"]) == ("after the last page", "")
     assert float(last["energy_j"]) > 45 * INTERVAL_S

@@ -260,7 +260,10 @@ def run_watch(arguments: Namespace, carbon: Mapping[str, Any]) -> int:
             poller.start()
             ended.wait(arguments.seconds)
         finally:
-            poller.close()
+            with contextlib.suppress(
+                KeyboardInterrupt
+            ):  # of a second Ctrl-C: no last page, and the report all the same
+                poller.close()
             row.close()
             session.stop("complete")
     report = tally.book(run.report, arguments.interval)
@@ -296,7 +299,7 @@ def _watched_kinds(arguments: Namespace) -> Sequence[ServerKind]:
 
 @contextlib.contextmanager
 def _ended_by_signal() -> Iterator[threading.Event]:
-    """Within the block, the first SIGINT or SIGTERM sets the event; a second one interrupts."""
+    """Within the block, the first SIGINT or SIGTERM sets the event; later ones interrupt."""
     ended = threading.Event()
 
     def end(_: int, __: Any) -> None:

@@ -337,8 +337,12 @@ class ServerPoller:
     def close(self) -> None:
         """Read a last page, and wait for it for a few seconds; later pages are ignored."""
         self._end.set()
-        self._thread.join(LAST_PAGE_S)
-        self._tally.close()
+        try:
+            self._thread.join(LAST_PAGE_S)
+        finally:
+            if self._thread.is_alive():
+                self._tally.add_failure(time.monotonic_ns(), "no last page in time")
+            self._tally.close()
 
     def _loop(self) -> None:
         due_s = time.monotonic()

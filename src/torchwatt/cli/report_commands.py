@@ -321,6 +321,8 @@ def server_lines(report: Report, tally: ServerTally) -> Iterator[str]:
 
     sums, page = sum_windows(report.windows), tally.page
     name = page[1].kind.name if page is not None else "no server found"
+    if len(tally.models) == 1 and any(tally.models):
+        name = f"{name} · {next(iter(tally.models))}"
     known_s = sum(w.end_ns - w.start_ns for w in report.windows if w.output_tokens is not None) / NS_PER_S
     yield f"\ntokens       {name} · known for {format_time(known_s)} of {format_time(report.duration_s)}"
     if known_s:
@@ -328,7 +330,7 @@ def server_lines(report: Report, tally: ServerTally) -> Iterator[str]:
         requests = "" if tally.requests is None else f" · {tally.requests:,.0f} requests"
         inputs, outputs = (fsum(counts[i] for counts in tally.models.values()) for i in (0, 1))
         yield f"             {inputs:,.0f} input{cached} · {outputs:,.0f} output{requests}"
-    for model, (inputs, outputs) in sorted(tally.models.items()) if any(tally.models) else ():
+    for model, (inputs, outputs) in sorted(tally.models.items()) if len(tally.models) > 1 else ():
         yield f"             {model or DASH}: {inputs:,.0f} input · {outputs:,.0f} output"
     if not report.counted:
         yield f"per token    {DASH} · nothing was metered; `torchwatt doctor` lists what would help"

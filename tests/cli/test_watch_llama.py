@@ -123,7 +123,6 @@ def test_tokens_are_the_clients_and_joules_the_meters(program, tmp_path):
     assert float(printed[1]) * scale[printed[2]] == pytest.approx(joules / client[1], rel=0.01)
     assert float(printed[3]) * scale[printed[4]] == pytest.approx(joules / sum(client), rel=0.01)
     assert ready.torchwatt("verify", folder).returncode == 0
-    print(f"watch {watched}, client {client}, {cached} cached; {joules:.2f} J in {seconds:.3f} s")
 
 
 def test_a_restart_of_the_server_is_said_and_counts_no_token_twice(program, tmp_path):

@@ -247,9 +247,7 @@ class WindowChecks:
             if joules is not None and not self.facts.old:
                 self._repeats(row, cells, joules, end - start)
                 self._bands(row, cells, joules)
-            for unit in ("input_token", "output_token"):
-                if (tokens := number(cells, f"{unit}s")) is not None:
-                    self.facts.window_tokens.setdefault(unit, ExactSum()).add([tokens])
+            self._tokens(row, cells)
             index = int(number(cells, "window_id") or 0)
             if cells["parent_window_id"] is not None and number(cells, "parent_window_id") == index:
                 self.findings.add(
@@ -258,6 +256,17 @@ class WindowChecks:
             self.facts.windows[index] = WindowFact(
                 row, text(cells, "kind"), int(start), int(end), joules, text(cells, "name")
             )
+
+    def _tokens(self, row: int, cells: Row) -> None:
+        for unit in ("input_token", "output_token"):
+            tokens = number(cells, f"{unit}s")
+            if tokens is None:
+                continue
+            self.facts.window_tokens.setdefault(unit, ExactSum()).add([tokens])
+            if text(cells, "kind") not in {"idle", "other"}:
+                self.findings.add(
+                    "LAW", self.file, "is not between two pages of a server", row=row, column=f"{unit}s", found=tokens
+                )
 
     def _repeats(self, row: int, cells: Row, joules: float, long_ns: float) -> None:
         """Check the interval over repeats: in a long window in proportion to the run's, in a short one empty."""

@@ -26,7 +26,7 @@ def spoil(path, old, new):
         ("device.csv", b"1713.1114000000005", b"NaN", r"device\.csv row 1, column energy_j: expected a number"),
         ("device.csv", b"true", b"yes", r"device\.csv row 1, column counted"),
         ("run.csv", b"06:00:00.123456Z", b"06:00:00.123456", r"run\.csv row 1, column started_at"),
-        ("run.csv", b"2.1.0", b"3.0.0", r"schema 3\.0\.0"),
+        ("run.csv", b"2.2.0", b"3.0.0", r"schema 3\.0\.0"),
         ("event.csv", b",1,12400000000", b",0,12400000000", r"event\.csv row 2: the same run_id, event_index as row 1"),
         ("event.csv", b"wrapped", b"wr\xffpped", r"event\.csv: not UTF-8"),
         ("event.csv", b"the counter", b'"the counter', r"event\.csv"),

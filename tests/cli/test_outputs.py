@@ -7,7 +7,7 @@ import pytest
 from tests.support.bundles import offline_report
 from torchwatt.audit import verify
 from torchwatt.cli import attribute_command, report_commands
-from torchwatt.cli.report_outputs import ReportOutputs, add_output_options
+from torchwatt.cli.report_commands import ReportOutputs, add_output_options
 from torchwatt.core.errors import ConfigError
 
 

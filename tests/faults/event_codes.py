@@ -11,7 +11,10 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "torchwatt"
 CODE = re.compile(r"[A-Z][A-Z0-9]+(_[A-Z0-9]+)*")
 # What makes an event, or a value with a code that becomes one.
-MAKERS = {"Event", "event", "event_now", "note", "counter_event", "PricingNote", "fault", "report_fault", "SensorError"}
+MAKERS = {
+    "Event", "event", "event_now", "note", "counter_event", "PricingNote", "fault", "report_fault", "SensorError",
+    "PageChange",
+}  # fmt: skip
 LISTS = {"failures.append"}  # of (subject, code, message)
 TABLES = {"_CODES"}  # of the errors of a driver or of the kernel, by their number
 
@@ -149,6 +152,20 @@ EVENTS: dict[str, dict[str, str]] = {
         "METERING_FAILED": "a fault of torchwatt ended metering; training went on",
         "CODECARBON_BESIDE": "codecarbon meters the same devices; do not add its figures to ours",
         "METRICS_LOST": "an exporter of live metrics failed; the run went on",
+    },
+    "Watched servers": {
+        "SERVER_COUNTERS": "which server was found, and by which counters its tokens are known",
+        "SERVER_SILENT": "the page could not be read; tokens are unknown, and not 0, until it can be",
+        "SERVER_BACK": "the page can be read again; says for how long it could not, and whether tokens are known",
+        "SERVER_RESTART": "the server has started again: tokens between the last page before and the next are unknown",
+        "SERVER_LABELS": "series of the counters are new, and count from 0, or are gone, and tokens are unknown",
+        "SERVER_TOKENS": "the tokens of a model in windows in which they are known",
+        "SERVER_SLOW": "a page took more than half of the interval, so that its instant is known no better",
+        "SERVER_ELSEWHERE": "the address is not of this machine's loopback interface; the meters are this machine's",
+        "SERVER_EVENTS": "the server had so many events that some are left out; says how many",
+        "TOKENS_PARTIAL": "tokens are known for a part of the run; joules per token are of that part",
+        "TOKENS_EDGE": "requests ran at the first or the last page, of a server that counts tokens when a request ends",
+        "TOKENS_ROUNDED": "the page has too few digits for the counters; says how far tokens may be off",
     },
 }
 

@@ -26,7 +26,7 @@ from torchwatt.core.terms import Domain
 from torchwatt.core.trace import ModuleInfo
 from torchwatt.core.units import ns_from_s
 
-PERIODS = ("epoch", "evaluation", "checkpoint")  # windows that an integration adds
+PERIODS = ("epoch", "evaluation", "checkpoint", "idle", "other")  # windows that an integration or `watch` adds
 _HOLE_NS = 500_000_000  # if power is missing for longer, the meter was not read; as in `verification.sample_checks`
 
 
@@ -104,7 +104,10 @@ def _report(
         events=tuple(_event(row, start_ns) for row in bundle["event"]),
         steps=tuple(_steps(bundle, start_ns, curves)),
         windows=tuple(
-            Window(text(row, "name"), *_edges(row, start_ns), number(row, "energy_j"), cast("Any", row["kind"]))
+            Window(
+                text(row, "name"), *_edges(row, start_ns), number(row, "energy_j"), cast("Any", row["kind"]),
+                number(row, "input_tokens"), number(row, "output_tokens"),
+            )
             for row in bundle["window"]
             if row["kind"] == "nested" or (all_windows and row["kind"] in PERIODS)
         ),

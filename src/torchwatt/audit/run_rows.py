@@ -314,8 +314,8 @@ def _units(report: Report) -> Row:
 
 
 def functional_unit(report: Report) -> tuple[str, float]:
-    """Return the functional unit and its count: the first counted unit by name, else one run."""
-    unit, count = next(iter(sorted(report.units.items())), ("run", 1.0))
+    """Return the functional unit and its count: the first of the counted units, else one run."""
+    unit, count = next(iter(report.sorted_units), ("run", 1.0))
     return unit[:LONGEST_UNIT], count
 
 

@@ -72,15 +72,18 @@ def window_rows(report: Report) -> Iterator[Row]:
     """
     # Windows begin and end between readings, so their energy is derived, at best.
     provenance: Provenance | None = weakest_provenance("derived", report.provenance) if report.provenance else None
-    windows = [(w.start_ns, w.end_ns, str(w.kind), w.name, w.energy_j, "") for w in report.windows]
+    windows = [
+        (w.start_ns, w.end_ns, str(w.kind), w.name, w.energy_j, "", w.input_tokens, w.output_tokens)
+        for w in report.windows
+    ]
     domains = [str(ledger.domain) for ledger in report.counted]
     windows += [
-        (s.start_ns, s.end_ns, "step", _step_numbers(s), _sum_over_domains(s.energy_j, domains), s.stage)
+        (s.start_ns, s.end_ns, "step", _step_numbers(s), _sum_over_domains(s.energy_j, domains), s.stage, None, None)
         for s in report.steps
     ]
     ordered = sorted(windows, key=lambda w: (w[0], -w[1], w[2], w[3]))
     bands = _bands_j(report, [(w[0], w[1]) for w in ordered])
-    for index, (start_ns, end_ns, kind, name, energy_j, stage) in enumerate(ordered):
+    for index, (start_ns, end_ns, kind, name, energy_j, stage, inputs, outputs) in enumerate(ordered):
         yield {
             "run_id": report.run_id,
             "window_id": index,
@@ -91,6 +94,8 @@ def window_rows(report: Report) -> Iterator[Row]:
             "energy_j": energy_j,
             "provenance": provenance if energy_j is not None else None,
             "stage": stage,
+            "input_tokens": inputs,
+            "output_tokens": outputs,
             **_repeat_interval(report, energy_j, end_ns - start_ns),
             **({} if energy_j is None or bands is None else _systematic_interval(energy_j, *bands[index])),
         }

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from torchwatt.cli.report_outputs import ReportOutputs, add_output_options
+from torchwatt.cli.report_commands import ReportOutputs, add_output_options
 from torchwatt.core.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -20,8 +20,7 @@ from torchwatt.audit.seal import MANIFEST
 from torchwatt.audit.store import MonthlySum, Store, StoredRun, shares_of_runs
 from torchwatt.carbon import CarbonOptions
 from torchwatt.carbon.grid_series import GridSeries
-from torchwatt.cli.report_commands import unrecovered_lines
-from torchwatt.cli.report_outputs import TOKEN_VARIABLE
+from torchwatt.cli.report_commands import TOKEN_VARIABLE, unrecovered_lines
 from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.plain_text import escape_unprintable, escape_unprintable_lines
 from torchwatt.offline.repricing import bundle_hours, reprice

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torchwatt.cli import attribute_command, fleet_command, report_commands
-from torchwatt.cli.report_outputs import TOKEN_VARIABLE, add_output_options
+from torchwatt.cli.report_commands import TOKEN_VARIABLE, add_output_options
 from torchwatt.core import __version__
 from torchwatt.core.errors import TorchwattError
 from torchwatt.core.plain_text import escape_unprintable_lines, replace_unencodable
@@ -126,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     attribute_command.add_attribute_parser(commands)
     _add_carbon_options(report_commands.add_merge_parser(commands))
     report_commands.add_recover_parser(commands)
+    _add_carbon_options(report_commands.add_watch_parser(commands))
     verify = commands.add_parser("verify", help="check the files of a run: recompute what follows from other values")
     verify.add_argument("directory", metavar="DIR", help="the folder of a run")
     verify.add_argument(

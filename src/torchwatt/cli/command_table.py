@@ -15,7 +15,7 @@ from torchwatt.cli.attribute_command import run_attribute
 from torchwatt.cli.bundle_commands import export_bundles, list_runs, run_reprice, show_bundle
 from torchwatt.cli.doctor import print_discovery
 from torchwatt.cli.fleet_command import run_fleet
-from torchwatt.cli.report_commands import run_merge, run_recover
+from torchwatt.cli.report_commands import run_merge, run_recover, run_watch
 from torchwatt.cli.script_runner import run_script
 from torchwatt.core.errors import ConfigError
 from torchwatt.metrics import named
@@ -153,4 +153,5 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "runs": _runs,
     "fleet": run_fleet,
     "merge": lambda arguments: run_merge(arguments, _carbon_options(arguments)),
+    "watch": lambda arguments: run_watch(arguments, _carbon_options(arguments)),
 }

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import fsum
 from typing import TYPE_CHECKING
 
@@ -18,10 +19,12 @@ from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.descriptors import HeldDescriptor
 from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.helper_process import helper_command
+from torchwatt.metrics.server_tally import ServerTally, sum_windows
 from torchwatt.session.live_rate import CostLimiter, LookTimer, UnitRates
 from torchwatt.views import DASH, LiveLayersView, format_energy, format_power
 
 if TYPE_CHECKING:
+    from torchwatt.core.report import Window
     from torchwatt.session import Run
 
 PERIOD_S = 1.0
@@ -167,6 +170,54 @@ class LiveRow:
             per_second = f", {rate.per_second:.3g}/s" if rate.per_second else ""
             parts.append(f"{format_energy(rate.unit_j)} per {rate.unit}{per_second}")
         return parts + ([", ".join(f"{name} {share:.0%}" for name, share in self._top)] if self._top else [])
+
+
+RECENT_NS, LONGEST_NS = 10 * NS_PER_S, 60 * NS_PER_S  # of windows with tokens: this long, longer if they have none
+
+
+class ServerRow(LiveRow):
+    """The row of `torchwatt watch`: watts, output tokens a second, joules per token, requests, age of an old page."""
+
+    def __init__(self, run: Run, tally: ServerTally, interval_s: float, *, shown: bool) -> None:
+        super().__init__(run, shown=shown)
+        self._tally = tally
+        self._old_s = max(2 * interval_s, OLD_S)
+
+    def _text(self) -> str:
+        point = self._pulse.points[-1]
+        watts = list(point.power_w.values())
+        sums, page = sum_windows(self._recent_windows()), self._tally.page
+        parts = [
+            f"{point.t_s:.0f} s",
+            format_power(fsum(w for w in watts if w is not None) if watts and None not in watts else None),
+            f"{sums.output / sums.time_s:.3g} tok/s" if sums.time_s > 0 else f"{DASH} tok/s",
+            f"{format_energy(sums.per_output_j())}/output",
+            f"{format_energy(sums.per_token_j())}/token",
+        ]
+        if page is not None and page[1].running is not None:
+            parts.append(f"{page[1].running:g} running")
+        age_s = point.t_s if page is None else (time.monotonic_ns() - page[0]) / NS_PER_S
+        if age_s > self._old_s:
+            parts.append(f"no page for {age_s:.0f} s")
+        return "torchwatt " + " · ".join(parts)
+
+    def _recent_windows(self) -> list[Window]:
+        """Return the latest windows up to which the meters are known, with their joules."""
+        counted = self._pulse.list_counted()
+        known_ns = min((t_ns for _, t_ns in counted.values()), default=0)
+        windows: list[Window] = []
+        for window in reversed(self._tally.windows):
+            if window.end_ns > known_ns:
+                continue
+            parts_j = [
+                self._pulse.energy_at(domain, window.end_ns) - self._pulse.energy_at(domain, window.start_ns)
+                for domain in counted
+            ]
+            windows.append(replace(window, energy_j=fsum(parts_j)))
+            long_ns = windows[0].end_ns - window.start_ns
+            if long_ns > LONGEST_NS or (long_ns > RECENT_NS and sum_windows(windows).output > 0):
+                break
+        return windows
 
 
 def _in_foreground() -> bool:

@@ -24,7 +24,7 @@ from torchwatt.cli.program import (
 from torchwatt.core.errors import TorchwattError
 from torchwatt.core.plain_text import escape_unprintable_lines, to_encodable
 from torchwatt.core.report import Status
-from torchwatt.metrics.exporter import Exporter
+from torchwatt.metrics.energy_counters import Exporter
 from torchwatt.session import Run, profile
 from torchwatt.session.profile import outcome_of
 from torchwatt.session.session_registry import add_exec_hook, keep_open_at_exit, remove_exec_hook

@@ -18,7 +18,8 @@ from torchwatt.core.trace import ModuleInfo
 from torchwatt.core.units import Z90
 
 BLOCKS = 12  # of the run, for an interval from their differences (attribution.repeat_spread); shorter parts have none
-
+# Units of language models, as counted by `torchwatt watch`.
+INPUT_UNIT, OUTPUT_UNIT, REQUEST_UNIT = "input_token", "output_token", "request"
 Status = Literal["running", "complete", "partial", "aborted"]
 
 
@@ -36,13 +37,18 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A nested session, epoch, evaluation or checkpoint; the run's energy includes it."""
+    """A nested session, epoch, evaluation or checkpoint, or the time between two pages of a server that is watched.
+
+    The run's energy includes it. Tokens are those that the server counted; None: unknown.
+    """
 
     name: str
     start_ns: int
     end_ns: int
     energy_j: float | None
-    kind: Literal["nested", "epoch", "evaluation", "checkpoint"] = "nested"
+    kind: Literal["nested", "epoch", "evaluation", "checkpoint", "idle", "other"] = "nested"
+    input_tokens: float | None = None
+    output_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +116,11 @@ class Report:
     def step_count(self) -> int:
         """Return the number of steps; a long run has fewer rows than steps."""
         return sum(step.count for step in self.steps)
+
+    @property
+    def sorted_units(self) -> tuple[tuple[str, float], ...]:
+        """Return the counted units by name; tokens that a model read come last, since they are not what it delivers."""
+        return tuple(sorted(self.units.items(), key=lambda each: (each[0] == INPUT_UNIT, each[0])))
 
     @property
     def counted(self) -> tuple[Ledger, ...]:

@@ -12,13 +12,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torchwatt.metrics.exporter import named
+    from torchwatt.metrics.energy_counters import named
     from torchwatt.metrics.otel_exporter import otel
     from torchwatt.metrics.prometheus_endpoint import prometheus
     from torchwatt.metrics.textfile_exporter import textfile
 
 _HOMES = {
-    "named": "torchwatt.metrics.exporter",
+    "named": "torchwatt.metrics.energy_counters",
     "otel": "torchwatt.metrics.otel_exporter",
     "prometheus": "torchwatt.metrics.prometheus_endpoint",
     "textfile": "torchwatt.metrics.textfile_exporter",

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torchwatt.core import __version__
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.extras import install_command
-from torchwatt.metrics.energy_counters import CounterValues, DeviceKey, RunKey
-from torchwatt.metrics.exporter import Exporter
+from torchwatt.metrics.energy_counters import CounterValues, DeviceKey, Exporter, RunKey
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation

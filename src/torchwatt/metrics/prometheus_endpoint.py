@@ -17,8 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.extras import install_command
-from torchwatt.metrics.energy_counters import CounterValues, DeviceKey, EnergyCounters, RunKey
-from torchwatt.metrics.exporter import Exporter
+from torchwatt.metrics.energy_counters import CounterValues, DeviceKey, EnergyCounters, Exporter, RunKey
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torchwatt.core.errors import ConfigError, warn
 from torchwatt.disk.helper_thread import HelperThread
-from torchwatt.metrics.exporter import Exporter
+from torchwatt.metrics.energy_counters import Exporter
 from torchwatt.metrics.prometheus_endpoint import MISSING, make_registry
 
 EVERY_S = 15.0  # a typical scrape interval of node_exporter

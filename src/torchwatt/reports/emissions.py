@@ -77,7 +77,7 @@ def report_usage(report: Report) -> RunUsage:
     offset_ns = report.start_unix_ns - report.start_ns
     cut = hour_energies(report)
     touched = range(report.start_unix_ns // NS_PER_HOUR, (report.end_ns + offset_ns) // NS_PER_HOUR + 1)
-    unit, units = next(iter(sorted(report.units.items())), ("run", 1.0))
+    unit, units = next(iter(report.sorted_units), ("run", 1.0))
     return RunUsage(
         subjects=tuple(_usage_subjects(report, cut)),
         duration_s=report.duration_s,

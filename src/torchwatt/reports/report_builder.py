@@ -127,6 +127,8 @@ def build_report(
 ) -> Report:
     """Attribute the recording and make the report."""
     priors = device_priors(outcome.priors, options.replays, options.work, trace)
+    if options.whole_machine:
+        priors = replace(priors, named=frozenset(str(meter.domain) for meter in recording.meters))
     attribution = attribute_recording(recording, trace, bounds.start_ns, bounds.end_ns, priors)
     return assemble_report(run_id, options, bounds, recording, trace, outcome, attribution)
 

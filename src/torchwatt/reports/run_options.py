@@ -46,6 +46,7 @@ class RunOptions:
     project: str = PROJECT
     powercap_root: Path | None = None
     feed: Feed | None = None
+    whole_machine: bool = False  # of all processes: every GPU counts, and no model of this process's share does
     dither_s: float = 0.0
     replays: tuple[ReplayedPower, ...] = ()
     work: Mapping[Slot, tuple[float, float]] = field(default_factory=dict)

@@ -20,6 +20,7 @@ def discover(
     rapl: bool = True,
     perf: bool = True,
     modelled: bool = True,
+    whole_machine: bool = False,
     family: int | None = None,
 ) -> Discovery:
     """Find all meters; never raises, and leaves no files or handles open.
@@ -34,6 +35,7 @@ def discover(
         rapl: Look for powercap zones.
         perf: Look for perf power events.
         modelled: Fall back to models of CPU and RAM.
+        whole_machine: Leave out what is known of this process only: its CPU time, and those models.
         family: Pid of the process whose GPU use, with that of its descendants, is ours; by default this process.
     """
     env = os.environ if environ is None else environ
@@ -41,8 +43,10 @@ def discover(
     gpus = any(discovery.sources for discovery in discoveries)
     cpu = _discover_cpu(powercap_root or env.get(ROOT_VARIABLE), rapl=rapl, perf=perf)
     kinds = {meter.domain.kind for meter in cpu.meters}
-    discoveries += [cpu, Discovery((process_source(cuda=gpus),))]
-    if modelled:
+    discoveries.append(cpu)
+    if not whole_machine:
+        discoveries.append(Discovery((process_source(cuda=gpus),)))
+    if modelled and not whole_machine:
         model = modelled_source(cpu="cpu" not in kinds, ram="dram" not in kinds)
         discoveries.append(Discovery((model,) if model else ()))
     return merge_discoveries(discoveries)

@@ -326,7 +326,7 @@ class Sampler:
                 "counters are known at both ends of the run, power is not"
             )
             self._event("warning", "SAMPLER_STOPPED", "run", message)
-        elif silent_ns > max(SILENT_NS, GAP_PERIODS * shortest_ns):  # its own count of missed readings ends before
+        elif self.meters and silent_ns > max(SILENT_NS, GAP_PERIODS * shortest_ns):  # its own count ends before
             self._event("warning", "SAMPLE_GAP", "run", f"the sampler process got no processor: {reading} of the run")
 
     def _tail_ns(self, running: _SamplerResources) -> int:

@@ -49,6 +49,8 @@ class CountedMeters:
             return select_counted_domains(Recording(session.feed.meters, ()), {})
         recording = session.feed.snapshot(max(now_ns - COMPARED_NS, 0))
         used = classify_device_use(recording, EMPTY_TRACE, read_cuda_use(recording.meters), session.start_ns, now_ns)
+        if session.options.whole_machine:
+            used = {}
         self._ours |= {name for name, use in used.items() if use.user == "ours"}
         foreign_uses = {name: use for name, use in used.items() if name not in self._ours}
         return select_counted_domains(recording, foreign_uses, early=now_ns - session.start_ns < SELECTION_START_NS)

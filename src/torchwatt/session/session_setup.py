@@ -46,7 +46,8 @@ def open_feed(options: RunOptions, member: RankSession | None) -> Feed:
         return options.feed
     try:
         # In a job, all processes of the launcher count as ours.
-        discovery = discover(powercap_root=options.powercap_root, family=None if member is None else os.getppid())
+        family = None if member is None else os.getppid()
+        discovery = discover(powercap_root=options.powercap_root, whole_machine=options.whole_machine, family=family)
         thrifty = options.overhead_budget <= LOW_OVERHEAD_BUDGET
         return Sampler(discovery if member is None else member.assign_meters_here(discovery), thrifty=thrifty)
     except ConfigError:

@@ -10,7 +10,7 @@ from statistics import median
 
 from torchwatt.core.factor import Impact
 from torchwatt.core.ledger import total_self_j
-from torchwatt.core.report import Report, Step
+from torchwatt.core.report import INPUT_UNIT, OUTPUT_UNIT, Report, Step
 from torchwatt.core.requests import Figure, figures_by_part
 from torchwatt.core.terms import INFERENCE, TRAIN, VALIDATION
 from torchwatt.views.layer_sums import entries_by_stage
@@ -37,9 +37,13 @@ class EnergyRate:
 def energy_rates(report: Report) -> tuple[EnergyRate, ...]:
     """Return joules per step, counted unit and token, and of each stage, and the cost."""
     rates = list(step_rates(report))
-    for unit, count in sorted(report.units.items()):
-        per_unit = format_energy(report.energy_per(count))
-        rates.append(EnergyRate(f"per {unit}", per_unit, f"{format_count(count)} counted, total / count"))
+    for unit, count in report.sorted_units:
+        formula = f"{format_count(count)} counted, total / count"
+        outputs = report.units.get(OUTPUT_UNIT)
+        if unit == INPUT_UNIT and outputs is not None:  # of a watched server, whose prompts are no product of their own
+            unit, count = "total token", count + outputs  # noqa: PLW2901
+            formula = f"{format_count(count)} input and output tokens counted, total / count"
+        rates.append(EnergyRate(f"per {unit}", format_energy(report.energy_per(count)), formula))
     rates += token_rates(report)
     return (*rates, *_stage_figures(report), *([] if report.cost is None else [_cost_rate(report, report.cost)]))
 

@@ -852,7 +852,7 @@ def sealed_by_another_tool(f: Forger, _: str) -> list[Place]:
     return [("run", f.run)]
 
 
-@plant("cpu", "overlap", "same number", "measured", "more units", "outside")
+@plant("cpu", "overlap", "same number", "measured", "more units", "tokens of nobody", "outside")
 def step_that_contradicts_the_others(f: Forger, what: str) -> list[Place]:
     first, second = f.rows("window", kind="step")[:2]
     if what == "overlap":
@@ -863,6 +863,8 @@ def step_that_contradicts_the_others(f: Forger, what: str) -> list[Place]:
         second["provenance"] = "measured"
     elif what == "more units":
         second["units"] = "1e9"
+    elif what == "tokens of nobody":
+        second["output_tokens"] = "512"
     else:
         second["t_start_ns"] = "-5000"
     return whole("window", [first, second])

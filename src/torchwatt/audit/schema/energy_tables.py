@@ -48,6 +48,8 @@ WINDOW = Table(
         number("energy_hi_j", "J", "90 % interval: what another repeat of the run would give", minimum=0),
         number("energy_systematic_lo_j", "J", "what another meter would say: the bands of the meters", minimum=0),
         number("energy_systematic_hi_j", "J", "what another meter would say: the bands of the meters", minimum=0),
+        number("input_tokens", "1", "between two pages of a watched server, that it read; empty: unknown", minimum=0),
+        number("output_tokens", "1", "between two pages of a watched server, that it made; empty: unknown", minimum=0),
     ),
 )
 

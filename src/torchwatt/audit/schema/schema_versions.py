@@ -24,7 +24,10 @@ T = TypeVar("T")
 _HEAD_BYTES = 1 << 16  # contains the header and the version of any `run.csv` written by torchwatt
 _NEWEST_MINOR = 2  # of version 1
 # Columns that minor versions of version 2 added at the ends of tables.
-_ADDED: Mapping[int, Mapping[str, frozenset[str]]] = {1: {"device": frozenset({"device_key", "machine_key"})}}
+_ADDED: Mapping[int, Mapping[str, frozenset[str]]] = {
+    1: {"device": frozenset({"device_key", "machine_key"})},
+    2: {"window": frozenset({"input_tokens", "output_tokens"})},
+}
 # Columns that version 1 named differently. Its intervals of totals were systematic ones, its uncertainties those of
 # reading alone.
 _RENAMED: Mapping[str, Mapping[str, str]] = {

@@ -79,6 +79,7 @@ class BundleFacts:
     factor_rows: dict[str, int] = field(default_factory=dict)
     impacts: list[tuple[int, Row]] = field(default_factory=list)
     windows: dict[int, WindowFact] = field(default_factory=dict)
+    window_tokens: dict[str, ExactSum] = field(default_factory=dict)  # by unit, of windows that state tokens
     layer_j: dict[str, ExactSum] = field(default_factory=lambda: defaultdict(ExactSum))  # by device
     unattributed_j: ExactSum = field(default_factory=ExactSum)
     fqn_j: dict[str, ExactSum] = field(default_factory=dict)  # only of layers that an impact names
@@ -100,7 +101,7 @@ class BundleFacts:
     @property
     def has_losses(self) -> bool:
         """Return whether the writer added an event for each part of the run in which a meter was away: since 2.1."""
-        return not any(added_since(self.schema))
+        return not any("device_key" in columns for columns in added_since(self.schema))
 
     def events_of(self, subject: str, codes: frozenset[str]) -> bool:
         """Return whether an event with one of these codes is about a device, or about the whole run."""

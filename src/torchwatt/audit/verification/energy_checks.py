@@ -6,12 +6,11 @@ from collections import defaultdict
 from datetime import datetime, timedelta
 from typing import cast
 
-from torchwatt.audit.schema import Row, Value
+from torchwatt.audit.schema import Row
 from torchwatt.audit.verification.bundle_facts import BundleFacts, ExactSum, WindowFact, number, rows_of, text
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.audit.verification.table_reader import DerivedChecks, TableChunk, is_same_number
-from torchwatt.core.terms import OTHER_PROCESSES, PROVENANCES, REQUEST_STAGES, RESERVED, UNATTRIBUTED
-from torchwatt.core.units import NS_PER_S
+from torchwatt.core.terms import OTHER_PROCESSES, PROVENANCES, RESERVED, UNATTRIBUTED
 
 # A share of a meter is not measured, whatever the meter is.
 BEST_OF_METHOD = {"fit": "apportioned", "time_share": "apportioned", "load_model": "modelled"}
@@ -111,7 +110,7 @@ class LayerChecks:
     def _limit(self, device: str, method: str, provenance: str) -> str | None:
         """Return the best provenance that a row may state, if it states a better one."""
         limit = self.provenances.get(device, "")
-        return limit if _better(provenance, limit) else best_provenance(method, provenance)
+        return limit if is_better(provenance, limit) else best_provenance(method, provenance)
 
     def finish(self) -> None:
         """Compare the sums with the devices."""
@@ -123,78 +122,6 @@ class LayerChecks:
                 self.findings.add("SUM", self.file, reason, column="device_id")
             if row["counted"] or name in self.facts.layer_j:
                 _add_up(self.facts, self.findings, self.file, "energy_self_j", name, self.facts.layer_j[name].value)
-
-
-_OF_REQUEST = ("batch", "input_tokens", "cached_tokens", "output_tokens", "drafted_tokens", "accepted_tokens")
-_OF_BATCH = ("time_s", "energy_j", "t_start_ns", "t_end_ns")  # the same for each request that was processed together
-
-
-class TokenChecks:
-    """Checks `token` chunk by chunk: what is of a request, what is of a batch, and the sum of the joules."""
-
-    def __init__(self, file: str, facts: BundleFacts, findings: Findings) -> None:
-        self.file = file
-        self.facts = facts
-        self.findings = findings
-        self.requests: dict[int, tuple[int, Row, set[str]]] = {}
-        self.batches: dict[tuple[int, str], Row] = {}
-        self.energy_j = ExactSum()
-
-    def check(self, chunk: TableChunk) -> None:
-        """Check the rows of one chunk."""
-        rows = list(rows_of(chunk))
-        self.energy_j.add([number(cells, "energy_j") or 0.0 for _, cells in rows])
-        for row, cells in rows:
-            interval = (number(cells, "energy_lo_j"), number(cells, "energy_j"), number(cells, "energy_hi_j"))
-            check_interval(self.findings, self.file, row, "energy_j", interval)
-            self._request(row, cells)
-            self._times(row, cells)
-            if _better(text(cells, "provenance"), "apportioned"):
-                self._find(row, "better known than what is divided among requests can be", "provenance", cells)
-
-    def _request(self, row: int, cells: Row) -> None:
-        request, stage = int(number(cells, "request") or 0), text(cells, "stage")
-        _, first, stages = self.requests.setdefault(request, (row, cells, set()))
-        stages.add(stage)
-        same = self.batches.setdefault((int(number(cells, "batch") or 0), stage), cells)
-        for column, other, of in (
-            *((name, first, "request") for name in _OF_REQUEST), *((name, same, "batch") for name in _OF_BATCH),
-        ):  # fmt: skip
-            if cells[column] != other[column]:
-                self._find(row, f"differs from another row of the {of}", column, cells, expected=other[column])
-        for part, whole in (("accepted_tokens", "drafted_tokens"), ("cached_tokens", "input_tokens")):
-            least, most = number(cells, part), number(cells, whole)
-            if least is not None and most is not None and least > most:
-                self._find(row, f"are more than {whole}", part, cells, expected=most)
-
-    def _times(self, row: int, cells: Row) -> None:
-        start, end, time_s = number(cells, "t_start_ns"), number(cells, "t_end_ns"), number(cells, "time_s")
-        if start is None or end is None or time_s is None:
-            return
-        run_ns = self.facts.duration_s() * NS_PER_S
-        if not 0 <= start <= end <= run_ns + EDGE_NS:
-            self._find(row, "is not inside the run", "t_end_ns", cells, expected=f"{start:.0f} to {run_ns:.0f}")
-        elif time_s * NS_PER_S > end - start + EDGE_NS:
-            self._find(
-                row, "is longer than from its start to its end", "time_s", cells, expected=(end - start) / NS_PER_S
-            )
-
-    def _find(self, row: int, reason: str, column: str, cells: Row, *, expected: Value = None) -> None:
-        self.findings.add("LAW", self.file, reason, row=row, column=column, expected=expected, found=cells[column])
-
-    def finish(self) -> None:
-        """Check that each request has both stages, and that requests have no more joules than the run."""
-        if "token" in self.facts.broken:
-            return
-        for row, cells, stages in self.requests.values():
-            if not stages >= set(REQUEST_STAGES):
-                self._find(row, "a request has the rows prefill and decode", "stage", cells)
-        total_j = number(self.facts.run, "energy_it_j")
-        if total_j is not None and self.energy_j.value > total_j * (1 + BOOKS_REL):
-            self.findings.add(
-                "SUM", self.file, "requests have more joules than the run", column="energy_j", expected=total_j,
-                found=self.energy_j.value,
-            )  # fmt: skip
 
 
 def check_interval(
@@ -212,7 +139,7 @@ def check_interval(
 def best_provenance(method: str, provenance: str) -> str | None:
     """Return the best provenance of this method, if a better one is stated."""
     limit = BEST_OF_METHOD.get(method, "")
-    return limit if _better(provenance, limit) else None
+    return limit if is_better(provenance, limit) else None
 
 
 def weaker_provenance(left_provenance: str, right_provenance: str) -> str:
@@ -221,7 +148,8 @@ def weaker_provenance(left_provenance: str, right_provenance: str) -> str:
     return max(valid, key=list[str](PROVENANCES).index, default="")
 
 
-def _better(provenance: str, limit: str) -> bool:
+def is_better(provenance: str, limit: str) -> bool:
+    """Return whether a provenance is a better one than another."""
     return (
         provenance in PROVENANCES and limit in PROVENANCES and PROVENANCES.index(provenance) < PROVENANCES.index(limit)
     )
@@ -320,6 +248,7 @@ class WindowChecks:
             if joules is not None and not self.facts.old:
                 self._repeats(row, cells, joules, end - start)
                 self._bands(row, cells, joules)
+            self._tokens(row, cells)
             index = int(number(cells, "window_id") or 0)
             if cells["parent_window_id"] is not None and number(cells, "parent_window_id") == index:
                 self.findings.add(
@@ -328,6 +257,17 @@ class WindowChecks:
             self.facts.windows[index] = WindowFact(
                 row, text(cells, "kind"), int(start), int(end), joules, text(cells, "name")
             )
+
+    def _tokens(self, row: int, cells: Row) -> None:
+        for unit in ("input_token", "output_token"):
+            tokens = number(cells, f"{unit}s")
+            if tokens is None:
+                continue
+            self.facts.window_tokens.setdefault(unit, ExactSum()).add([tokens])
+            if text(cells, "kind") not in {"idle", "other"}:
+                self.findings.add(
+                    "LAW", self.file, "is not between two pages of a server", row=row, column=f"{unit}s", found=tokens
+                )
 
     def _repeats(self, row: int, cells: Row, joules: float, long_ns: float) -> None:
         """Check the interval over repeats: in a long window in proportion to the run's, in a short one empty."""
@@ -370,7 +310,7 @@ class WindowChecks:
             text(cells, "provenance"),
             weaker_provenance("derived", text(self.facts.run, "energy_it_provenance")),
         )
-        if _better(provenance, best):
+        if is_better(provenance, best):
             self.findings.add(
                 "KNOWN", self.file, "better known than what lies between readings can be", row=row,
                 column="provenance", expected=f"{best} or weaker", found=provenance,

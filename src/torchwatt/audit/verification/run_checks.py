@@ -207,6 +207,19 @@ def _units(facts: BundleFacts) -> Iterator[Expected]:
         yield "units_counted", f"{unit}={count!r}", 0.0
     if "window" not in facts.broken:
         yield "step_count", _step_count(facts), 0.0
+        counts = dict(item.rpartition("=")[::2] for item in counted.split(";"))
+        for name, tokens in facts.window_tokens.items():
+            if name not in counts and ("TOKENS_PARTIAL", "run") in facts.events:
+                continue  # tokens of a part of the run are not counted for the whole
+            if not is_same_number(tokens.value, _count(counts.get(name, ""))):
+                yield "units_counted", f"{name}={tokens.value!r}", 0.0
+
+
+def _count(count_text: str) -> float:
+    try:
+        return float(count_text)
+    except ValueError:
+        return -1.0
 
 
 def _step_count(facts: BundleFacts) -> int | None:

@@ -16,7 +16,6 @@ from torchwatt.audit.verification.bundle_facts import BundleFacts, ExactSum, num
 from torchwatt.audit.verification.energy_checks import (
     HourChecks,
     LayerChecks,
-    TokenChecks,
     WindowChecks,
     best_provenance,
     check_interval,
@@ -39,15 +38,18 @@ from torchwatt.audit.verification.sample_checks import SampleChecks, sample_chun
 from torchwatt.audit.verification.seal_checks import check_chain, check_signature
 from torchwatt.audit.verification.share_checks import ShareChecks
 from torchwatt.audit.verification.table_reader import DerivedChecks, KeyChecks, TableChunk, read_chunks
+from torchwatt.audit.verification.token_checks import TokenChecks
 from torchwatt.core.errors import BundleError
 
-# Columns of versions 2.0 and 2.1 that no writer of them fills: who states them has them from nowhere.
+# Columns of version 2 that no writer of them fills: who states them has them from nowhere.
 NEVER_STATED: Mapping[str, tuple[str, ...]] = {
     "device": ("partition", "memory_bytes", "share_ratio", "embodied_lifetime_s", "embodied_factor_id", "reserved_s"),
     "window": ("reading_u_j", "units", "parent_window_id", "cell_id"),
     "layer": ("module_parent", "rank", "flops", "bytes_moved", "dtype"),
     "hourly": ("reading_u_j",),
 }
+# What bundles of older versions do not say, by the table whose columns they lack.
+UNSAID = {"device": "whether other runs have the same joules", "window": "tokens of a watched server"}
 Path_ = str | os.PathLike[str]
 
 
@@ -125,8 +127,8 @@ class _Verifier:
         """Yield what cannot be checked in a bundle of this version."""
         if self.facts.old:
             yield f"whether factors have the ids of their contents: version {self.schema.version} had no rule"
-        if lacks := "; ".join(added_since(self.schema)):
-            yield f"what version {self.schema.version} did not write ({lacks}): whether other runs have the same joules"
+        for lacks in added_since(self.schema):
+            yield f"what version {self.schema.version} did not write ({lacks}): {UNSAID[lacks.partition('.')[0]]}"
         if self.newer:
             yield f"what is new in {text(self.facts.run, 'schema_version')}: this torchwatt knows {CURRENT.version}"
 

@@ -26,6 +26,7 @@ FIRST_COLUMNS = {
     "event": ("run_id", "event_index", 8),
     "rank": ("run_id", "rank", 18),
     "rank_layer": ("run_id", "rank", 11),
+    "token": ("run_id", "request", 17),
 }
 
 

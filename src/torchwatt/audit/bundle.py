@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torchwatt.audit.bundle_limits import checked_run_name, read_bundle_file
 from torchwatt.audit.cell_codec import from_cell
-from torchwatt.audit.schema import Row, Table, Value
+from torchwatt.audit.schema import TABLE_BY_NAME, Row, Table, Value
 from torchwatt.audit.schema.schema_versions import CURRENT, Schema, schema_of, version_in
 from torchwatt.core.errors import BundleError
 from torchwatt.core.plain_text import to_encodable
@@ -37,7 +37,9 @@ class Bundle:
         return self.tables["run"][0]
 
     def __getitem__(self, table: str) -> tuple[Row, ...]:
-        return self.tables[table]
+        if table not in TABLE_BY_NAME:
+            raise KeyError(table)
+        return self.tables.get(table, ())  # the bundle's version may not have it
 
 
 def read_bundle(directory: str | os.PathLike[str], root: Path | None = None) -> Bundle:

@@ -35,6 +35,9 @@ RESERVED = (
 # Kinds of steps of the program's main loop; empty: unknown.
 TRAIN, VALIDATION, INFERENCE = "train", "validation", "inference"
 
+# Before the name of a stage in the trace of a user's own profiler.
+STAGE_PREFIX = "stage: "
+
 # Gauges of a GPU: the power of its superchip, and its users (`DeviceUsers`); of a process: whether it or a descendant
 # has loaded CUDA's driver library.
 MODULE_POWER, USERS, CUDA_LIBRARY = "power_module", "users", "cuda_library"

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import get_args
 
 import numpy as np
 
 from torchwatt.core.intervals import NO_INDEX, nest_intervals
 from torchwatt.core.meter import IntArray
-from torchwatt.core.terms import COMMUNICATION, DATA, OPTIMIZER, TRANSFER, UNATTRIBUTED, Phase, Slot
+from torchwatt.core.terms import (
+    COMMUNICATION,
+    DATA,
+    OPTIMIZER,
+    STAGE_PREFIX,
+    TRANSFER,
+    UNATTRIBUTED,
+    Phase,
+    Slot,
+)
 from torchwatt.core.terms import ORPHAN as ORPHANS
 from torchwatt.core.trace import ModuleInfo
 from torchwatt.kineto.kineto_trace import MODULE, KinetoTrace
@@ -75,6 +86,26 @@ def is_scope(name: str) -> bool:
 def scope_name(name: str) -> str:
     """Return an annotation without the decoration that some libraries put around it."""
     return name.strip("# ") or name
+
+
+def stage_name(name: str, wanted: Sequence[str] = ()) -> str | None:
+    """Return the stage that an annotation names: one of `torchwatt.stage`, or one that is wanted; None for others.
+
+    Args:
+        name: Of the annotation.
+        wanted: Names or patterns (`prefill`, `decode_*`) of annotations that are stages of their own name, or
+            `NAME=PATTERN`, where NAME is the stage.
+    """
+    if name.startswith(STAGE_PREFIX):
+        return name.removeprefix(STAGE_PREFIX)
+    label = scope_name(name)
+    for text in wanted:
+        stage, is_renamed, pattern = text.partition("=")
+        if label == text or fnmatchcase(label, text):
+            return label
+        if is_renamed and (label == pattern or fnmatchcase(label, pattern)):
+            return stage
+    return None
 
 
 def is_collective(name: str) -> bool:

@@ -66,8 +66,9 @@ class Kept:
 
     def send(self, message):
         """Take a message."""
-        layers = message.get("layers")
-        self.messages.append((time.monotonic(), message["t_s"], message["as_of_s"], layers and layers["as_of_s"]))
+        text = message.get("layers_text")
+        layers_s = json.loads(text)["as_of_s"] if text else None
+        self.messages.append((time.monotonic(), message["t_s"], message["as_of_s"], layers_s))
 
     def end(self):
         """Close."""

@@ -22,10 +22,10 @@ function render({ model, el }: { model: Model; el: HTMLElement }): () => void {
   }
   const view = new LiveView(begin);
   el.append(view.node);
-  const take = (message: { kind?: string }): void => {
-    if (message.kind === 'beat') {
-      view.take(message as unknown as Beat);
-    } else if (message.kind === 'settling') {
+  const take = ({ kind, layers_text, ...beat }: { kind?: string; layers_text?: string }): void => {
+    if (kind === 'beat') {
+      view.take((layers_text ? { ...beat, layers: JSON.parse(layers_text) } : beat) as Beat);
+    } else if (kind === 'settling') {
       view.settle();
     }
   };

@@ -10,12 +10,10 @@ from typing import Any
 import nbformat
 import pytest
 
-from tests.notebook.lab import LABEXTENSION, Lab, server
-from tests.support.chosen import chosen
+from tests.notebook.lab import LABEXTENSION, PICTURES, Lab, picture, server
 
 REQUIRE = "TORCHWATT_REQUIRE_BROWSER"
 CHROMIUM = Path("/usr/bin/chromium")
-PICTURES = Path(__file__).resolve().parents[2] / "test-output"
 
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 AXE = Path(__file__).resolve().parents[2] / "extension" / "node_modules" / "axe-core" / "axe.min.js"
@@ -44,9 +42,6 @@ SHOWN = (
 )  # fmt: skip
 DONE = ("exception", "interrupt", "restart", "reload", "panel", "commands", "history")
 SETUP = f"%load_ext torchwatt\n{MODEL}"
-
-
-PICTURED = ("report", "outputs-Output", "outputs-interact", "badge", "panel")
 
 
 def _missing(reason: str) -> None:
@@ -79,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="package")
 def address(chromium: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with server(folder, tmp_path_factory.mktemp("home"), extension=True) as base:
+    with server(folder, tmp_path_factory.mktemp("home")) as base:
         yield base
 
 
@@ -155,15 +150,13 @@ def ours(error: Any) -> bool:
     return "/torchwatt/" in stack or "blob:" in stack  # a widget's module has a blob for its address
 
 
-def picture(lab: Lab, name: str) -> None:
-    """Keep what the page shows, to be looked at, in both themes: of one of `PICTURED`, which the commit chooses."""
-    if name not in chosen(PICTURED, 1):
-        return
-    PICTURES.mkdir(exist_ok=True)
-    for theme, suffix in (("JupyterLab Dark", "dark"), ("JupyterLab Light", "light")):
-        lab.theme(theme)
-        lab.page.wait_for_timeout(300)  # the plot is drawn again in the new colours
-        lab.page.screenshot(path=PICTURES / f"{name}-{suffix}.png")
+def picture_both(lab: Lab, name: str) -> None:
+    """Keep what the page shows, in both themes, if somebody wants to look at it."""
+    if PICTURES is not None:
+        for theme, suffix in (("JupyterLab Dark", "dark"), ("JupyterLab Light", "light")):
+            lab.theme(theme)
+            lab.page.wait_for_timeout(300)  # the plot is drawn again in the new colours
+            picture(lab.page, f"{name}-{suffix}")
 
 
 @pytest.fixture
@@ -174,7 +167,8 @@ def axe() -> None:
 
 def check_axe(page: Any, where: str) -> None:
     """Check that axe-core finds nothing; the fixture `axe` skips the test where it is not installed."""
-    page.add_script_tag(path=AXE)
+    if not page.evaluate("() => !!window.axe"):
+        page.add_script_tag(path=AXE)
     assert page.evaluate(AXE_RUN, where) == []
 
 

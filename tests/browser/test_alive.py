@@ -9,10 +9,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tests.browser.conftest import PICTURES, choose_view
+from tests.browser.conftest import choose_view
 from tests.browser.test_live import LIVE, REPORT, start
 from tests.notebook.kernel import MIME
-from tests.support.heavy import LONG_ALONE, one_of
+from tests.notebook.lab import keep_json, picture
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -65,10 +65,8 @@ KEYS = ("d", "d", "x", "a", "b", "m", "y", "r", "c", "v", "z", "0", "0", "ArrowD
 
 
 @pytest.mark.alone  # ages of what is shown
-@pytest.mark.parametrize(
-    "seconds", [pytest.param(8, marks=one_of(LONG_ALONE, "live view of hundreds of modules")),
-                pytest.param(60, marks=pytest.mark.heavy)],
-)  # fmt: skip
+@pytest.mark.heavy
+@pytest.mark.parametrize("seconds", [8, 60])
 def test_steps_and_layers_of_hundreds_of_modules_move_all_the_time(lab, notebook, seconds):
     lab.open(
         notebook(BIG, f"%%energy -o run --region FRA\ntrain({seconds})", "print(done, run.report.step_count, longest)")
@@ -78,13 +76,12 @@ def test_steps_and_layers_of_hundreds_of_modules_move_all_the_time(lab, notebook
     lab.page.wait_for_selector(LIVE)
     lab.page.get_by_role("button", name="Expand").click()
     lab.page.wait_for_timeout(1000 * seconds * 2 // 3)
-    PICTURES.mkdir(exist_ok=True)
     pictured_s = lab.page.evaluate(NOW_S)
-    lab.page.screenshot(path=PICTURES / f"alive-{seconds}.png")  # a page draws nothing else meanwhile
+    picture(lab.page, f"alive-{seconds}")  # a page draws nothing else meanwhile
     drawn_s = lab.page.evaluate(NOW_S)
     lab.page.wait_for_selector(REPORT)
     seen = lab.page.evaluate("() => { clearInterval(sampling); return seen }")
-    (PICTURES / f"alive-{seconds}.json").write_text(json.dumps(seen))
+    keep_json(f"alive-{seconds}", seen)
     last = max(one["beats"] for one in seen)
     ended = next(one["t"] for one in seen if one["beats"] == last)  # the run is over, and its report is being made
     moving = [one for one in seen if one["t"] - seen[0]["t"] > 3 and one["t"] <= ended]

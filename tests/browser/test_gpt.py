@@ -8,8 +8,9 @@ from inspect import getsource
 import pytest
 
 from tests.browser import small_gpt
-from tests.browser.conftest import PICTURES, choose_view
+from tests.browser.conftest import choose_view
 from tests.browser.test_live import REPORT, start
+from tests.notebook.lab import keep_json, picture
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.heavy, pytest.mark.timeout(600)]
 
@@ -42,8 +43,7 @@ def test_the_rows_of_the_table_add_up_to_the_ledger(lab, notebook):
     lab.open(notebook(getsource(small_gpt), TRAIN, "%%energy -o run --region FRA\ntrain(40)", LEDGER))
     start(lab)
     lab.page.wait_for_selector(REPORT)
-    PICTURES.mkdir(exist_ok=True)
-    lab.page.screenshot(path=PICTURES / "gpt.png")
+    picture(lab.page, "gpt")
     lab.page.wait_for_function("() => jupyterapp.shell.currentWidget.content.widgets[3].model.outputs?.toJSON().length")
     shown = lab.page.evaluate("() => jupyterapp.shell.currentWidget.content.widgets[3].model.outputs.toJSON()")
     ledger = json.loads("".join(shown[0]["text"]))
@@ -52,8 +52,8 @@ def test_the_rows_of_the_table_add_up_to_the_ledger(lab, notebook):
     while (more := lab.page.locator(".tw-root:not(.tw-live) .tw-layers > .tw-button")).is_visible():
         more.click()
     rows = lab.page.evaluate(ROWS)
-    (PICTURES / "gpt-rows.json").write_text(json.dumps({"ledger": ledger, "rows": rows}, indent=1))
-    lab.page.screenshot(path=PICTURES / "gpt-open.png")
+    keep_json("gpt-rows", {"ledger": ledger, "rows": rows})
+    picture(lab.page, "gpt-open")
     assert ledger["modules"] > 480
     root = next(row["total"] for row in rows if row["key"] == "(root)")
     assert joules(root) == pytest.approx(ledger["root"], rel=0.01)

@@ -8,8 +8,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.browser.conftest import PICTURES, THEMES, check_axe, choose_view
+from tests.browser.conftest import THEMES, check_axe, choose_view
 from tests.browser.model_reports import SLOW_DATA, model_report, write_reports
+from tests.notebook.lab import picture
 from tests.support.heavy import heavy_unless, some_of
 from torchwatt.views.html_report import to_html_page
 from torchwatt.views.number_format import format_energy
@@ -64,15 +65,14 @@ USUAL = {("gpt-8", "390", "light"), ("gpt-48", "1280 with the panel", "dark")}
 def test_no_digit_is_cut_at_any_width_in_any_view(lab, shown, model, place, theme):
     page = shown(model, width=int(place.split()[0]), panel="panel" in place)
     lab.theme(THEMES[theme])
-    PICTURES.mkdir(exist_ok=True)
     name = f"{model}-{place.replace(' ', '-')}-{theme}"
-    page.screenshot(path=PICTURES / f"{name}.png")
+    picture(page, name)
     for view in VIEWS:
         choose_view(page, view)
         assert page.evaluate(CUT) == [], (view, place)
-        page.screenshot(path=PICTURES / f"{name}-{view}.png")
+        picture(page, f"{name}-{view}")
     page.evaluate(OPEN)
-    for _ in range(20):  # what was folded is drawn in the next frames, on a busy machine later
+    for _ in range(60):  # what was folded is drawn in the next frames, on a busy machine later
         page.wait_for_timeout(300)
         if not (cut := page.evaluate(CUT)):
             break
@@ -85,8 +85,7 @@ def test_the_first_screen_answers_the_ten_second_questions(shown, model):
     report, payload = model_report(model), to_payload(model_report(model))
     page.evaluate("() => { for (const one of document.querySelectorAll('.tw-more')) one.open = false; }")
     text = page.evaluate(SEEN, HEIGHT)
-    PICTURES.mkdir(exist_ok=True)
-    page.screenshot(path=PICTURES / f"first-screen-{model}.png")
+    picture(page, f"first-screen-{model}")
     named = text.partition("Most of it: ")[2].split(",")[0]
     shares = [group["share"] for group in payload["groups"]["hottest"] if group["name"] in named]
     assert re.fullmatch(r".+ \d+ %", named)  # which group uses most
@@ -106,7 +105,7 @@ def test_the_first_screen_says_that_the_run_waited_for_data(shown):
     data = next(group for group in to_payload(report)["groups"]["type"] if group["name"] == "(data)")
     seconds = {entry.time_self_s for ledger in report.counted for entry in ledger.entries if entry.fqn == "(data)"}
     seen = page.evaluate(SEEN, HEIGHT)
-    page.screenshot(path=PICTURES / "first-screen-slow-data.png")
+    picture(page, "first-screen-slow-data")
     assert f"waiting for data {100 * data['share']:.0f} %" in seen
     assert f"Waiting for data took {100 * max(seconds) / report.duration_s:.0f} % of the time" in seen
     assert max(seconds) > 1.0  # the program slept for 1.2 s
@@ -143,10 +142,9 @@ def test_axe_finds_nothing_in_the_page(chromium, tmp_path, theme):
     assert page.locator("main h1").count() == 1
     page.evaluate("() => document.querySelectorAll('details').forEach(one => { one.open = true })")
     check_axe(page, "html")
-    PICTURES.mkdir(exist_ok=True)
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
-        page.screenshot(path=PICTURES / f"page-{width}-{theme}.png")
+        picture(page, f"page-{width}-{theme}")
         assert page.evaluate(FITS), width
     page.close()
 

@@ -8,8 +8,9 @@ from itertools import pairwise
 
 import pytest
 
-from tests.browser.conftest import DONE, PICTURES, SETUP, SHOWN, TRAIN_ON, choose_view, picture
-from tests.support.heavy import LONG_ALONE, one_of
+from tests.browser.conftest import DONE, SETUP, SHOWN, TRAIN_ON, choose_view, picture_both
+from tests.notebook.lab import picture
+from tests.support.heavy import one_of
 from torchwatt.notebook.live_updater import MAX_PERIOD_S
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -61,7 +62,7 @@ def running(lab, notebook):
 
 
 @pytest.mark.alone  # counts the updates and their gaps
-@one_of(LONG_ALONE, "live view and Python's numbers")
+@pytest.mark.heavy
 def test_the_view_moves_while_the_kernel_is_busy_and_ends_as_the_report_with_pythons_numbers(running):
     lab = running(SETUP, "%%energy -o run --region FRA\ntrain(10)", TRUTH)
     page = lab.page
@@ -72,8 +73,7 @@ def test_the_view_moves_while_the_kernel_is_busy_and_ends_as_the_report_with_pyt
     page.locator(f"{LIVE} .tw-table tbody tr[data-key='(root)']").wait_for()
     assert page.locator(f"{LIVE} .tw-box").count() > 3
     assert re.search(r"⚡ [\d.]+ [mk]?W", page.locator(".tw-status-item").inner_text())
-    PICTURES.mkdir(exist_ok=True)
-    page.screenshot(path=PICTURES / "live-light.png")
+    picture(page, "live-light")
     page.wait_for_selector(REPORT)
     at = page.evaluate("() => beats")
     gaps = [b - a for a, b in pairwise(at)]
@@ -82,7 +82,7 @@ def test_the_view_moves_while_the_kernel_is_busy_and_ends_as_the_report_with_pyt
     wait_for_outputs(lab, 2)
     assert page.locator(LIVE).count() == 0
     compare_with_python(lab)
-    picture(lab, "report")
+    picture_both(lab, "report")
 
 
 def compare_with_python(lab):

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.browser.conftest import MODEL, PICTURES, SHOWN, write
-from tests.notebook.lab import free_port, serving
+from tests.browser.conftest import MODEL, SHOWN, write
+from tests.notebook.lab import free_port, picture, serving
 from tests.notebook.places import places
 from tests.support.heavy import one_of
 
@@ -103,8 +103,7 @@ def test_a_marimo_app_shows_the_report_of_a_block(look, env, tmp_path):
         for scheme in ("light", "dark"):
             page = look(base, scheme)
             page.wait_for_timeout(300)
-            PICTURES.mkdir(exist_ok=True)
-            page.screenshot(path=PICTURES / f"marimo-{scheme}.png")
+            picture(page, f"marimo-{scheme}")
             compare_with_python(page, env)
 
 
@@ -118,6 +117,5 @@ def test_voila_shows_the_report_of_a_cell(look, env, tmp_path):
                "--Voila.ip=127.0.0.1", f"--port={port}"]  # fmt: skip
     with serving(command, f"http://127.0.0.1:{port}", "/voila/static/", env, tmp_path / "voila.log") as base:
         page = look(base)
-        PICTURES.mkdir(exist_ok=True)
-        page.screenshot(path=PICTURES / "voila.png")
+        picture(page, "voila")
         compare_with_python(page, env)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.conftest import SHOWN, picture
+from tests.browser.conftest import SHOWN, picture_both
 from tests.browser.test_live import REPORT, start
 from tests.support.heavy import one_of
 
@@ -45,4 +45,4 @@ def test_a_report_is_visible_inside_a_widget_that_takes_output(lab, notebook, ce
     assert area.locator(REPORT).count() == 1
     assert "energy" in area.inner_text()
     assert area.locator("table tbody tr").count() > 2  # the layers, below *Details*
-    picture(lab, f"outputs-{request.node.callspec.id}")
+    picture_both(lab, f"outputs-{request.node.callspec.id}")

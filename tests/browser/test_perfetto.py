@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import torchwatt as tw
-from tests.browser.conftest import PICTURES
+from tests.notebook.lab import picture
 from torchwatt.views.perfetto_trace import FILLED
 
 pytestmark = [pytest.mark.browser, pytest.mark.heavy, pytest.mark.timeout(300)]
@@ -152,6 +152,5 @@ def test_steps_are_marked_where_their_layers_are_filled_in(perfetto, trained):
     filled = [name for name, *_, layers in rows if layers == FILLED]
     assert [name for name, *_ in rows if name.endswith(" (filled in)")] == filled
     assert 0 < len(filled) <= len(rows) - run.report.traced_steps
-    PICTURES.mkdir(exist_ok=True)
     page.wait_for_timeout(2000)  # tracks are drawn one after the other
-    page.screenshot(path=PICTURES / "perfetto.png")
+    picture(page, "perfetto")

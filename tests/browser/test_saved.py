@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.browser.conftest import SETUP, SHOWN, ours, picture, write
+from tests.browser.conftest import SETUP, SHOWN, ours, picture_both, write
 from tests.notebook.lab import UNFOLD, server
 from tests.support.heavy import one_of
 
@@ -50,7 +50,7 @@ def test_report_and_badges_are_there_without_a_kernel(saved, lab):
         assert "CO2e" in badge
         assert "% of the notebook" in badge
     lab.page.locator(".tw-badge").first.scroll_into_view_if_needed()
-    picture(lab, "badge")
+    picture_both(lab, "badge")
 
 
 def test_a_report_adds_little_to_the_file(saved):
@@ -70,7 +70,7 @@ def test_a_notebook_that_is_not_trusted_shows_every_number(saved, lab, folder):
 
 @one_of(SHOWN, "notebook 7")
 def test_notebook_7_draws_the_report_and_the_badges(saved, chromium, folder, tmp_path):
-    with server(folder, tmp_path, extension=True, module="notebook") as base:
+    with server(folder, tmp_path, module="notebook") as base:
         context = chromium.new_context(viewport={"width": 1280, "height": 1500})
         page = context.new_page()
         page.add_init_script(UNFOLD)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.conftest import PICTURES, SETUP
+from tests.browser.conftest import SETUP
 from tests.browser.test_live import LIVE, REPORT, start
+from tests.notebook.lab import picture
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.heavy, pytest.mark.timeout(300)]
 
@@ -35,8 +36,7 @@ def test_a_view_says_that_its_report_is_being_made(lab, notebook):
     start(lab)
     lab.page.wait_for_selector(LIVE)
     lab.page.wait_for_function("() => said.has('making the report')")
-    PICTURES.mkdir(exist_ok=True)
-    lab.page.screenshot(path=PICTURES / "making-the-report.png")
+    picture(lab.page, "making-the-report")
     assert not lab.page.query_selector(".tw-live .tw-stale")
     lab.page.wait_for_selector(REPORT)
 

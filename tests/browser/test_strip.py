@@ -9,10 +9,10 @@ from uuid import uuid4
 import nbformat
 import pytest
 
-from tests.browser.conftest import PICTURES, SETUP, THEMES, check_axe, ours, write
+from tests.browser.conftest import SETUP, THEMES, check_axe, ours, write
 from tests.browser.test_live import LIVE, start
 from tests.notebook.kernel import MIME
-from tests.notebook.lab import Lab, server
+from tests.notebook.lab import picture, server
 from tests.support.heavy import some_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -58,19 +58,18 @@ def test_the_log_stays_in_sight_under_the_strip_and_under_the_card(lab, notebook
     text = page.locator(".tw-live .tw-strip").inner_text()
     assert "power now" in text
     assert "energy so far" in text
-    PICTURES.mkdir(exist_ok=True)
-    page.screenshot(path=PICTURES / "strip.png")
+    picture(page, "strip")
     page.wait_for_selector(CARD)
     page.evaluate("() => { for (const one of document.querySelectorAll('.tw-more')) one.open = false; }")
     page.wait_for_timeout(300)
     check_order(page.evaluate(PLACES, CARD), CARD_PX)
-    page.screenshot(path=PICTURES / "card.png")
+    picture(page, "card")
 
 
 @pytest.mark.heavy
 def test_the_log_stays_in_sight_in_notebook_7(chromium, folder, tmp_path):
     write(folder / "strip7.ipynb", SETUP, PRINTING)
-    with server(folder, tmp_path, extension=True, module="notebook") as base:
+    with server(folder, tmp_path, module="notebook") as base:
         page = chromium.new_context(viewport={"width": 1280, "height": 900}).new_page()
         faults = []
         page.on("pageerror", lambda error: faults.append(str(error)) if ours(error) else None)
@@ -82,8 +81,7 @@ def test_the_log_stays_in_sight_in_notebook_7(chromium, folder, tmp_path):
         check_order(page.evaluate(PLACES, ".tw-live .tw-strip"), STRIP_PX)
         page.wait_for_selector(CARD, timeout=120_000)
         check_order(page.evaluate(PLACES, CARD), CARD_PX)
-        PICTURES.mkdir(exist_ok=True)
-        page.screenshot(path=PICTURES / "card-notebook-7.png")
+        picture(page, "card-notebook-7")
         assert faults == []
         page.context.close()
 
@@ -101,8 +99,8 @@ def golden(folder):
     return "golden.ipynb"
 
 
-def test_a_report_is_folded_until_somebody_opens_it(chromium, address, golden):
-    lab = Lab(chromium, address, unfold=False)
+def test_a_report_is_folded_until_somebody_opens_it(lab, golden):
+    lab.page.evaluate("() => { window.keepFolded = true; }")
     lab.open(golden, kernel=False)
     card = lab.page.locator(CARD).first
     card.wait_for()
@@ -110,7 +108,6 @@ def test_a_report_is_folded_until_somebody_opens_it(chromium, address, golden):
     card.locator(".tw-more > summary").focus()
     lab.page.keyboard.press("Enter")
     card.locator(".tw-power .u-over").wait_for()
-    lab.close()
 
 
 def test_the_power_is_read_and_zoomed_by_mouse_and_keyboard(lab, golden):
@@ -146,8 +143,7 @@ def test_the_power_is_read_and_zoomed_by_mouse_and_keyboard(lab, golden):
     assert "°C" in power.inner_text() or power.locator("canvas").count() == 1
     page.locator(f"{CARD} .tw-power .tw-bands rect[data-row=stages]").first.click()
     everything.wait_for()
-    PICTURES.mkdir(exist_ok=True)
-    page.screenshot(path=PICTURES / "power.png")
+    picture(page, "power")
 
 
 @pytest.mark.parametrize("width", some_of(["180", "220", "330", "500"], 1))
@@ -171,5 +167,4 @@ def test_the_comparison_does_not_wrap_and_marks_what_is_not_clear(lab, golden, w
         "all => all.filter(one => one.scrollWidth > one.clientWidth + 1).map(one => one.textContent)"
     )
     assert cut == []
-    PICTURES.mkdir(exist_ok=True)
-    page.screenshot(path=PICTURES / f"comparison-{width}.png")
+    picture(page, f"comparison-{width}")

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from tests.browser.conftest import DONE, MODEL, SETUP, choose_view, picture, write
+from tests.browser.conftest import DONE, MODEL, SETUP, choose_view, picture_both, write
 from tests.support.heavy import one_of
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -96,7 +96,7 @@ def test_the_panel_lists_compares_and_jumps(lab, notebook):
     compared = page.locator(".tw-compare").inner_text()
     assert "the whole run" in compared
     assert page.locator(".tw-compare td[data-run='B − A']").first.inner_text() != ""
-    picture(lab, "panel")
+    picture_both(lab, "panel")
     page.locator(".tw-runs li button").first.click()
     page.wait_for_function("() => jupyterapp.shell.currentWidget.content.activeCellIndex === 1")
 

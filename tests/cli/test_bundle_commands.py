@@ -25,7 +25,7 @@ from torchwatt.core.meter import Channel, Meter, Unavailable
 from torchwatt.core.report import Window
 from torchwatt.core.terms import Domain
 from torchwatt.views import VIEWS, to_html_page, to_text
-from torchwatt.views.power_bands import power_bands
+from torchwatt.views.power_chart import power_bands
 
 
 def torchwatt(*args, **env):

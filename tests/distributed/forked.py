@@ -23,13 +23,13 @@ def rank(script: str, *arguments: str) -> None:
     runpy.run_path(script, run_name="__main__")
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Launch a script as `python -m torch.distributed.run` does, with the same arguments."""
-    given = parse_args(sys.argv[1:])
+    given = parse_args(arguments)
     config, _, _ = config_from_args(given)
     config.start_method = "fork"
     elastic_launch(config, rank)(given.training_script, *given.training_script_args)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

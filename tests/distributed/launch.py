@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support import ready
 from tests.support.nvml_simulator import SCENARIO, PowerTrace, Scenario
 from tests.support.powercap import FakePowercap
 from torchwatt.core.energy_curve import EnergyCurve
@@ -71,9 +72,13 @@ def launch(
     folder: Path,
     args: list[str],
     ranks: int = 4,
-    module: str = "torch.distributed.run",
+    *,
+    forked: bool = False,
 ) -> Launched:
-    """Run a job to its end, on a machine with one GPU more than it has ranks."""
+    """Run a job to its end, on a machine with one GPU more than it has ranks.
+
+    Where the start of ranks is not what is tested they are `forked`, as the module of that name says.
+    """
     scenario = Scenario(origin_ns=time.time_ns())
     for n in range(ranks + 1):
         power = PowerTrace.bursts(80.0 + 10 * n, 400.0 + 50 * n, on_s=0.03 + 0.01 * n, period_s=0.13)
@@ -85,6 +90,11 @@ def launch(
         for name, value in scenario.environment(folder.with_suffix(".scenario")).items()
         if name in {SCENARIO, "LD_LIBRARY_PATH"}
     }
-    command = torchrun([str(folder), *args], nproc=ranks, module=module)
-    done = subprocess.run(command, env={**env, **simulated}, capture_output=True, text=True, timeout=240, check=False)
+    command = torchrun([str(folder), *args], nproc=ranks)
+    if forked:
+        from tests.distributed.forked import main
+
+        done = ready.call(main, command[3:], timeout_s=240, env={**env, **simulated})
+    else:
+        done = subprocess.run(command, env={**env, **simulated}, capture_output=True, text=True, timeout=240)
     return Launched(folder, done.returncode, done.stdout + done.stderr, scenario, powercap)

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import torchwatt as tw
 from tests.distributed.launch import free_port
+from tests.support import ready
 from torchwatt.core.ledger import Entry
 
 LAYERS = 4
@@ -272,7 +273,8 @@ def job(
     """Run the kinds one after the other in one job; return what each rank saw, by kind."""
     folder.mkdir(parents=True, exist_ok=True)
     asked = (ranks, free_port(), str(folder), kinds, size, steps, budget)
-    mp.start_processes(rank, asked, nprocs=ranks, start_method="spawn")
+    ready.start()
+    mp.start_processes(rank, asked, nprocs=ranks, start_method="forkserver")
     return {
         kind: [Seen(**json.loads((folder / f"{kind}-{n}.json").read_text())) for n in range(ranks)] for kind in kinds
     }

@@ -8,7 +8,7 @@ from math import fsum
 import pytest
 
 import torchwatt as tw
-from tests.distributed.launch import FORKED, JOBS, launch
+from tests.distributed.launch import JOBS, launch
 from tests.support.heavy import one_of
 from tests.support.powercap import FakePowercap
 from torchwatt.audit import read_bundle, verify
@@ -29,7 +29,7 @@ def powercap(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(nvml_simulator, powercap, tmp_path_factory):
     """A job that ends well: DDP, then FSDP with rank 2 late."""
-    found = launch(powercap, tmp_path_factory.mktemp("whole") / "spool", ["1.5", "2", "-1"], module=FORKED)
+    found = launch(powercap, tmp_path_factory.mktemp("whole") / "spool", ["1.5", "2", "-1"], forked=True)
     assert found.code == 0, found.output
     return found
 

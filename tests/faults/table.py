@@ -10,13 +10,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.faults import child
 from tests.faults.event_codes import events_markdown
 from tests.faults.registry import FAULTS, Fault, table
+from tests.support import ready
 from tests.support.nvml_simulator import library_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -53,27 +53,28 @@ def page() -> str:
     return HEAD + table(everything()) + events_markdown()
 
 
-def environment() -> dict[str, str]:
-    """Return the environment of a child that finds the simulator as the driver's library."""
-    path = os.pathsep.join(filter(None, (str(library_folder()), os.environ.get("LD_LIBRARY_PATH"))))
-    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    return {**os.environ, **threads, "LD_LIBRARY_PATH": path}
-
-
-def start(part: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start(part: str) -> subprocess.Popen[str]:
     """Begin to run a part in a process of its own."""
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    threads = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.child", part], cwd=REPOSITORY, env=env or threads, **pipes
-    )
+    command, env = [sys.executable, "-m", "tests.faults.child", part], {**os.environ, **ready.ONE_THREAD}
+    return subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def results(process: subprocess.Popen[str], timeout_s: float = 170.0) -> dict[str, dict[str, Any]]:
     """Return what a part found."""
     out, err = process.communicate(timeout=timeout_s)
-    assert process.returncode == 0, err[-3000:]
-    found: dict[str, dict[str, Any]] = json.loads(out.splitlines()[-1])
+    return _read(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+
+
+def gpu_results(timeout_s: float = 170.0) -> dict[str, dict[str, Any]]:
+    """Run the part of GPUs, in a process that finds the simulator as the driver's library; return what it found."""
+    path = os.pathsep.join(filter(None, (str(library_folder()), os.environ.get("LD_LIBRARY_PATH"))))
+    env = {**os.environ, **ready.ONE_THREAD, "LD_LIBRARY_PATH": path}
+    return _read(ready.call(child.print_all, "gpus", timeout_s=timeout_s, env=env))
+
+
+def _read(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -82,7 +83,7 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("TORCHWATT_FAULT_SPANS", "1000000")  # the tests enter a tenth of it
     found: dict[str, dict[str, Any]] = {}
     for part in child.PARTS:
-        found |= results(start(part, environment() if part == "gpus" else None), 900)
+        found |= gpu_results(900) if part == "gpus" else results(start(part), 900)
     sys.stdout.write(page())
     for name, one in found.items():
         sys.stderr.write(f"{'FAILED' if one['error'] else 'ok':7}{one['seconds']:6.2f} s  {name}\n")

@@ -51,7 +51,7 @@ def machine(machine_process: subprocess.Popen[str]) -> dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def gpus(nvml_simulator: Path) -> dict[str, dict[str, Any]]:
-    return table.results(table.start("gpus", table.environment()))
+    return table.gpu_results()
 
 
 @pytest.mark.parametrize("one", injected("meters", "user"))

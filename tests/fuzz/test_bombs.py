@@ -180,7 +180,7 @@ def told(request, tmp_path_factory):
 
 
 def test_what_expands_out_of_all_proportion_is_refused_while_it_is_read(tmp_path):
-    from torchwatt.disk.safe_gzip import UNCHECKED_BYTES, open_bounded_gzip
+    from torchwatt.disk.path_safety import UNCHECKED_BYTES, open_bounded_gzip
 
     with gigabytes(tmp_path / "z.gz", b"", b" ").open("rb") as packed, pytest.raises(OSError, match="100 times"):
         stream, taken = open_bounded_gzip(packed), 0

@@ -56,7 +56,7 @@ class Kernel:
         """Run cells, of which none may fail; return the last."""
         cells = self.run_all(*sources)
         for cell in cells:
-            assert not errors(cell), errors(cell)
+            assert not errors(cell), traceback(cell)
             assert cell.execution_count is not None, cell.source
         return cells[-1]
 

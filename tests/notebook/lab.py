@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,10 +18,12 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 from uuid import uuid4
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, Route
 
 from tests.notebook.places import places
 
+# `TORCHWATT_PICTURES=1` keeps what pages show, to be looked at: no test depends on it, and each takes a moment.
+PICTURES = Path(__file__).resolve().parents[2] / "test-output" if os.environ.get("TORCHWATT_PICTURES") else None
 PATIENCE_S = 150  # of a busy machine with two cores
 _NEWS = "@jupyterlab/apputils-extension:announcements"
 LABEXTENSION = Path(__file__).resolve().parents[2] / "src" / "torchwatt" / "labextension"
@@ -28,6 +31,7 @@ LABEXTENSION = Path(__file__).resolve().parents[2] / "src" / "torchwatt" / "labe
 CHROMIUM_FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
+    "--disable-features=LocalNetworkAccessChecks",  # a page that Playwright has changed comes from no network
 )  # fmt: skip
 _READY = """() => { const w = jupyterapp.shell.currentWidget; const s = w?.sessionContext;
     return w?.context?.isReady && s?.isReady && s?.session?.kernel?.status === 'idle' }"""
@@ -36,21 +40,16 @@ _CELLS = """() => jupyterapp.shell.currentWidget.content.widgets.map(
 
 
 @contextmanager
-def server(notebooks: Path, home: Path, *, extension: bool = False, module: str = "jupyterlab") -> Iterator[str]:
-    """Run JupyterLab over a folder, with our extension as built in this checkout or without; yield its address."""
+def server(notebooks: Path, home: Path, *, module: str = "jupyterlab") -> Iterator[str]:
+    """Run JupyterLab over a folder, with our extension as built in this checkout; yield its address."""
     env = {**os.environ, **places(home)}
-    disabled = {_NEWS: True}
-    if extension:
-        # Found before one that is installed.
-        found = home / "labextensions"
-        found.mkdir()
-        (found / "torchwatt").symlink_to(LABEXTENSION)
-        env["JUPYTER_PATH"] = str(home)
-    else:
-        disabled["torchwatt"] = True
+    found = home / "labextensions"  # before one that is installed
+    found.mkdir()
+    (found / "torchwatt").symlink_to(LABEXTENSION)
+    env["JUPYTER_PATH"] = str(home)
     settings = Path(env["JUPYTER_CONFIG_DIR"]) / "labconfig"
     settings.mkdir()
-    (settings / "page_config.json").write_text(json.dumps({"disabledExtensions": disabled}), encoding="utf-8")
+    (settings / "page_config.json").write_text(json.dumps({"disabledExtensions": {_NEWS: True}}), encoding="utf-8")
     port = free_port()
     command = [  # of JupyterLab and of Notebook 7: both are applications of one server
         sys.executable, "-m", module, "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
@@ -98,12 +97,39 @@ def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None
     raise RuntimeError(f"{address} does not answer:\n{log.read_text(errors='replace')[-3000:]}")
 
 
-# Opens the details of each report as it appears: what most tests look at is inside of them.
+def picture(page: Page, name: str, **options: Any) -> None:
+    """Keep what the page shows, if somebody wants to look at it."""
+    if PICTURES is not None:
+        page.screenshot(path=PICTURES / f"{name}.png", **options)
+
+
+def keep_json(name: str, content: Any) -> None:
+    """Keep what a picture was made of, beside it."""
+    if PICTURES is not None:
+        PICTURES.mkdir(exist_ok=True)
+        (PICTURES / f"{name}.json").write_text(json.dumps(content, indent=1))
+
+
+# Opens the details of each report as it appears, unless a test keeps them folded: what most look at is inside of them.
 UNFOLD = """new MutationObserver(() => {
+    if (window.keepFolded) return;
     for (const one of document.querySelectorAll('.tw-more:not([data-unfolded])')) {
         one.open = true;
         one.dataset.unfolded = '';
     } }).observe(document, {subtree: true, childList: true})"""
+
+
+_CONFIG = re.compile(r'(<script id="jupyter-config-data"[^>]*>)(.*?)(</script>)', re.DOTALL)
+
+
+def _without_extension(route: Route) -> None:
+    answer = route.fetch()
+    begin, config, end = _CONFIG.split(answer.text(), 1)[1:4]
+    given = json.loads(config)
+    others = [one for one in given["federated_extensions"] if one["name"] != "torchwatt"]
+    assert len(others) < len(given["federated_extensions"])
+    page = _CONFIG.sub(lambda _: begin + json.dumps({**given, "federated_extensions": others}) + end, answer.text())
+    route.fulfill(response=answer, body=page)
 
 
 class Lab:
@@ -113,10 +139,10 @@ class Lab:
         browser: The browser.
         base: The server's address.
         height: Of the window in pixels.
-        unfold: Open the details of each report.
+        extension: With our extension, if the server has it.
     """
 
-    def __init__(self, browser: Browser, base: str, *, height: int = 900, unfold: bool = True) -> None:
+    def __init__(self, browser: Browser, base: str, *, height: int = 900, extension: bool = True) -> None:
         self._base = base
         self._context = browser.new_context(viewport={"width": 1280, "height": height})
         self._context.set_default_timeout(PATIENCE_S * 1000)
@@ -124,8 +150,9 @@ class Lab:
         self.page: Page = self._context.new_page()
         self.page.on("request", lambda request: self.options.append(request.url))
         self.page.on("websocket", lambda socket: self.options.append(socket.url))
-        if unfold:
-            self.page.add_init_script(UNFOLD)
+        self.page.add_init_script(UNFOLD)
+        if not extension:
+            self.page.route(f"{base}/lab/workspaces/*", _without_extension)
         # A workspace of its own: no tabs of an earlier test come back.
         self.page.goto(f"{base}/lab/workspaces/{uuid4().hex}")
         self.page.wait_for_function("() => window.jupyterapp?.started")
@@ -140,6 +167,7 @@ class Lab:
         self.page.evaluate("""async () => {
             for (const one of [...jupyterapp.shell.widgets('main')]) one.dispose();
             jupyterapp.shell.collapseRight();
+            window.keepFolded = false;
             await jupyterapp.serviceManager.sessions.shutdownAll(); }""")
 
     def open(self, name: str, *, kernel: bool = True) -> None:

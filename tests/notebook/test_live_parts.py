@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.reports import bare_report, sample_report
+from tests.support.reports import bare_report, live_sums, sample_report
 from torchwatt.notebook.run_history import HISTORY_MIME, MAX_RUNS, RunHistory, RunRecord
-from torchwatt.session.cost_limiter import (
+from torchwatt.session.live_rate import (
     CPU_SHARE,
     CREDIT_S,
     MAX_CPU_SHARE,
@@ -17,7 +17,7 @@ from torchwatt.session.cost_limiter import (
     MIN_INTERVAL_S,
     CostLimiter,
 )
-from torchwatt.views import LivePoint, rate_payload, top_groups, update_payload
+from torchwatt.views import LiveLayersView, LivePoint, rate_payload, update_payload
 from torchwatt.views.answer import answer
 
 
@@ -82,11 +82,11 @@ def test_the_history_is_text_html_and_a_payload_and_unknown_grams_are_a_dash():
 
 def test_the_largest_groups_are_those_of_the_answer():
     report = sample_report()
-    top = top_groups(report)
+    top = LiveLayersView().top_groups(live_sums(report))
     assert [name for name, _ in top][:2] == ["blocks.*.mlp", "blocks.*.attn"]
     assert answer(report).sentences[1].startswith(f"Most of it: {top[0][0]} {top[0][1]:.0%}".replace("%", " %"))
     assert [share for _, share in top] == sorted((share for _, share in top), reverse=True)
-    assert top_groups(bare_report()) == []
+    assert LiveLayersView().top_groups(live_sums(bare_report())) == []
 
 
 def test_a_rate_is_text_and_none_before_the_first_unit():

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.heavy import LONG_ALONE, one_of
 from tests.support.nvml_simulator import PowerFile, Scenario
 from tests.support.ready import run_script
 from torchwatt.core.errors import ConfigError
@@ -57,7 +56,7 @@ def calibrations(nvml_simulator, tmp_path_factory):
 @pytest.mark.simhw
 @pytest.mark.slow
 @pytest.mark.alone  # milliseconds
-@one_of(LONG_ALONE, "calibration of a sensor")
+@pytest.mark.heavy
 @pytest.mark.parametrize("looks", SENSORS)
 def test_the_window_and_the_period_of_a_sensor_are_found_and_kept(calibrations, looks):
     window_ms, period_ms = SENSORS[looks]
@@ -75,7 +74,7 @@ def test_the_window_and_the_period_of_a_sensor_are_found_and_kept(calibrations, 
 @pytest.mark.simhw
 @pytest.mark.slow
 @pytest.mark.alone  # milliseconds
-@one_of(LONG_ALONE, "calibration of a sensor")
+@pytest.mark.heavy
 def test_the_drivers_own_samples_are_calibrated_by_the_same_load(calibrations):
     (_, fine), _ = calibrations["a quarter of the time"]
     model = fine["model"]

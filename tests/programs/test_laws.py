@@ -11,9 +11,7 @@ law of shares is broken where every round breaks it. Laws that are known to be b
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,8 +28,6 @@ from tests.programs.measure import REPEATS, Pair, Result, bound, in_the_middle, 
 from tests.support import ready
 from tests.support.chosen import chosen
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {**os.environ, **ready.ONE_THREAD}
 AT_ONCE = 2  # processes, of one thread each
 TIMEOUT_S = 900  # of a process, on a machine that is busy with other things
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(3 * TIMEOUT_S)]  # shares of time; the first test measures
@@ -160,13 +156,6 @@ def measured_together(names: list[str], length: float, repeats: int) -> tuple[li
     return [loaded(json.loads(line)) for line in lines], stderr
 
 
-def run_module(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT_S,
-    )  # fmt: skip
-
-
 @known("steps")
 def test_every_step_is_counted_once(runs):
     for run in runs:
@@ -223,17 +212,3 @@ def test_names_are_those_of_the_state_dict(runs):
 def test_parents_are_the_sums_of_their_children(runs):
     for run in runs:
         assert not run.unequal_parents
-
-
-STATUS = 3
-
-
-@pytest.mark.parametrize("heavy", [False, pytest.param(True, marks=pytest.mark.heavy)], ids=["usual", "heavy"])
-def test_output_and_exit_status_are_those_of_plain_python(heavy):
-    names = [name for name in PROGRAMS if (name not in USUAL) == heavy and is_installed(name)]
-    script = ["tests.programs.plain", *names, "--length", "0.05", "--status", str(STATUS)]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        profiled = ["torchwatt", "run", "--quiet", "--no-journal", "-m", *script]
-        plain, profiled = pool.map(lambda arguments: run_module(*arguments), [script, profiled])
-    assert plain.returncode == STATUS, plain.stderr
-    assert (profiled.returncode, profiled.stdout) == (STATUS, plain.stdout), profiled.stderr

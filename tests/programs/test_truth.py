@@ -158,3 +158,13 @@ def test_there_are_programs_of_every_kind():
     usual = [each for each in PROGRAMS.values() if not each.heavy]
     assert len(usual) >= 36
     assert all(each.make.__doc__ for each in PROGRAMS.values())
+
+
+@pytest.mark.parametrize("clock", [time.perf_counter, time.thread_time])
+def test_what_the_clock_itself_takes_belongs_to_no_part(clock):
+    parts = Parts(clock=clock)
+    parts.restart()
+    for _ in range(2_000):
+        parts.start("forward")
+        parts.start("other")
+    assert abs(parts.seconds["forward"]) < 0.1 * parts.seconds["other"]

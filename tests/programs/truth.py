@@ -7,12 +7,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
+from statistics import median
 from time import thread_time
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+EMPTY_PARTS = 201  # whose length is measured, about 1 ms
 PHASES = ("forward", "backward", "optimizer", "data", "communication", "compile", "other")
 
 
@@ -20,8 +22,8 @@ class Parts:
     """Seconds of each phase, calls of each module and steps of each stage, as the program itself counts them.
 
     `start(phase)` ends the part before. The program is in `other` until it starts a part: making models and batches,
-    losses outside modules, `zero_grad`, hand-written updates; what `start` itself takes is `other` as well. `length` is
-    how much longer than usual the program runs.
+    losses outside modules, `zero_grad`, hand-written updates; what `start` and the clock take is `other` as well.
+    `length` is how much longer than usual the program runs.
 
     The clock is that of the thread's CPU time, which the joules of a CPU follow: where other programs or threads take
     the core away, nothing is used. A program that waits for others of its own needs a clock that goes on meanwhile.
@@ -40,11 +42,24 @@ class Parts:
         self._since = self._called = self.clock()  # `_called`: where the latest `start` was called
         self._open: tuple[str, float] | None = None  # a group whose backward has begun
         self._ends_by_itself = False  # the open group ends at the last gradient of its weights
+        self._empty_s = 0.0  # what the clock shows of a part in which nothing runs
+        self._empty_s = self._measure_empty()
+
+    def _measure_empty(self) -> float:
+        lengths = []
+        for _ in range(EMPTY_PARTS):
+            before_s = self.seconds["forward"]
+            self.start("forward")
+            self.start("other")
+            lengths.append(self.seconds["forward"] - before_s)
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        return median(lengths)
 
     def start(self, phase: str) -> None:
         """End the part before and start this one."""
         now = self.clock()
-        self.seconds[self._phase] += now - self._since
+        self.seconds[self._phase] += now - self._since - self._empty_s
+        self.seconds["other"] += self._empty_s
         self._end_backward(now)
         self.seconds["other"] += self._since - self._called
         self._phase, self._called = phase, now

@@ -16,11 +16,11 @@ from tests.support.powercap import FakePowercap
 from torchwatt.core.errors import SensorError
 from torchwatt.disk.helper_thread import helper_threads
 from torchwatt.sensors import Sampler, discover
-from torchwatt.sensors.boundary_reader import BoundaryReader, read_boundaries
 from torchwatt.sensors.load_model import modelled_source, process_source
 from torchwatt.sensors.protocol import Discovery, MeteredSource, merge_discoveries
 from torchwatt.sensors.rapl import discover_rapl
 from torchwatt.sensors.readers.process_tree import descendant_pids, process_cpu_s
+from torchwatt.sensors.recording_builder import BoundaryReader, read_boundaries
 
 ENERGY = "cpu:0/energy"
 

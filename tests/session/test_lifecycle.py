@@ -358,7 +358,7 @@ def test_an_interrupt_while_a_session_ends_keeps_the_run(monkeypatch):
 
 
 def test_a_second_interrupt_in_one_step_of_the_end_is_raised_at_once_and_one_in_the_next_step_is_not():
-    from torchwatt.session.session import DeferredInterrupt
+    from torchwatt.session.session_setup import DeferredInterrupt
 
     def step(interrupts):
         if interrupts:

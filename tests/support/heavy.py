@@ -9,9 +9,6 @@ import pytest
 
 from tests.support.chosen import chosen
 
-# Tests that take a quarter of a minute each with nothing beside them: `make test` runs one.
-LONG_ALONE = ("calibration of a sensor", "live view of hundreds of modules", "live view and Python's numbers")
-
 
 def heavy_unless(usual: Callable[[Any], bool], values: Iterable[Any]) -> list[Any]:
     """Return values as parameters, those that are not usual marked `heavy`. A tuple is the values of several names."""

@@ -23,9 +23,33 @@ import pytest
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 NVML = "libnvidia-ml.so.1"
+_ADDRESS = ("_forkserver_address", "_forkserver_authkey")  # the second from Python 3.14 on
 _starting = Lock()  # tests begin several processes at once
 _context = get_context("forkserver")
 _context.set_forkserver_preload(["tests.support.ready_imports"])
+
+
+def shared() -> dict[str, Any]:
+    """Start the process that is forked from; return what `use_shared` needs to fork from it in other processes."""
+    start()
+    return {name: getattr(forkserver._forkserver, name) for name in _ADDRESS if hasattr(forkserver._forkserver, name)}
+
+
+def use_shared(address: Mapping[str, Any]) -> None:
+    """Fork from the process that another one has started, and that ends with that one."""
+    for name, value in address.items():
+        setattr(forkserver._forkserver, name, value)
+    # Children hold this file open to keep their server: here it is not theirs to keep.
+    forkserver._forkserver._forkserver_alive_fd = os.open(os.devnull, os.O_WRONLY)
+    forkserver._forkserver.ensure_running = lambda: None
+
+
+def start() -> None:
+    """Start the process that is forked from, unless it runs; `multiprocessing` forks from it too."""
+    with _starting, pytest.MonkeyPatch.context() as patch:
+        for name, value in ONE_THREAD.items():
+            patch.setenv(name, value)
+        forkserver._forkserver.ensure_running()
 
 
 def call(
@@ -38,10 +62,7 @@ def call(
     Raises:
         subprocess.TimeoutExpired: It took longer, and was killed.
     """
-    with _starting, pytest.MonkeyPatch.context() as patch:
-        for name, value in ONE_THREAD.items():
-            patch.setenv(name, value)
-        forkserver.ensure_running()
+    start()
     with TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("stdout", "stderr")]
         variables = dict(os.environ if env is None else env)

@@ -13,8 +13,9 @@ from torchwatt.core.factor import Factor, Impact, with_factor_id
 from torchwatt.core.ledger import Entry, Ledger
 from torchwatt.core.meter import Channel, Event, Meter, SamplerStats, Series, Unavailable, series_from_readings
 from torchwatt.core.report import PhaseInterval, Report, Step, Window
-from torchwatt.core.terms import TRAIN, VALIDATION, Domain
+from torchwatt.core.terms import PHASES, TRAIN, VALIDATION, Domain
 from torchwatt.core.trace import ModuleInfo
+from torchwatt.views import LiveSums
 
 GPU, CPU, RAM = Domain("gpu", 0), Domain("cpu", 0), Domain("ram")
 RUN_ID = "0193f2c1-7a55-7c11-9d2e-3f1a5b6c7d8e"
@@ -119,6 +120,17 @@ def bare_report(**changes) -> Report:
         carbon_hint="No carbon: no grid was named. Give region=.",
     )  # fmt: skip
     return replace(report, **changes)
+
+
+def live_sums(report: Report) -> LiveSums:
+    """Return the joules of a report as a live view has them: by module and phase, added up over its domains."""
+    entries = [entry for ledger in report.counted for entry in ledger.entries]
+    names = tuple(dict.fromkeys(entry.fqn for entry in entries))
+    energy_j = np.zeros((len(PHASES), len(names)))
+    for entry in entries:
+        energy_j[PHASES.index(entry.phase), names.index(entry.fqn)] += entry.energy_self_j
+    kinds = {name: (m.class_name, m.params) for m in report.modules for name in (m.fqn, *m.aliases)}
+    return LiveSums(names, energy_j, np.full(len(names), np.nan), kinds, "apportioned", 1.0)
 
 
 def named_report(*names: str) -> Report:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from torchwatt.core.intervals import enclosing_array, enclosing_indices
+from torchwatt.core.terms import PHASES, Slot
 from torchwatt.tracing import Tracer
 from torchwatt.tracing.loop_steps import LoopEvidence, OutermostCalls, steps_of
 from torchwatt.tracing.tally_reader import MOST_ROUNDS, NewEntries, StepCounter, TimeSums
@@ -186,10 +187,19 @@ def test_calls_and_names_are_those_of_the_trace():
         stretch = tally.update(time.monotonic_ns())
         calls.add(stretch.calls)
         ns.add(stretch.ns)
-    counts = {tally.names(ns).of(key): count for key, count in tally.calls_of(calls).items()}
-    slots = tally.slots(tally.spread(ns))
+    rows = tally.rows(ns)
+    counts = {rows.names.of(key): count for key, count in enumerate(tally.calls_of(calls).tolist()) if count}
+    table = rows.table(tally.spread(ns), {})
+    slots = {
+        Slot(name, phase): amount
+        for phase, amounts in zip(PHASES, table.tolist(), strict=True)
+        for name, amount in zip(rows.labels, amounts, strict=True)
+        if amount
+    }
+    of_names = dict(zip(rows.labels, rows.calls(tally.calls_of(calls)).tolist(), strict=True))
     trace = tracer.stop()
     assert counts == dict.fromkeys(("(root)", "0", "1", "2", *(f"{i}.{j}" for i in range(3) for j in range(3))), 400)
+    assert {name: of_names[name] for name in counts} == counts
     modules = {slot for slot in trace.slots if not slot.fqn.startswith("(")}
     assert {slot for slot in slots if not slot.fqn.startswith("(")} == modules
     assert isclose(sum(slots.values()), ns.total(), rel_tol=1e-9)

@@ -14,12 +14,13 @@ from torch import nn
 
 from tests.tracing.nets import codes, counts, traced
 from torchwatt.core.intervals import self_times
-from torchwatt.tracing.call_template import CallPattern, nearest_called
 from torchwatt.tracing.fast_path import CallCounter
 from torchwatt.tracing.log_rows import (
     FORWARD_TASK,
+    CallPattern,
     CallSignature,
     SignatureTable,
+    nearest_called,
 )
 from torchwatt.tracing.overhead_budget import affordable_modules
 from torchwatt.tracing.template_composer import UNKNOWN_CALLS, CallSample, ModuleTree, TemplateComposer

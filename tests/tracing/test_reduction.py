@@ -30,22 +30,23 @@ CALL = nodes((10, 20, 1), (20, 21, GRADIENT), (30, 40, 0), (40, 41, GRADIENT))
 
 
 def pieces(*, reduces):
-    return join_backward(BackwardCall(5, 100, 0, 0, 0, light=False, reduces=reduces, nodes=CALL), TWO_LAYERS)[0]
+    call = BackwardCall(5, 100, 0, 0, 0, light=False, reduces=reduces, nodes=CALL)
+    return join_backward(call, TWO_LAYERS)[0].tolist()
 
 
 def test_the_reducer_works_after_each_gradient_and_waits_after_the_last_one():
     assert pieces(reduces=True) == [
-        (10, 21, 2, 1), (21, 30, COMMUNICATION_KEY, 1), (30, 41, 1, 1), (41, 100, COMMUNICATION_KEY, 0)
+        [10, 21, 2, 1], [21, 30, COMMUNICATION_KEY, 1], [30, 41, 1, 1], [41, 100, COMMUNICATION_KEY, 0]
     ]  # fmt: skip
 
 
 def test_where_nothing_is_reduced_the_engine_belongs_to_the_layers():
-    assert pieces(reduces=False) == [(10, 30, 2, 1), (30, 100, 1, 1)]
+    assert pieces(reduces=False) == [[10, 30, 2, 1], [30, 100, 1, 1]]
 
 
 def test_an_interruption_after_the_last_node_is_no_work_of_the_layer_that_was_last():
     late = BackwardCall(5, 30_000_000, 0, 0, 0, light=False, nodes=CALL)
-    assert join_backward(late, TWO_LAYERS)[0] == [(10, 30, 2, 1), (30, 41 + MOST_AFTER_NS, 1, 1)]
+    assert join_backward(late, TWO_LAYERS)[0].tolist() == [[10, 30, 2, 1], [30, 41 + MOST_AFTER_NS, 1, 1]]
 
 
 def test_gradients_inside_a_node_are_reduced_there():

@@ -147,8 +147,8 @@ GPT = [f"h.{i}{part}" for i in range(4) for part in ("", ".attn", ".mlp", ".mlp.
     ],
 )
 def test_numbers_are_folded_only_where_the_siblings_are_alike(names, classes, folded):
-    modules = [ModuleInfo(name, classes.get(name, "Linear")) for name in names]
-    assert set(fold_names(names, modules).values()) == folded
+    kinds = {name: (classes.get(name, "Linear"), 0) for name in names}
+    assert set(fold_names(names, kinds).values()) == folded
 
 
 def test_the_answer_of_a_thousand_levels_takes_a_third_of_a_second():
@@ -164,8 +164,8 @@ def test_the_answer_of_a_thousand_levels_takes_a_third_of_a_second():
 
 
 def test_siblings_of_another_size_are_not_alike():
-    modules = [ModuleInfo("a.0", "Linear", 10), ModuleInfo("a.1", "Linear", 20)]
-    assert set(fold_names(["a.0", "a.1"], modules).values()) == {"a.0", "a.1"}
+    kinds = {"a.0": ("Linear", 10), "a.1": ("Linear", 20)}
+    assert set(fold_names(["a.0", "a.1"], kinds).values()) == {"a.0", "a.1"}
 
 
 def test_a_total_has_a_band_or_says_that_none_is_known():

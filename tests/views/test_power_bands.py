@@ -17,8 +17,7 @@ from torchwatt.core.report import PhaseInterval, Step, Window
 from torchwatt.core.terms import PHASES
 from torchwatt.core.trace import Span, trace_from_spans
 from torchwatt.views import to_payload
-from torchwatt.views.power_bands import MAX_BANDS, power_bands
-from torchwatt.views.power_chart import gauge_lines, render_chart
+from torchwatt.views.power_chart import MAX_BANDS, gauge_lines, power_bands, render_chart
 
 MS = 1_000_000
 UTILIZATION = Channel(GPU, "utilization", "gauge", "1", 0.01, 1_000 * MS, "nvml_utilization")

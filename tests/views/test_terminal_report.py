@@ -8,7 +8,8 @@ from tests.views import golden
 from torchwatt.core.meter import Event
 from torchwatt.core.plain_text import to_encodable
 from torchwatt.views import VIEWS, to_text
-from torchwatt.views.report_summary import PROVENANCE_GLYPHS, describe_cost
+from torchwatt.views.layer_sums import PROVENANCE_GLYPHS
+from torchwatt.views.report_summary import describe_cost
 
 
 def test_golden_text():

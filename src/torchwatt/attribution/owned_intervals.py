@@ -17,6 +17,7 @@ from torchwatt.core.units import NS_PER_S
 
 NO_OWNER = -1
 MIN_BUSY_SHARE = 1e-3  # minimum weight of a thread that only waits
+LEAST_BETWEEN = 0.01  # a thread that is less on a CPU between its spans waits there
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +64,10 @@ def flatten_spans(start_ns: IntArray, end_ns: IntArray) -> tuple[IntArray, IntAr
 
 
 def cut_by_owner(trace: Trace, start_ns: int, end_ns: int) -> OwnedIntervals:
-    """Cut a window into pieces; concurrent threads share it by their CPU time, where known."""
+    """Cut a window into pieces; concurrent threads share it by their CPU time, where known.
+
+    A thread that works between its spans has a share as well: a gap beside the other threads' spans.
+    """
     parts = []
     for thread in np.unique(trace.thread):
         mine = np.flatnonzero(trace.thread == thread)
@@ -77,14 +81,21 @@ def cut_by_owner(trace: Trace, start_ns: int, end_ns: int) -> OwnedIntervals:
     is_bare = find_gap_slots(trace)[trace.slot[span]]
     stages = lo[is_bare], hi[is_bare], trace.slot[span[is_bare]]
     lo, hi, span = lo[~is_bare], hi[~is_bare], span[~is_bare]
+    slot, filled, share = trace.slot[span], trace.filled[span], _thread_busy_share(trace)[span]
     if len(parts) > 1:
-        lo, hi, span = _cut_at_edges(lo, hi, span)
-    slot, filled = trace.slot[span], trace.filled[span]
+        between = _work_between_spans(trace, (lo, hi, span), stages)
+        columns = (slot, filled, share, np.ones(len(lo), dtype=np.bool_))
+        slot, filled, share, in_span = (np.concatenate(pair) for pair in zip(columns, between[2:], strict=True))
+        lo, hi = np.concatenate((lo, between[0])), np.concatenate((hi, between[1]))
+        lo, hi, piece = _cut_at_edges(lo, hi, np.arange(len(lo)))
+        beside = np.isin(lo, lo[in_span[piece]])
+        lo, hi, piece = lo[beside], hi[beside], piece[beside]
+        slot, filled, share = slot[piece], filled[piece], share[piece]
     cuts = np.unique(np.concatenate((lo, hi, [start_ns, end_ns])))
     weight = np.ones(len(lo))
     if len(parts) > 1:
-        at, own = np.searchsorted(cuts, lo), _thread_busy_share(trace)[span]
-        weight = own / np.bincount(at, own, len(cuts))[at]
+        at = np.searchsorted(cuts, lo)
+        weight = share / np.bincount(at, share, len(cuts))[at]
     gap_lo, gap_hi, gap_slot = _cut_gaps(*find_gaps(lo, hi, start_ns, end_ns), stages)
     return OwnedIntervals(
         np.concatenate((lo, gap_lo)),
@@ -93,6 +104,38 @@ def cut_by_owner(trace: Trace, start_ns: int, end_ns: int) -> OwnedIntervals:
         np.concatenate((filled, np.zeros(len(gap_lo), dtype=np.bool_))),
         np.concatenate((weight, np.ones(len(gap_lo)))),
     )
+
+
+def _work_between_spans(
+    trace: Trace, pieces: tuple[IntArray, IntArray, IntArray], stages: tuple[IntArray, IntArray, IntArray]
+) -> tuple[IntArray, IntArray, IntArray, BoolArray, FloatArray, BoolArray]:
+    """Return the gaps between the spans of each thread that works in them: start, end, slot, filled, share, in a span.
+
+    Between two filled spans the thread's share is that of its spans: their template has the step's CPU time.
+
+    Args:
+        trace: Whose threads they are.
+        pieces: Start, end and span of the pieces of all threads.
+        stages: As in `_cut_gaps`.
+    """
+    found = []
+    for thread, between in enumerate(trace.thread_between):
+        mine = np.flatnonzero(trace.thread[pieces[2]] == thread)
+        if between < LEAST_BETWEEN or not len(mine):
+            continue
+        lo, hi, span = (column[mine] for column in pieces)
+        order = np.argsort(lo, kind="stable")
+        lo, hi, filled = lo[order], hi[order], trace.filled[span[order]]
+        gap = np.flatnonzero(lo[1:] > hi[:-1])
+        start, end, slot = _cut_gaps(hi[gap], lo[gap + 1], stages)
+        of = gap[np.searchsorted(hi[gap], start, side="right") - 1]
+        is_filled = filled[of] & filled[of + 1]
+        busy = max(trace.thread_busy[thread], MIN_BUSY_SHARE)
+        found.append((start, end, slot, is_filled, np.where(is_filled, busy, between)))
+    none = np.zeros(0, dtype=np.int64)
+    found.append((none, none, none, none.astype(np.bool_), none.astype(np.float64)))
+    start, end, slot, is_filled, share = (np.concatenate(column) for column in zip(*found, strict=True))
+    return start, end, slot, is_filled, share, np.zeros(len(start), dtype=np.bool_)
 
 
 def find_gap_slots(trace: Trace) -> BoolArray:

@@ -22,8 +22,7 @@ from torchwatt.core.energy_curve import EnergyCurve
 from torchwatt.core.errors import BundleError
 from torchwatt.core.extras import install_command
 from torchwatt.core.report import Report
-from torchwatt.disk.path_safety import open_untrusted, path_kind
-from torchwatt.disk.safe_gzip import bounded_lines, open_bounded_gzip
+from torchwatt.disk.path_safety import bounded_lines, open_bounded_gzip, open_untrusted, path_kind
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,9 +18,8 @@ from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.descriptors import HeldDescriptor
 from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.helper_process import helper_command
-from torchwatt.session.cost_limiter import CostLimiter, LookTimer
-from torchwatt.session.live_rate import UnitRates
-from torchwatt.views import DASH, format_energy, format_power, top_groups
+from torchwatt.session.live_rate import CostLimiter, LookTimer, UnitRates
+from torchwatt.views import DASH, LiveLayersView, format_energy, format_power
 
 if TYPE_CHECKING:
     from torchwatt.session import Run
@@ -57,6 +56,7 @@ class LiveRow:
         self._layers = run.live_layers(self._pulse) if shown else None
         self._rates = UnitRates(self._pulse)
         self._limiter = CostLimiter()
+        self._layers_view = LiveLayersView()
         self._top: Sequence[tuple[str, float]] = ()
         self._stop = threading.Event()
         self._lines: HeldDescriptor | None = None  # the helper's stdin
@@ -160,7 +160,7 @@ class LiveRow:
             step_j = self._layers.step_j()
             parts.append(f"step {self._layers.steps}")
             if due:
-                self._top = top_groups(self._layers.report())
+                self._top = self._layers_view.top_groups(self._layers.sums())
                 self._limiter.paid(t_s, timer.cost_ns / NS_PER_S, typical=timer.is_typical)
         unit, unit_j = self._rates.update(self._run.units, step_j)
         if unit_j is not None:

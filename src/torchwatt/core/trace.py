@@ -72,6 +72,9 @@ class ModuleInfo:
     aliases: tuple[str, ...] = ()
 
 
+ModuleKind = tuple[str, int]  # class and number of parameters: alike modules are of one kind
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
     """Spans as columns of equal length, in any order.
@@ -100,6 +103,7 @@ class Trace:
     untold_calls: frozenset[int] = frozenset()  # slots whose number of calls is unknown
     step_stages: tuple[str, ...] = ()  # train, validation or inference, of each of `steps`; empty: unknown
     thread_busy: tuple[float, ...] = ()  # by thread number, the part of its spans' time on a CPU; empty: unknown
+    thread_between: tuple[float, ...] = ()  # the same of the time between its spans; empty: unknown
     traced_steps: int = 0  # steps whose modules were traced; the others are extrapolated from them
 
     def __post_init__(self) -> None:
@@ -112,7 +116,9 @@ class Trace:
             raise TraceError("step counts are for all steps or for none")
         if len(self.step_stages) not in {0, len(self.steps)}:
             raise TraceError("stages are for all steps or for none")
-        if not all(0.0 <= part <= 1.0 for part in self.thread_busy):
+        if len(self.thread_between) not in {0, len(self.thread_busy)}:
+            raise TraceError("use of the CPU between spans is known for all threads or for none")
+        if not all(0.0 <= part <= 1.0 for part in (*self.thread_busy, *self.thread_between)):
             raise TraceError("a thread is on a CPU for less than none or more than all of its time")
 
     def __len__(self) -> int:

@@ -3,7 +3,7 @@
 Every reader of a bundle, a job, a journal, a store, a lake or of samples opens files here. A link in such a folder
 could make torchwatt read, and perhaps publish, a file that the sender of the folder cannot read; reading a pipe would
 hang, and opening a device may have side effects. The checks apply to the descriptor that is then read, so that the file
-cannot be replaced between check and read.
+cannot be replaced between check and read. Of gzip files, those with an excessive ratio are refused while they are read.
 
 Refusals are OSErrors whose `strerror` is the reason, so that callers report them like other unreadable files.
 """
@@ -11,12 +11,14 @@ Refusals are OSErrors whose `strerror` is the reason, so that callers report the
 from __future__ import annotations
 
 import errno
+import gzip
+import io
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import IO, BinaryIO, Literal, TextIO, cast
 
 PathKind = Literal["file", "folder", "link", "other"]
 MAX_ENTRIES = 1 << 20
@@ -167,3 +169,47 @@ def _mode_kind(mode: int) -> PathKind:
     if stat.S_ISDIR(mode):
         return "folder"
     return "link" if stat.S_ISLNK(mode) else "other"
+
+
+# Traces, curves and recordings have ratios of 10 to 30; the maximum of deflate is 1032.
+MAX_RATIO = 100
+UNCHECKED_BYTES = 1 << 26  # the ratio is not checked up to 64 MiB
+MAX_LINE_CHARS = 1 << 24  # characters: a line of a recording has about 250,000
+
+
+class _BoundedGzip(io.RawIOBase):
+    def __init__(self, packed: IO[bytes]) -> None:
+        self._packed = packed
+        self._gzip = gzip.GzipFile(fileobj=packed)
+        self._bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        count = self._gzip.readinto(buffer)  # type: ignore[arg-type]  # any writable buffer
+        self._bytes += count
+        if self._bytes > UNCHECKED_BYTES and self._bytes > MAX_RATIO * self._packed.tell():
+            raise OSError(f"it expands to more than {MAX_RATIO} times its size: no file of this kind does")
+        return count
+
+
+def open_bounded_gzip(packed: IO[bytes]) -> io.BufferedReader:
+    """Return a reader of a gzip file's content; reading a damaged file raises `zlib.error` or `EOFError`.
+
+    Raises:
+        OSError: During reading, if the content exceeds 64 MiB and 100 times the compressed bytes read.
+    """
+    return io.BufferedReader(_BoundedGzip(packed), 1 << 17)
+
+
+def bounded_lines(file: TextIO, longest: int = MAX_LINE_CHARS) -> Iterator[str]:
+    """Yield the lines of a file.
+
+    Raises:
+        OSError: A line is longer than `longest` characters; it is not read to its end.
+    """
+    while line := file.readline(longest + 1):
+        if len(line) > longest:
+            raise OSError(f"a line is longer than {longest} characters")
+        yield line

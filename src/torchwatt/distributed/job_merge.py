@@ -21,7 +21,6 @@ from torchwatt.core.terms import Domain, domain_kind
 from torchwatt.core.trace import ModuleInfo
 from torchwatt.core.units import NS_PER_S
 from torchwatt.distributed.energy_allocation import EnergyAllocation, allocate_meter
-from torchwatt.distributed.job_events import merge_events
 from torchwatt.distributed.rank_records import (
     Job,
     MachineClock,
@@ -29,6 +28,7 @@ from torchwatt.distributed.rank_records import (
     group_meters,
     list_reports,
     map_clocks,
+    merge_events,
     number_nodes,
 )
 

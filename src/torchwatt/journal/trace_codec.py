@@ -47,6 +47,7 @@ class _StoredTrace:
     stages: tuple[str, ...] = ()  # names indexed by the column step_stages, which is absent if this is empty
     untold_calls: tuple[int, ...] = ()
     thread_busy: tuple[float, ...] = ()
+    thread_between: tuple[float, ...] = ()
 
 
 def pack_trace(trace: Trace, until_ns: int) -> bytes:
@@ -57,6 +58,7 @@ def pack_trace(trace: Trace, until_ns: int) -> bytes:
         _StoredTrace(
             until_ns, trace.slots, trace.modules, dict(trace.carry_rel_sd), trace.events, trace.cost_s, trace.windows,
             devices, trace.traced_steps, stages, tuple(sorted(trace.untold_calls)), trace.thread_busy,
+            trace.thread_between,
         )
     )  # fmt: skip
     steps = _interval_array(trace.steps)
@@ -118,6 +120,7 @@ def _decode_trace(head: _StoredTrace, arrays: Iterator[IntArray]) -> Trace:
         traced_steps=head.traced_steps,
         step_stages=tuple(head.stages[index] for index in stage),
         thread_busy=head.thread_busy,
+        thread_between=head.thread_between,
     )  # fmt: skip
 
 

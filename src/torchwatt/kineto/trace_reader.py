@@ -14,8 +14,7 @@ from typing import IO
 import numpy as np
 
 from torchwatt.core.errors import TraceError
-from torchwatt.disk.path_safety import open_user_path
-from torchwatt.disk.safe_gzip import open_bounded_gzip
+from torchwatt.disk.path_safety import open_bounded_gzip, open_user_path
 from torchwatt.kineto.column_builder import MAX_DEVICE, ColumnBuilder
 from torchwatt.kineto.kineto_trace import DeviceRecords, FlowArrows, HostRanges, KinetoTrace, LaunchCalls, Operators
 from torchwatt.kineto.trace_events import (

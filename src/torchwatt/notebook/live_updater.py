@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.notebook.run_history import RunRecord, history_channel
-from torchwatt.session.cost_limiter import CostLimiter, LookTimer
-from torchwatt.session.live_rate import UnitRates
-from torchwatt.views import live_layers_payload, rate_payload, start_payload, steps_payload, update_payload
+from torchwatt.session.live_rate import CostLimiter, LookTimer, UnitRates
+from torchwatt.views import LiveLayersView, rate_payload, start_payload, steps_payload, update_payload
 
 if TYPE_CHECKING:
     from torchwatt.core.meter import Recording
     from torchwatt.notebook.live_widget import LiveWidget
     from torchwatt.session import Run
 
-MIN_PERIOD_S, MAX_PERIOD_S = 0.25, 1.75  # displayed figures should change within 2 s
+MIN_PERIOD_S, MAX_PERIOD_S = 0.25, 1.0  # displayed figures change every second
 UPDATE_SHARE = 0.002  # of one CPU, for updates without layers; layers have a limiter of their own
 FIRST_UPDATE_S = 0.3  # a shorter cell shows only its report
 STATUS_S = 1.0
@@ -56,6 +55,7 @@ class LiveUpdater:
         self._pulse = run.pulse()
         self._rates = UnitRates(self._pulse)
         self._layers = run.live_layers(self._pulse) if handle is not None else None  # None until torch is imported
+        self._layers_view = LiveLayersView()
         # ipykernel finds the cell of a message in a context variable, which a new thread does not inherit.
         self._thread = HelperThread(partial(contextvars.copy_context().run, self._loop), "torchwatt-live")
 
@@ -138,7 +138,7 @@ class LiveUpdater:
         if not due:
             self._send(message)
             return
-        self._send(message | live_layers_payload(self._layers.report()))
+        self._send(message | self._layers_view.payload(self._layers.sums()))
         self._layers_ns = timer.cost_ns
         self._pace.paid(t_s, self._layers_ns / NS_PER_S, typical=timer.is_typical)
 

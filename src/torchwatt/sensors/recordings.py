@@ -19,9 +19,8 @@ import numpy as np
 
 from torchwatt.core.errors import BundleError
 from torchwatt.core.meter import Channel, Event, Meter, Recording, SamplerStats, Series, Unavailable
-from torchwatt.disk.path_safety import open_user_path
+from torchwatt.disk.path_safety import bounded_lines, open_bounded_gzip, open_user_path
 from torchwatt.disk.private_files import create_file
-from torchwatt.disk.safe_gzip import bounded_lines, open_bounded_gzip
 
 FORMAT, VERSION = "torchwatt-recording", 1
 _CHUNK = 4096

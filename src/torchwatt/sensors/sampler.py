@@ -16,9 +16,9 @@ from torchwatt.core.meter import Event, Meter, Quantity, Recording, SamplerStats
 from torchwatt.core.units import NS_PER_S
 from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.sensors import recording_builder
-from torchwatt.sensors.boundary_reader import BoundaryReader, boundary_channels, read_boundaries
 from torchwatt.sensors.nvml import appeared_gpu_events
 from torchwatt.sensors.protocol import Discovery
+from torchwatt.sensors.recording_builder import BoundaryReader, boundary_channels, read_boundaries
 from torchwatt.sensors.sample_buffer import (
     CPU_NS,
     MISSED,

@@ -17,27 +17,27 @@ import numpy as np
 
 from torchwatt.attribution.counter_scope import MODULE_GPUS_FACT
 from torchwatt.core.energy_curve import interpolate
-from torchwatt.core.ledger import Entry, Ledger
-from torchwatt.core.report import Report
-from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, Domain, Slot, domain_kind, weakest_provenance
+from torchwatt.core.meter import FloatArray
+from torchwatt.core.terms import IDLE, OUTSIDE, UNATTRIBUTED, domain_kind, weakest_provenance
 from torchwatt.core.units import NS_PER_S
 from torchwatt.session.live_meter import LiveMeter
 from torchwatt.session.live_rate import RecentRate
+from torchwatt.views import LiveSums
 
 if TYPE_CHECKING:
     from torchwatt.session.session import Session
     from torchwatt.tracing import Tracer
     from torchwatt.tracing.tally_reader import TimeSums, WorkInterval
+    from torchwatt.tracing.tally_rows import TallyRows
 
 HOST_KINDS = frozenset({"cpu", "dram", "ram"})
 OPEN_CALL_NS = 4 * NS_PER_S  # a call that has not ended by then is included up to now
 LOG_PERIOD_NS = 5 * NS_PER_S  # a read of the logs costs milliseconds, however little is new
 IDLE_CPU_SHARE = 0.05  # of one CPU, as in the report
-LIVE_DOMAIN = Domain("live")
 
 
 class LiveLayers:
-    """Call `update` from one thread a few times a second, after each `LiveMeter.update`; `report` when needed."""
+    """Call `update` from one thread a few times a second, after each `LiveMeter.update`; `sums` when needed."""
 
     def __init__(self, session: Session, tracer: Tracer, pulse: LiveMeter) -> None:
         from torchwatt.tracing.tally_reader import TimeSums
@@ -100,8 +100,8 @@ class LiveLayers:
         """Stop reading the logs."""
         self._tally.close()
 
-    def report(self) -> Report:
-        """Return the layers as a report with one ledger; its joules are all that were used until `as_of_s`."""
+    def sums(self) -> LiveSums:
+        """Return the joules of each layer, which add up to all that were used until `as_of_s`."""
         from torchwatt.tracing.tally_reader import TimeSums
 
         booked_j, gap_j, calls = self._booked_j, dict(self._gap_j), self._calls
@@ -116,21 +116,15 @@ class LiveLayers:
             self._add(late, booked_j, gap_j)
             calls.add(late.calls)
             as_of_ns = late.end_ns
-        entries = tuple(self._entries(booked_j, gap_j, calls, as_of_ns))
-        total_j = fsum(entry.energy_self_j for entry in entries)
-        provenance = weakest_provenance("apportioned", self._pulse.provenance)
-        ledger = Ledger(LIVE_DOMAIN, total_j, entries, "time_share", provenance, 0.0, 0.0)
-        return Report(
-            run_id=self._session.run_id,
-            name=self._session.options.name,
-            status="running",
-            start_ns=self._pulse.start_ns,
-            end_ns=as_of_ns,
-            start_unix_ns=self._session.start_unix_ns,
-            ledgers=(ledger,),
-            curves=(),
-            meters=(),
-            modules=self._tally.names(booked_j).modules,
+        rows = self._tally.rows(booked_j)
+        energy_j = self._layer_j(rows, booked_j, gap_j, as_of_ns)
+        return LiveSums(
+            names=rows.labels,
+            energy_j=energy_j,
+            calls=rows.calls(self._tally.calls_of(calls)),
+            kinds=rows.kinds,
+            provenance=weakest_provenance("apportioned", self._pulse.provenance),
+            as_of_s=(as_of_ns - self._pulse.start_ns) / NS_PER_S,
         )
 
     def _known_ns(self) -> int:
@@ -196,41 +190,16 @@ class LiveLayers:
                 device_j[domain] = self._pulse.energy_at(domain, t_ns)
         return device_j
 
-    def _entries(
-        self, booked_j: TimeSums, gap_j: Mapping[str, float], calls: TimeSums, as_of_ns: int
-    ) -> Iterator[Entry]:
-        slot_j = self._tally.slots(self._tally.spread(booked_j))
-        for name, joules in gap_j.items():
-            slot_j[Slot(name, "other")] = slot_j.get(Slot(name, "other"), 0.0) + joules
+    def _layer_j(self, rows: TallyRows, booked_j: TimeSums, gap_j: Mapping[str, float], as_of_ns: int) -> FloatArray:
+        layer_j = rows.table(self._tally.spread(booked_j), gap_j)
         # The set of counted meters may have changed since: then all booked joules are scaled to the new total.
-        host_j, all_j = self._host_j(as_of_ns), fsum(slot_j.values())
+        host_j, all_j = self._host_j(as_of_ns), float(layer_j.sum())
         if all_j > 0 and not isclose(host_j, all_j, rel_tol=1e-9):
-            slot_j = {slot: joules * host_j / all_j for slot, joules in slot_j.items()}
+            layer_j *= host_j / all_j
         for domain, joules in self._device_j(as_of_ns).items():
-            shares = self._tally.device_shares(domain) or {Slot(UNATTRIBUTED, "other"): 1.0}
-            share_sum = fsum(shares.values())
-            for slot, share in shares.items():
-                slot_j[slot] = slot_j.get(slot, 0.0) + joules * share / share_sum
-        names = self._tally.names(booked_j)
-        provenance = weakest_provenance("apportioned", self._pulse.provenance)
-        counts: dict[str, int | None] = {}
-        for key, count in self._tally.calls_of(calls).items():
-            if key not in names.wrapped:
-                before = counts.get(names.of(key), 0)
-                counts[names.of(key)] = None if count is None or before is None else before + count
-        for slot, joules in slot_j.items():
-            if joules > 0:
-                yield Entry(
-                    domain=LIVE_DOMAIN,
-                    fqn=slot.fqn,
-                    phase=slot.phase,
-                    energy_self_j=joules,
-                    energy_self_lo_j=None,
-                    energy_self_hi_j=None,
-                    energy_static_j=None,
-                    energy_dynamic_j=None,
-                    time_self_s=0.0,
-                    calls=counts.get(slot.fqn, 0),
-                    method="time_share",
-                    provenance=provenance,
-                )
+            shares = rows.device_table(domain, self._tally.device_ns(domain))
+            if not shares.any():
+                shares = rows.unknown_table()
+            added = shares.shape[1] - layer_j.shape[1]
+            layer_j = np.pad(layer_j, ((0, 0), (0, added))) + shares * (joules / float(shares.sum()))
+        return np.maximum(layer_j, 0.0)

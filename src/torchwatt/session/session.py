@@ -6,9 +6,9 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torchwatt.attribution.device_fit import DevicePriors
 from torchwatt.attribution.sensor_response import SensorModel
@@ -32,38 +32,19 @@ from torchwatt.reports.report_builder import (
 from torchwatt.reports.run_options import RunOptions
 from torchwatt.sensors import Feed
 from torchwatt.session import session_registry
-from torchwatt.session.session_setup import SessionTracing, open_feed, open_journal, sample_baseline, start_feed
+from torchwatt.session.session_setup import (
+    DeferredInterrupt,
+    SessionTracing,
+    open_feed,
+    open_journal,
+    sample_baseline,
+    start_feed,
+)
 from torchwatt.tracing import Tracer, wait_for_devices
 from torchwatt.views import SpanTimeline, select_spans
 
 if TYPE_CHECKING:
     from torchwatt.reports.output_files import WrittenFiles
-
-
-StepResult = TypeVar("StepResult")
-
-
-class DeferredInterrupt:
-    """Runs the steps that close a session; a step interrupted by Ctrl-C runs once more, and the interrupt is kept.
-
-    A second Ctrl-C in one step is raised at once.
-    """
-
-    def __init__(self) -> None:
-        self._interrupt: KeyboardInterrupt | None = None
-
-    def run(self, step: Callable[[], StepResult]) -> StepResult:
-        """Return the result of a step, which must be safe to run again."""
-        try:
-            return step()
-        except KeyboardInterrupt as interrupt:
-            self._interrupt = interrupt
-            return step()
-
-    def raise_it(self) -> None:
-        """Raise the interrupt that was kept, if any."""
-        if self._interrupt is not None:
-            raise self._interrupt
 
 
 MAX_COUNT = 2**53  # above this, floats do not hold every count exactly

@@ -1,4 +1,4 @@
-"""Opens the parts of a session: its meters, with an idle baseline, and its tracing.
+"""Opens the parts of a session: its meters, with an idle baseline, and its tracing; and keeps a Ctrl-C for its end.
 
 Meters that cannot be opened or started are replaced by none, so that the program still runs.
 """
@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -248,3 +248,29 @@ def _journal_head(options: RunOptions, run_id: str, feed: Feed, sensors: Mapping
         replays=options.replays,
         work=tuple(options.work.items()),
     )
+
+
+StepResult = TypeVar("StepResult")
+
+
+class DeferredInterrupt:
+    """Runs the steps that close a session; a step interrupted by Ctrl-C runs once more, and the interrupt is kept.
+
+    A second Ctrl-C in one step is raised at once.
+    """
+
+    def __init__(self) -> None:
+        self._interrupt: KeyboardInterrupt | None = None
+
+    def run(self, step: Callable[[], StepResult]) -> StepResult:
+        """Return the result of a step, which must be safe to run again."""
+        try:
+            return step()
+        except KeyboardInterrupt as interrupt:
+            self._interrupt = interrupt
+            return step()
+
+    def raise_it(self) -> None:
+        """Raise the interrupt that was kept, if any."""
+        if self._interrupt is not None:
+            raise self._interrupt

@@ -211,8 +211,7 @@ def _evaluations(start: IntArray, kind: IntArray, unit: IntArray, kinds: SpanKin
     odd = (length != before) | (length > MOST_REGULAR)
     either = odd | np.append(odd[1:], True) | np.concatenate(([True], odd[:-1]))
     either[:1] = False  # the first has no predecessor
-    edges: IntArray = start[unit_starts[begins[either]]]
-    return edges
+    return np.asarray(start[unit_starts[begins[either]]], dtype=np.int64)
 
 
 _NEITHER, _EVALUATES, _TRAINS = range(3)
@@ -328,8 +327,7 @@ def widen_rows(
 
 def _holds(start: IntArray, end: IntArray, starts: IntArray) -> NDArray[np.bool_]:
     """Return for each interval whether a kept interval begins inside it (not at its own start)."""
-    holds: NDArray[np.bool_] = np.searchsorted(starts, end) > np.searchsorted(starts, start)
-    return holds
+    return np.asarray(np.searchsorted(starts, end) > np.searchsorted(starts, start), dtype=np.bool_)
 
 
 def _row_kinds(rows: IntArray, kinds: SpanKinds, stages: IntArray) -> list[int]:
@@ -350,9 +348,8 @@ def _row_kinds(rows: IntArray, kinds: SpanKinds, stages: IntArray) -> list[int]:
 def _units(start: IntArray, end: IntArray) -> IntArray:
     if not len(start):
         return start
-    before = np.maximum.accumulate(end)
-    top: IntArray = np.cumsum(np.concatenate(([True], start[1:] >= before[:-1])))
-    return top - 1
+    is_next = start[1:] >= np.maximum.accumulate(end)[:-1]
+    return np.concatenate(([0], np.cumsum(is_next)))
 
 
 def merge_spans(records: AggregatedSpans, g: int) -> AggregatedSpans:
@@ -360,7 +357,8 @@ def merge_spans(records: AggregatedSpans, g: int) -> AggregatedSpans:
     if g <= 1 or not len(records):
         return records
     own = _own_times(records)
-    group = _number_runs(records.run, records.unit // g)
+    merged = records.unit // g
+    group = np.cumsum((np.diff(records.run, prepend=records.run[:1]) != 0) | (np.diff(merged, prepend=merged[:1]) != 0))
     code = group * (int(records.kind.max()) + 1) + records.kind
     _, starts_of, where = np.unique(code, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(starts_of))  # in order of first appearance
@@ -372,7 +370,7 @@ def merge_spans(records: AggregatedSpans, g: int) -> AggregatedSpans:
     offset = before - np.repeat(before[begins], np.diff(np.append(begins, len(starts_of))))
     start = np.repeat(records.start[starts_of[begins]], np.diff(np.append(begins, len(starts_of)))) + offset
     return AggregatedSpans(
-        records.kind[starts_of], start, start + total, count, records.run[starts_of], records.unit[starts_of] // g * g
+        records.kind[starts_of], start, start + total, count, records.run[starts_of], merged[starts_of] * g
     )
 
 
@@ -380,12 +378,6 @@ def _own_times(records: AggregatedSpans) -> IntArray:
     if (records.start[1:] >= records.end[:-1]).all():
         return records.end - records.start
     return np.array(self_times(records.start.tolist(), records.end.tolist()), dtype=np.int64)
-
-
-def _number_runs(run: IntArray, unit: IntArray) -> IntArray:
-    change: NDArray[np.bool_] = (np.diff(run, prepend=run[:1]) != 0) | (np.diff(unit, prepend=unit[:1]) != 0)
-    number: IntArray = np.cumsum(change)
-    return number
 
 
 @dataclass(frozen=True, slots=True, eq=False)

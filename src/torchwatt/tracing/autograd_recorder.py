@@ -75,11 +75,15 @@ class RecordedNodes:
         """Return the nodes, sorted by start."""
         with self._lock:
             if self._nodes is None:
-                rows = [
-                    (e.start_ns(), e.duration_ns(), e.sequence_nr(), e.fwd_thread_id(), e.start_thread_id())
-                    for e in self._result.events()
+                events = self._result.events()
+                columns = [
+                    [event.start_ns() for event in events],
+                    [event.duration_ns() for event in events],
+                    [event.sequence_nr() for event in events],
+                    [event.fwd_thread_id() for event in events],
+                    [event.start_thread_id() for event in events],
                 ]
-                self._nodes, self._result = _nodes(rows, self._offset_ns), None
+                self._nodes, self._result = _nodes(columns, self._offset_ns), None
             return self._nodes
 
 
@@ -145,8 +149,8 @@ class AutogradRecorder:
         return min(looks)[1]
 
 
-def _nodes(rows: list[tuple[int, int, int, int, int]], offset_ns: int) -> AutogradNodes:
-    table = np.array(rows, dtype=np.int64).reshape(-1, 5)
+def _nodes(columns: list[list[int]], offset_ns: int) -> AutogradNodes:
+    table = np.array(columns, dtype=np.int64).T
     start = table[:, 0] + offset_ns
     end = start + np.maximum(table[:, 1], 0)
     order = np.lexsort((-end, start))

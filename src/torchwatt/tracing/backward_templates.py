@@ -19,11 +19,12 @@ from torchwatt.tracing.call_template import (
     TimedCall,
     even_interruptions,
     neighbours_in_time,
+    reassign_pieces,
     relative_sd,
     stretch_template,
     template_of,
 )
-from torchwatt.tracing.forward_templates import NO_KEYS, CallPaths, reassign_pieces
+from torchwatt.tracing.forward_templates import NO_KEYS, CallPaths
 from torchwatt.tracing.log_rows import (
     COMPILE_KEY,
     END,
@@ -191,8 +192,7 @@ class BackwardTemplates:
         """Return the pieces of a recorded call, one table (start_ns, end_ns, owner, calls) per thread."""
         if "lanes" not in call.cache:
             other_tables = [table for other_log, table in self._tables.items() if other_log is not log]
-            lanes = join_backward(call, self._tables[log], other_tables)
-            call.cache["lanes"] = [np.array(lane, dtype=np.int64).reshape(-1, 4) for lane in lanes]
+            call.cache["lanes"] = join_backward(call, self._tables[log], other_tables)
         tables: list[IntArray] = call.cache["lanes"]
         return tables
 

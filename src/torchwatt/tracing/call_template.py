@@ -5,11 +5,12 @@ from __future__ import annotations
 import bisect
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from torchwatt.core.energy_curve import interpolate
 from torchwatt.core.intervals import self_times, top_level
@@ -371,36 +372,25 @@ def traced_calls(table: IntArray) -> list[TracedCall]:
     return calls
 
 
-def nearest_called(parent: Mapping[int, int], called: Collection[int]) -> dict[int, int]:
-    """Return for each called module its nearest enclosing called module, if there is one."""
-    enclosing_key = {}
-    for key in called:
-        above = parent.get(key)
-        while above is not None and above not in called:
-            above = parent.get(above)
-        if above is not None:
-            enclosing_key[key] = above
-    return enclosing_key
+def reassign_pieces(template: CallTemplate, owner_of: Callable[[int], int | None]) -> CallTemplate:
+    """Give each piece to another owner; None drops it. A changed owner's calls become 0, counted elsewhere."""
+    owners = [owner_of(int(owner)) for owner in template.owner]
+    is_kept = np.array([owner is not None for owner in owners], dtype=np.bool_)
+    owner = np.array([owner for owner in owners if owner is not None], dtype=np.int64)
+    calls = np.where(owner == template.owner[is_kept], template.calls[is_kept], 0)
+    return CallTemplate(template.first[is_kept], template.last[is_kept], owner, calls)
 
 
-class CallPattern:
-    """Calls of modules per call of the enclosing module, over traced calls."""
+def warp_template(template: CallTemplate, bounds: FloatArray, usual: FloatArray) -> CallTemplate:
+    """Return a template whose instants `bounds` are moved to `usual`, and what lies between them in proportion."""
+    starts = np.interp(template.first, bounds, usual)
+    return replace(template, first=starts, last=np.maximum(np.interp(template.last, bounds, usual), starts))
 
-    def __init__(self) -> None:
-        self._seen: dict[int, tuple[int, int]] = {}  # key -> first calls, and calls of the enclosing module
-        self.varying: set[int] = set()
 
-    def add(self, counts: Mapping[int, int], around: Mapping[int, int]) -> None:
-        """Add a traced call.
-
-        Args:
-            counts: Calls by key.
-            around: The nearest enclosing called module of a module, by key.
-        """
-        for key, outer in around.items():
-            parents = counts.get(outer, 0)
-            if not parents:
-                continue
-            calls, before = self._seen.setdefault(key, (counts.get(key, 0), parents))
-            if counts.get(key, 0) * before != calls * parents:
-                self.varying.add(key)
+def first_part(template: CallTemplate, begun: NDArray[np.bool_]) -> CallTemplate | None:
+    """Return the part of a template before its first span that had not begun."""
+    part = float(template.first[~begun].min(initial=1.0))
+    if part <= 0 or not begun.any():
+        return None
+    starts, ends = template.first[begun] / part, np.minimum(template.last[begun] / part, 1.0)
+    return CallTemplate(starts, ends, template.owner[begun], template.calls[begun])

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from torchwatt.tracing.call_template import CallPattern, nearest_called, traced_calls
+from torchwatt.tracing.call_template import traced_calls
 from torchwatt.tracing.device_profiler import DeviceProfiler
 from torchwatt.tracing.log_rows import (
     ALL_CALLS,
@@ -28,9 +28,11 @@ from torchwatt.tracing.log_rows import (
     STEP_KEY,
     TASK,
     UNKNOWN,
+    CallPattern,
     PossibleStepEnd,
     Row,
     SignatureTable,
+    nearest_called,
 )
 from torchwatt.tracing.module_registry import ModuleRegistry
 from torchwatt.tracing.overhead_budget import affordable_modules
@@ -54,19 +56,9 @@ class FastPath:
     """
 
     __slots__ = (
-        "alone",
-        "asleep",
-        "by_hand",
-        "called",
-        "calls",
-        "ends",
-        "inside",
-        "most",
-        "nodes_before",
-        "optimizer",
-        "scopes",
-        "steps",
-    )
+        "alone", "asleep", "by_hand", "called", "calls", "ends", "inside", "most", "nodes_before", "optimizer",
+        "scopes", "steps",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.alone = False  # the main thread logs, and no other thread has
@@ -136,6 +128,10 @@ class FastPath:
         return steps
 
 
+# Of several threads, one in so many gaps between calls without gradients has the thread's CPU time at its bounds.
+CALLS_PER_READING = 8
+
+
 class InferenceContext(Protocol):
     """The attributes of the hub that are used here."""
 
@@ -173,6 +169,8 @@ def inference_recorders(
     def answer(call: Wrapped, log: ThreadLog, start_ns: int, module: Any, args: Any, kwargs: Any) -> Any:
         key = key_of(id(module)) or newcomer(module)
         before, number, alone, failed = len(called), sequence_nr(), quiet.alone, True
+        if not alone and log.answers % CALLS_PER_READING == 0:
+            log.read_cpu(clock())
         log.answers -= 1
         log.answered += 1
         try:
@@ -186,6 +184,8 @@ def inference_recorders(
             log.inside = False
             if alone:
                 quiet.inside = 0
+            elif log.answers % CALLS_PER_READING == 0:
+                log.read_cpu(clock())
             ran = signature_of(before) if counted else NOTHING_COUNTED
             next_number = number + FAILED_SIZE if failed else sequence_nr()
             log.noted.append(

@@ -13,12 +13,12 @@ import numpy as np
 from torchwatt.core.meter import IntArray
 from torchwatt.tracing.aggregated_spans import ANY_GRAPH, AggregatedSpans, SpanKinds
 from torchwatt.tracing.call_template import (
-    CallPattern,
     CallTemplate,
     ElasticTemplate,
     TimedCall,
     TracedCall,
     net_clock,
+    reassign_pieces,
     relative_sd,
     traced_calls,
 )
@@ -35,6 +35,7 @@ from torchwatt.tracing.log_rows import (  # fmt: skip
     START,
     TASK,
     UNCOUNTED_COMMUNICATION_KEY,
+    CallPattern,
     CallSignature,
     stages_at,
 )
@@ -396,12 +397,3 @@ class ForwardTemplates:
             shares[slot_of(owner)] += share
             shares[slot_of(key)] -= share
         return shares
-
-
-def reassign_pieces(template: CallTemplate, owner_of: Callable[[int], int | None]) -> CallTemplate:
-    """Give each piece to another owner; None drops it. A changed owner's calls become 0, counted elsewhere."""
-    owners = [owner_of(int(owner)) for owner in template.owner]
-    is_kept = np.array([owner is not None for owner in owners], dtype=np.bool_)
-    owner = np.array([owner for owner in owners if owner is not None], dtype=np.int64)
-    calls = np.where(owner == template.owner[is_kept], template.calls[is_kept], 0)
-    return CallTemplate(template.first[is_kept], template.last[is_kept], owner, calls)

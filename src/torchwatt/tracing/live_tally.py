@@ -6,7 +6,6 @@ divides each call by the nearest traced ones in which the same modules ran; both
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -15,19 +14,18 @@ import numpy as np
 
 from torchwatt.core.intervals import NO_INDEX, enclosing_array
 from torchwatt.core.meter import FloatArray, IntArray
-from torchwatt.core.terms import UNATTRIBUTED, Slot
-from torchwatt.tracing.device_profiler import KEY_MARK
+from torchwatt.core.terms import Slot
 from torchwatt.tracing.log_rows import (
     COMPILE_KEY,
-    FIRST_SCOPE_KEY,
     OUTERMOST_TASK,
     PROFILER_KEY,
     AutogradNodes,
     BackwardCall,
 )
 from torchwatt.tracing.loop_steps import OptimizerEnd, OutermostCalls, find_models
-from torchwatt.tracing.module_registry import RESERVED_SLOTS, ModuleNames, resolve_names
+from torchwatt.tracing.module_registry import ModuleNames, resolve_names
 from torchwatt.tracing.tally_reader import NewEntries, StepCounter
+from torchwatt.tracing.tally_rows import TallyRows
 from torchwatt.tracing.trace_spans import join_backward
 
 if TYPE_CHECKING:
@@ -62,8 +60,6 @@ from torchwatt.tracing.tally_reader import (
     _weight,
 )
 
-MANY_SIMILAR, EXCESS_RATIO = 4, 2.0
-
 
 class LiveTally:
     """Reads the logs of a tracer's session.
@@ -97,6 +93,8 @@ class LiveTally:
         self._sizes: dict[int, int] = {}  # parameters of the outermost modules
         self._optimizers: set[int] = set()  # keys of optimizers of the own thread
         self._names, self._named = ModuleNames(), (0, 0, 0)
+        self._rows: TallyRows | None = None
+        self._size = 0  # keys of modules are less than this
         self._devices: dict[str, dict[Slot, float]] = {}
         self._trained, self._device_windows, self.steps = False, 0, 0
         self.touched = 0  # rows, calls and entries that the last update read
@@ -200,8 +198,7 @@ class LiveTally:
     def _study_backward(self, thread: LogTally, call: BackwardCall, items: LogIntervals) -> None:
         if "lanes" not in call.cache:
             other_tables = [log.table() for log in self._threads if log is not thread.log]
-            lanes = join_backward(call, thread.log.table(), other_tables)
-            call.cache["lanes"] = [np.array(lane, dtype=np.int64).reshape(-1, 4) for lane in lanes]
+            call.cache["lanes"] = join_backward(call, thread.log.table(), other_tables)
         at = np.flatnonzero((items.kind == _GRADIENT) & (items.end == call.end_ns))
         if not call.cache["lanes"] or not len(at):
             return
@@ -286,6 +283,7 @@ class LiveTally:
         for part in parts:
             used[: len(part)] |= part > 0
         used[list(calls)] = True
+        self._size = len(used)
         registry = self._hub.registry
         state = len(registry.roots), len(registry.facts), int(used.sum())
         if state != self._named or registry.dirty:
@@ -295,9 +293,16 @@ class LiveTally:
             self._named = state
         return self._names
 
+    def rows(self, sums: TimeSums) -> TallyRows:
+        """Return the rows of sums; the same object while modules keep their names."""
+        names = self.names(sums)
+        if self._rows is None or self._rows.names is not names or self._rows.size < self._size:
+            self._rows = TallyRows(names, self._hub.registry.facts, self._hub.scopes, self._size)
+        return self._rows
+
     def spread(self, sums: TimeSums) -> TimeSums:
         """Return sums in which calls and steps are divided among modules, as far as known."""
-        self.names(sums)  # sets the names by which similar modules are grouped
+        rows = self.rows(sums)
         sums_by_module = TimeSums.of(sums.of_modules, {})
         of_others = dict(sums.rest)
         steps = of_others.pop((STEP, 0), 0.0)
@@ -307,7 +312,7 @@ class LiveTally:
         for each, part in shares.items():
             of_others[each] = of_others.get(each, 0.0) + steps * part / total_share
         for (kind, key), amount in of_others.items():
-            division = self._inside(kind, key)
+            division = self._inside(kind, key, rows)
             if division is not None:
                 sums_by_module.add(division, amount / division.total())
             elif kind == CALL:
@@ -316,7 +321,7 @@ class LiveTally:
                 sums_by_module.rest[kind, key] += amount
         return sums_by_module
 
-    def _inside(self, kind: str, key: int) -> TimeSums | None:
+    def _inside(self, kind: str, key: int, rows: TallyRows) -> TimeSums | None:
         """Return the division of calls of a kind; for backward calls without one, that of others; None: unknown."""
         pattern = self._patterns.get((kind, key))
         if kind == GRADIENT and (pattern is None or not pattern.count):
@@ -324,22 +329,13 @@ class LiveTally:
             pattern = next(gradients, None)
         if pattern is None or pattern.ns.total() <= 0:
             return None
-        return self._calm(pattern.ns) if kind == GRADIENT else pattern.ns
+        if kind != GRADIENT:
+            return pattern.ns
+        backward = rows.without_excess(pattern.ns.of_modules[BACKWARD])
+        return TimeSums.of({**pattern.ns.of_modules, BACKWARD: backward}, pattern.ns.rest)
 
-    def _calm(self, ns: TimeSums) -> TimeSums:
-        """Limit modules with far more time than similar ones: another program ran during their few calls."""
-        limited = TimeSums.of(ns.of_modules, ns.rest)
-        amounts = limited.of_modules[BACKWARD]
-        groups: dict[object, list[int]] = defaultdict(list)
-        for key in np.flatnonzero(amounts).tolist():
-            groups[self._hub.registry.facts.get(key), re.sub(r"\d+", "#", self._names.of(key))].append(key)
-        for keys in groups.values():
-            if len(keys) >= MANY_SIMILAR:
-                amounts[keys] = np.minimum(amounts[keys], EXCESS_RATIO * np.median(amounts[keys]))
-        return limited
-
-    def device_shares(self, device: str) -> Mapping[Slot, float]:
-        """Return a device's ns by slot, and its idle ns, in its recorded windows."""
+    def device_ns(self, device: str) -> Mapping[Slot, float]:
+        """Return a device's ns by slot, of modules by their keys, and its idle ns, in its recorded windows."""
         watch = self._hub.devices
         if watch is None:
             return {}
@@ -349,15 +345,10 @@ class LiveTally:
                 self.touched += len(activity)
                 _add_activity(self._devices.setdefault(activity.device, defaultdict(float)), activity)
         self._device_windows = len(windows)
-        busy_ns: dict[Slot, float] = defaultdict(float)
-        for slot, ns in self._devices.get(device, {}).items():
-            key = slot.fqn.removeprefix(KEY_MARK)
-            named = slot.fqn.startswith(KEY_MARK) and key.isdecimal()
-            busy_ns[Slot(self._names.of(int(key)), slot.phase) if named else slot] += ns
-        return busy_ns
+        return self._devices.get(device, {})
 
-    def calls_of(self, calls: TimeSums) -> dict[int, int | None]:
-        """Return the number of calls of each module; None where it is unknown for some calls."""
+    def calls_of(self, calls: TimeSums) -> FloatArray:
+        """Return the number of calls of each module by key; NaN where it is unknown for some calls."""
         totals = TimeSums()
         totals.add_modules(FORWARD, calls.of_modules[FORWARD])
         unseen: set[int] = set()
@@ -374,26 +365,6 @@ class LiveTally:
                 else:
                     totals.add(TimeSums.of({FORWARD: division.calls.of_modules[FORWARD]}, {}), count / division.count)
                     unseen.update(self._varying)
-        counts = totals.of_modules[FORWARD]
-        return {key: None if key in unseen else round(counts[key]) for key in np.flatnonzero(counts).tolist()}
-
-    def slots(self, sums: TimeSums) -> dict[Slot, float]:
-        """Return divided sums by the slots of the report."""
-        names, by_slot = self.names(sums), dict[Slot, float]()
-        amounts = (
-            (self._slot(phase, key, names), float(part[key]))
-            for phase, part in sums.of_modules.items()
-            for key in np.flatnonzero(part).tolist()
-        )
-        for slot, amount in (*amounts, *((self._slot(*kind, names), each) for kind, each in sums.rest.items())):
-            by_slot[slot] = by_slot.get(slot, 0.0) + amount
-        return by_slot
-
-    def _slot(self, kind: str, key: int, names: ModuleNames) -> Slot:
-        if kind in {FORWARD, BACKWARD}:
-            return Slot(names.of(key), "backward" if kind == BACKWARD else "forward")
-        if kind == OWN and key <= FIRST_SCOPE_KEY:
-            return Slot(next((name for name, at in self._hub.scopes.items() if at == key), UNATTRIBUTED), "other")
-        if kind == GRADIENT:
-            return Slot(UNATTRIBUTED, "backward")
-        return RESERVED_SLOTS.get(key, Slot(UNATTRIBUTED, "other"))
+        counts = np.rint(totals.of_modules[FORWARD])
+        counts[[key for key in unseen if key < len(counts) and counts[key]]] = np.nan
+        return counts

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -343,3 +344,43 @@ class SignatureTable:
             number = self._numbers[content] = len(self.of)
             self.of.append(CallSignature(dict(counts), over, part, nodes, opens))
         return number
+
+
+def nearest_called(parent: Mapping[int, int], called: Collection[int]) -> dict[int, int]:
+    """Return for each called module its nearest enclosing called module, if there is one."""
+    enclosing_key = {}
+    for key in called:
+        above = parent.get(key)
+        while above is not None and above not in called:
+            above = parent.get(above)
+        if above is not None:
+            enclosing_key[key] = above
+    return enclosing_key
+
+
+class CallPattern:
+    """Calls of modules per call of the enclosing module, over traced calls."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[int, int]] = {}  # key -> first calls, and calls of the enclosing module
+        self.varying: set[int] = set()
+
+    def add(self, counts: Mapping[int, int], around: Mapping[int, int]) -> None:
+        """Add a traced call.
+
+        Args:
+            counts: Calls by key.
+            around: The nearest enclosing called module of a module, by key.
+        """
+        for key, outer in around.items():
+            parents = counts.get(outer, 0)
+            if not parents:
+                continue
+            calls, before = self._seen.setdefault(key, (counts.get(key, 0), parents))
+            if counts.get(key, 0) * before != calls * parents:
+                self.varying.add(key)
+
+
+def rows_table(rows: Sequence[Row]) -> IntArray:
+    """Return rows of a log as a table."""
+    return np.fromiter(chain.from_iterable(rows), np.int64, 6 * len(rows)).reshape(-1, 6)

@@ -296,7 +296,6 @@ class ModuleNames:
     aliases: dict[int, list[str]] = field(default_factory=dict)
     wrapped: dict[int, int] = field(default_factory=dict)  # wrapper -> the wrapped module of the same name
     main: frozenset[int] = frozenset()  # keys of the model itself: its outermost calls are inference steps
-    modules: tuple[ModuleInfo, ...] = ()
 
     def of(self, key: int) -> str:
         """Return the name of a module's key."""
@@ -330,7 +329,6 @@ def resolve_names(
             names.fqn[key] = facts[key].class_name
     if main:
         names.main = frozenset(key for root in main for (_, key), plain in root.paths.items() if not plain)
-    names.modules = _infos(names, facts)
     return names
 
 
@@ -389,7 +387,8 @@ def _name_below(root: RootModule, prefix: str, names: ModuleNames) -> None:
             names.aliases[key].append(fqn)
 
 
-def _infos(names: ModuleNames, facts: Mapping[int, ModuleMetadata]) -> tuple[ModuleInfo, ...]:
+def module_infos(names: ModuleNames, facts: Mapping[int, ModuleMetadata]) -> tuple[ModuleInfo, ...]:
+    """Return class and size of the named modules."""
     infos: dict[str, ModuleInfo] = {}
     for key, fqn in names.fqn.items():
         if key in facts and key not in names.wrapped and fqn not in infos:

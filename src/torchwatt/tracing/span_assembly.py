@@ -21,7 +21,7 @@ from torchwatt.tracing.aggregated_spans import (
     split_log,
 )
 from torchwatt.tracing.backward_templates import BackwardTemplates
-from torchwatt.tracing.call_template import CallTemplate, nearest_called, traced_calls
+from torchwatt.tracing.call_template import CallTemplate, traced_calls
 from torchwatt.tracing.forward_templates import ForwardTemplates, paths_of
 from torchwatt.tracing.log_rows import (
     AROUND_KEY,
@@ -41,6 +41,7 @@ from torchwatt.tracing.log_rows import (
     UNCOUNTED_COMMUNICATION_KEY,
     UNKNOWN_KEY,
     BackwardCall,
+    nearest_called,
     stages_at,
 )
 from torchwatt.tracing.module_registry import RESERVED_SLOTS, ModuleNames, resolve_names

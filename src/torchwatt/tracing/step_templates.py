@@ -9,13 +9,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from torchwatt.core.intervals import top_level
 from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.tracing.aggregated_spans import AggregatedSpans, SpanKinds
-from torchwatt.tracing.call_template import CallTemplate, TimedCall, relative_sd
-from torchwatt.tracing.forward_templates import CallPaths, GraphSizes, reassign_pieces
+from torchwatt.tracing.call_template import (
+    CallTemplate,
+    TimedCall,
+    first_part,
+    reassign_pieces,
+    relative_sd,
+    template_of,
+    warp_template,
+)
+from torchwatt.tracing.forward_templates import CallPaths, GraphSizes
 from torchwatt.tracing.log_rows import (
     BACKWARD_KEY,
     FIRST_SCOPE_KEY,
@@ -92,7 +99,7 @@ class StepTemplates:
             step_spans = _drop_disturbance(_step_spans(spans, bounds, excluded, after_ns, modules))
             for call, spans_inside, graph_nodes in step_spans:
                 ran_in, ran_inside = _on_cpu_clock(call, spans_inside, cpu, waits)
-                template = _net_template(ran_in, ran_inside)
+                template = template_of(ran_in, ran_inside[:, (1, 2, 0, 3)])
                 if template is not None:
                     counts, over = ran.within(call.start_ns, call.end_ns)
                     stage = int(stages_at(modules.stages, np.array([call.end_ns - after_ns - 1]))[0])
@@ -194,7 +201,7 @@ class StepTemplates:
         if not ran.matches(counts):
             return None
         end_ns = calls[ran_until][0] if ran_until < len(calls) else model.end_ns
-        template = _first_part(model.template, model.starts_ns < end_ns)
+        template = first_part(model.template, model.starts_ns < end_ns)
         if template is None:
             return None
         # A scope that had begun, and did not end in this part, is counted where it ended.
@@ -383,33 +390,11 @@ def _even_parts(models: Sequence[_StepModel]) -> list[_StepModel]:
         trimmed = 0.0 if all(model.on_cpu_clock for model, _ in group) else TRIMMED
         parts = _mean(np.array([np.diff(bounds) * model.length_ns for model, bounds in group]), trimmed)
         usual = np.concatenate(([0.0], np.cumsum(parts))) / max(float(parts.sum()), 1.0)
-        result += [replace(model, template=_warp_spans(model.template, bounds, usual)) for model, bounds in group]
+        result += [replace(model, template=warp_template(model.template, bounds, usual)) for model, bounds in group]
     return sorted(result, key=lambda model: model.start_ns)
 
 
 def _mean(values: FloatArray, trimmed: float) -> FloatArray:
     """Return the mean of each column without that part of its lowest and its highest values."""
     dropped = round(len(values) * trimmed)
-    mean: FloatArray = np.sort(values, axis=0)[dropped : len(values) - dropped].mean(axis=0)
-    return mean
-
-
-def _warp_spans(template: CallTemplate, bounds: FloatArray, usual: FloatArray) -> CallTemplate:
-    starts = np.interp(template.first, bounds, usual)
-    return replace(template, first=starts, last=np.maximum(np.interp(template.last, bounds, usual), starts))
-
-
-def _first_part(template: CallTemplate, begun: NDArray[np.bool_]) -> CallTemplate | None:
-    """Return the part of a template before its first span that had not begun."""
-    part = float(template.first[~begun].min(initial=1.0))
-    if part <= 0 or not begun.any():
-        return None
-    starts, ends = template.first[begun] / part, np.minimum(template.last[begun] / part, 1.0)
-    return CallTemplate(starts, ends, template.owner[begun], template.calls[begun])
-
-
-def _net_template(call: TimedCall, spans: IntArray) -> CallTemplate | None:
-    if not len(spans) or call.net_ns <= 0:
-        return None
-    starts, ends = (call.to_net(spans[:, column]) / call.net_ns for column in (1, 2))
-    return CallTemplate(starts, ends, spans[:, 0], spans[:, 3])
+    return np.asarray(np.sort(values, axis=0)[dropped : len(values) - dropped].mean(axis=0), dtype=np.float64)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain, repeat
+from itertools import repeat
 
 import numpy as np
 
@@ -39,6 +38,7 @@ from torchwatt.tracing.log_rows import (
     PossibleStepEnd,
     Row,
     keys_of,
+    rows_table,
 )
 from torchwatt.tracing.loop_steps import OptimizerEnds
 from torchwatt.tracing.named_parts import OpenNames
@@ -170,7 +170,7 @@ class ThreadLog:
         """Log many entries at once."""
         self._compact()
         noted = list(self.noted)
-        rows = _table([row for row in noted if row[END] > self.step_end])
+        rows = rows_table([row for row in noted if row[END] > self.step_end])
         last_ns = noted[-1][END]
         steps = rows[:, KEY] == STEP_KEY
         rows[steps, START] = np.concatenate(([self.step_end], rows[:, END]))[:-1][steps]
@@ -252,7 +252,7 @@ class ThreadLog:
     def _compact(self) -> None:
         n = len(self.rows)
         if n:
-            self._chunks.append(_table(self.rows[:n]))
+            self._chunks.append(rows_table(self.rows[:n]))
             del self.rows[:n]
             self._compacted += n
 
@@ -397,7 +397,3 @@ class ThreadLog:
         self.before = None if self.before is None else moved(self.before)
         self.since = int(place[self.since])
         self.stride.first_row = int(place[self.stride.first_row])
-
-
-def _table(rows: Sequence[Row]) -> IntArray:
-    return np.fromiter(chain.from_iterable(rows), np.int64, 6 * len(rows)).reshape(-1, 6)

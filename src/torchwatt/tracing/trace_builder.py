@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from torchwatt.core.energy_curve import interpolate
 from torchwatt.core.intervals import busy_ns, top_level
 from torchwatt.core.meter import Event, IntArray
 from torchwatt.core.terms import UNATTRIBUTED, is_bare_stage
@@ -42,9 +43,12 @@ from torchwatt.tracing.loop_steps import (
     find_models,
     steps_of,
 )
+from torchwatt.tracing.module_registry import module_infos
 from torchwatt.tracing.span_assembly import SpanAssembly
 from torchwatt.tracing.thread_log import ThreadLog
 from torchwatt.tracing.trace_spans import TraceInputs, is_forward_kind
+
+MOST_IN_SPANS = 0.1  # part of the time between two readings: then they tell what a thread uses between spans
 
 
 def build_trace(view: TraceInputs, events: Sequence[Event]) -> Trace:
@@ -67,20 +71,22 @@ class _TraceBuilder(SpanAssembly):
         steps, calls = self._steps()
         activities, lost = self._activities(steps, calls=calls)
         steps = self._staged(self._done(steps, calls=calls))
+        busy = [self._busy(log, number, arrays) for number, log in enumerate(self.view.logs)]
         return Trace(
             slots=tuple(self.columns.slots),
             **arrays,
             steps=tuple((step.start_ns, step.end_ns) for step in steps),
             step_counts=tuple(s.count for s in steps) if any(s.count > 1 for s in steps) else (),
             step_stages=tuple(step.stage for step in steps),
-            modules=self.names.modules,
+            modules=module_infos(self.names, self.view.registry.facts),
             carry_rel_sd=self._in_any_stage(self.carried | carried),
             events=(*events, *self._notes(book), *lost),
             activities=activities,
             cost_s=s_from_ns(self.view.cost_ns),
             untold_calls=self._untold_slots(),
             traced_steps=sum(len(snapshot.traced) // 2 for snapshot in self.looks.values()),
-            thread_busy=tuple(self._busy(log, number, arrays) for number, log in enumerate(self.view.logs)),
+            thread_busy=tuple(in_spans for in_spans, _ in busy),
+            thread_between=tuple(between for _, between in busy),
             windows=sum(c.nodes is not None for calls in self.calls.values() for c in calls),
         )
 
@@ -95,12 +101,20 @@ class _TraceBuilder(SpanAssembly):
         names = [self.view.stages[step.named or number] for step, number in zip(steps, at_end, strict=True)]
         return [replace(step, stage=name) if name else step for step, name in zip(steps, names, strict=True)]
 
-    def _busy(self, log: ThreadLog, number: int, arrays: Mapping[str, IntArray]) -> float:
-        """Return the share of its spans' time that a thread was on a CPU, 0 to 1; 1 where unknown."""
+    def _busy(self, log: ThreadLog, number: int, arrays: Mapping[str, IntArray]) -> tuple[float, float]:
+        """Return the share of its spans' time that a thread was on a CPU, 0 to 1, and of the time between them.
+
+        The first is 1 where unknown, the second 0.
+        """
         bare = [i for i, slot in enumerate(self.columns.slots) if is_bare_stage(slot)]
         cpu_ns, mine = log.cpu.until_now_ns(), (arrays["thread"] == number) & ~np.isin(arrays["slot"], bare)
-        spans_ns = busy_ns(arrays["start_ns"][mine], arrays["end_ns"][mine])
-        return 1.0 if cpu_ns is None or spans_ns <= 0 else min(cpu_ns / spans_ns, 1.0)
+        start, end = arrays["start_ns"][mine], arrays["end_ns"][mine]
+        spans_ns = busy_ns(start, end)
+        if cpu_ns is None or spans_ns <= 0:
+            return 1.0, 0.0
+        between = busy_between(start, end, self.looks[log].cpu)
+        gaps_ns = int(end.max() - start.min()) - spans_ns
+        return min(max(cpu_ns - between * gaps_ns, 0.0) / spans_ns, 1.0), between
 
     def _steps(self) -> tuple[list[LoopStep], bool]:
         """Return the steps, and whether they are calls of the model, where nothing else marks steps."""
@@ -250,6 +264,26 @@ class _TraceBuilder(SpanAssembly):
         records = self.records[log]
         own = [i for i, kind in enumerate(self.looks[log].kinds.of) if kind[0] == "backward"]
         return int(records.count[np.isin(records.kind, own)].sum())
+
+
+def busy_between(start_ns: IntArray, end_ns: IntArray, cpu: IntArray) -> float:
+    """Return the share of the time between spans that their thread was on a CPU; 0 where unknown.
+
+    Args:
+        start_ns: Starts of the thread's spans.
+        end_ns: Their ends.
+        cpu: Times, sorted, and the thread's CPU time at each; shape (n, 2).
+    """
+    top = top_level(start_ns, end_ns)
+    starts, ends = start_ns[top], np.maximum.accumulate(end_ns[top])
+    bounds = np.column_stack((starts, ends)).ravel()
+    ended = np.cumsum(ends - starts, dtype=np.int64)
+    covered = np.asarray(np.column_stack((ended - (ends - starts), ended)), dtype=np.int64).ravel()
+    inside = cpu[(cpu[:, 0] >= starts[:1].min(initial=0)) & (cpu[:, 0] <= ends[-1:].max(initial=0))]
+    wall_ns, used_ns = np.diff(inside[:, 0]), np.diff(inside[:, 1])
+    in_spans_ns = np.diff(interpolate(inside[:, 0], bounds, covered))
+    gaps = (in_spans_ns < MOST_IN_SPANS * wall_ns) & (wall_ns > 0)
+    return float(min(used_ns[gaps].sum() / wall_ns[gaps].sum(), 1.0)) if gaps.any() else 0.0
 
 
 def _bounds(steps: Sequence[LoopStep]) -> list[tuple[int, int, int]]:

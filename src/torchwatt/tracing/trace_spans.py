@@ -119,29 +119,35 @@ def _rows(table: IntArray, seq: IntArray) -> IntArray:
 
 def merge_pieces(
     start: Sequence[int], end: Sequence[int], key: Sequence[int], call: Sequence[int], limit: int
-) -> list[Piece]:
+) -> IntArray:
     """Return the pieces of one thread's nodes (sorted), with engine overhead, neighbours of one call merged."""
     ends, up = extend_to_siblings(start, end, limit)
-    result: list[list[int]] = []
-    previous: dict[int, tuple[int, int]] = {}  # parent -> (index into result, call) of the previous sibling
+    starts: list[int] = []
+    stops: list[int] = []
+    owners: list[int] = []
+    calls: list[int] = []
+    previous: dict[int, tuple[int, int]] = {}  # parent -> (index of the piece, call) of the previous sibling
     seen_parents: set[int] = set()
     for i, owner in enumerate(key):
         index, before = previous.get(up[i], (NO_INDEX, NO_INDEX))
         if owner == UNOWNED:
             previous.pop(up[i], None)
-        elif index != NO_INDEX and before == call[i] and result[index][1] == start[i]:
-            result[index][1] = ends[i]
+        elif index != NO_INDEX and before == call[i] and stops[index] == start[i]:
+            stops[index] = ends[i]
         elif ends[i] > start[i]:
-            previous[up[i]] = len(result), call[i]
-            result.append([start[i], ends[i], owner, int(call[i] not in seen_parents)])
+            previous[up[i]] = len(starts), call[i]
+            starts.append(start[i])
+            stops.append(ends[i])
+            owners.append(owner)
+            calls.append(int(call[i] not in seen_parents))
             seen_parents.add(call[i])
-    return [(s, e, owner, calls) for s, e, owner, calls in result]
+    return np.array([starts, stops, owners, calls], dtype=np.int64).T
 
 
-def join_backward(call: BackwardCall, own: IntArray, other_tables: Sequence[IntArray] = ()) -> list[list[Piece]]:
-    """Return the pieces of a traced backward call, one list per thread.
+def join_backward(call: BackwardCall, own: IntArray, other_tables: Sequence[IntArray] = ()) -> list[IntArray]:
+    """Return the pieces of a traced backward call, one table per thread, with a row for each piece.
 
-    The first list is of the thread with most nodes: the calling thread on a CPU, or the device's thread, for which the
+    The first table is of the thread with most nodes: the calling thread on a CPU, or the device's thread, for which the
     calling thread only waits.
     """
     nodes = call.nodes if call.nodes is None or isinstance(call.nodes, AutogradNodes) else call.nodes.nodes()
@@ -153,11 +159,12 @@ def join_backward(call: BackwardCall, own: IntArray, other_tables: Sequence[IntA
         m = np.flatnonzero(nodes.thread == thread)
         start = np.clip(nodes.start_ns[m], call.start_ns, call.end_ns).tolist()
         end = np.clip(nodes.end_ns[m], call.start_ns, call.end_ns).tolist()
-        lane = list(zip(start, end, key[m].tolist(), number[m].tolist(), strict=True))
+        columns = [start, end, key[m].tolist(), number[m].tolist()]
         if call.reduces:
+            lane = list(zip(*columns, strict=True))
             lane += reducer_intervals(start, end, nodes.seq[m].tolist(), call.end_ns)
             lane.sort(key=lambda node: (node[0], -node[1]))
-        columns = [[node[i] for node in lane] for i in range(4)]
+            columns = [[node[i] for node in lane] for i in range(4)]
         limit = min(call.end_ns, max(columns[1]) + MOST_AFTER_NS)
         lanes.append(merge_pieces(columns[0], columns[1], columns[2], columns[3], limit))
     return lanes

@@ -6,12 +6,12 @@ from torchwatt.views.answer import Answer, answer
 from torchwatt.views.html_report import to_html_fragment, to_html_page
 from torchwatt.views.layer_groups import VIEWS, LayerGroup, View, default_view, layer_groups
 from torchwatt.views.live_payload import (
+    LiveLayersView,
     LivePoint,
-    live_layers_payload,
+    LiveSums,
     rate_payload,
     start_payload,
     steps_payload,
-    top_groups,
     update_payload,
 )
 from torchwatt.views.module_tree import LAYER_COLUMNS, layer_rows
@@ -28,7 +28,9 @@ __all__ = [
     "VIEWS",
     "Answer",
     "LayerGroup",
+    "LiveLayersView",
     "LivePoint",
+    "LiveSums",
     "SpanTimeline",
     "View",
     "answer",
@@ -40,7 +42,6 @@ __all__ = [
     "format_time",
     "layer_groups",
     "layer_rows",
-    "live_layers_payload",
     "rate_payload",
     "select_spans",
     "start_payload",
@@ -51,6 +52,5 @@ __all__ = [
     "to_payload",
     "to_perfetto",
     "to_text",
-    "top_groups",
     "update_payload",
 ]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import fsum
 
+import numpy as np
+
 from torchwatt.core.ledger import Ledger
+from torchwatt.core.meter import FloatArray
 from torchwatt.core.report import Report
 from torchwatt.core.terms import (
     COMMUNICATION,
@@ -25,7 +28,8 @@ from torchwatt.core.terms import (
 )
 from torchwatt.views import report_summary
 from torchwatt.views.layer_groups import fold_names
-from torchwatt.views.layer_sums import LayerSum, sum_layers
+from torchwatt.views.layer_sums import LayerSum, module_kinds, sum_layers
+from torchwatt.views.module_tree import TOP_CONTAINER, NameTree
 from torchwatt.views.number_format import format_energy, format_time
 
 # Of the joules: as many groups are named as make this share, but no more than the most.
@@ -161,46 +165,53 @@ def main_groups(report: Report, layers: Sequence[LayerSum] | None = None) -> dic
     """
     layers = sum_layers(report) if layers is None else layers
     modules = [layer for layer in layers if not layer.reserved]
-    folded = fold_names((layer.fqn for layer in modules), report.modules)
+    folded = fold_names((layer.fqn for layer in modules), module_kinds(report))
     groups = {layer.fqn: layer.energy_j for layer in layers if layer.reserved}
-    groups |= _split_groups([(folded[layer.fqn], layer) for layer in modules])
-    return groups
+    tree = GroupTree([folded[layer.fqn] for layer in modules])
+    return groups | tree.split(np.array([layer.energy_j for layer in modules]))
 
 
-def _split_groups(named: Sequence[tuple[str, LayerSum]]) -> dict[str, float]:
-    contained_j: dict[str, list[float]] = defaultdict(list)
-    own: dict[str, list[float]] = defaultdict(list)
-    children: dict[str, set[str]] = defaultdict(set)
-    for name, layer in named:
-        energy_j = layer.energy_j
-        own[name].append(energy_j)
-        parent, end = "", 0
-        while end < len(name):
-            dot = name.find(".", end + 1)
-            end = dot if dot > 0 else len(name)
-            path = name[:end]  # cut, not joined anew: a name may have a thousand levels
-            contained_j[path].append(energy_j)
-            children[parent].add(path)
-            parent = path
-    total = {path: fsum(joules) for path, joules in contained_j.items()}
-    modules_j = fsum(fsum(joules) for joules in own.values())
-    groups: dict[str, float] = {}
-    waiting = sorted(children[""])
-    while waiting:
-        path = waiting.pop()
-        if not _is_split(path, total, children, modules_j):
-            groups[path] = total[path]
-            continue
-        waiting += sorted(children[path])
-        if path in own:
-            groups[f"{path} itself"] = fsum(own[path])
-    return groups
+class GroupTree:
+    """Folded names of modules with their containers; divides joules among the groups that tell most."""
 
+    def __init__(self, folded: Sequence[str]) -> None:
+        container_of: dict[str, str] = {}
+        children: dict[str, set[str]] = defaultdict(set)
+        for name in folded:
+            parent, end = TOP_CONTAINER, 0
+            while end < len(name):
+                dot = name.find(".", end + 1)
+                end = dot if dot > 0 else len(name)
+                path = name[:end]  # cut, not joined anew: a name may have a thousand levels
+                container_of[path] = parent
+                children[parent].add(path)
+                parent = path
+        self._tree = NameTree(container_of)
+        self._children = {parent: sorted(parts) for parent, parts in children.items()}
+        self._modules = np.array([self._tree.number[name] for name in folded], dtype=np.int64)
+        self._own = frozenset(folded)
 
-def _is_split(path: str, total: Mapping[str, float], children: Mapping[str, set[str]], modules_j: float) -> bool:
-    parts = children.get(path, set())
-    is_block = len(parts) == 1 or path.endswith(("*", "}"))
-    return bool(parts) and total[path] > (_SPLIT_BLOCK_SHARE if is_block else _SPLIT_SHARE) * modules_j
+    def split(self, energy_j: FloatArray) -> dict[str, float]:
+        """Return joules by group, of the joules of each module."""
+        own_j = np.bincount(self._modules, energy_j, len(self._tree.names)).astype(np.float64)
+        total_j = self._tree.totals(own_j)
+        groups: dict[str, float] = {}
+        waiting = list(self._children.get(TOP_CONTAINER, ()))
+        while waiting:
+            path = waiting.pop()
+            number = self._tree.number[path]
+            if not self._is_split(path, float(total_j[number]), float(total_j[-1])):
+                groups[path] = float(total_j[number])
+                continue
+            waiting += self._children[path]
+            if path in self._own:
+                groups[f"{path} itself"] = float(own_j[number])
+        return groups
+
+    def _is_split(self, path: str, total_j: float, modules_j: float) -> bool:
+        parts = self._children.get(path, ())
+        is_block = len(parts) == 1 or path.endswith(("*", "}"))
+        return bool(parts) and total_j > (_SPLIT_BLOCK_SHARE if is_block else _SPLIT_SHARE) * modules_j
 
 
 @dataclass(frozen=True, slots=True)

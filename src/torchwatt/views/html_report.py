@@ -16,6 +16,7 @@ from torchwatt.views.layer_html import (
     build_tree_block,
     provenance_chip,
 )
+from torchwatt.views.layer_sums import PROVENANCE_MEANING
 from torchwatt.views.markup import BORDER, escape_text, html_tag, muted_text, text_chip
 from torchwatt.views.module_tree import build_layer_tree
 from torchwatt.views.number_format import DASH, format_energy, format_power, format_time, format_wh, keep_units
@@ -240,7 +241,7 @@ def _foot_block(report: Report) -> str:
     carbon = report_summary.describe_carbon(report)
     legend = " &nbsp; ".join(
         f"{provenance_chip(word)} {muted_text(escape_text(meaning), '11px')}"
-        for word, meaning in report_summary.PROVENANCE_MEANING.items()
+        for word, meaning in PROVENANCE_MEANING.items()
     )
     lines = [*(carbon.notes if carbon.grams != DASH else ()), f"Measuring: {report_summary.describe_cost(report)}."]
     lines.append(f"Run {report_summary.describe_run(report)}")

@@ -13,8 +13,8 @@ from typing import Literal, get_args
 from torchwatt.core.ledger import Entry, Ledger, sum_if_known
 from torchwatt.core.report import Report
 from torchwatt.core.terms import PHASES, RESERVED, Domain, Phase, Provenance, weakest_provenance
-from torchwatt.core.trace import ModuleInfo
-from torchwatt.views.layer_sums import LayerSum, class_names, entries_by_stage, is_tied, sum_layers
+from torchwatt.core.trace import ModuleKind
+from torchwatt.views.layer_sums import LayerSum, class_names, entries_by_stage, is_tied, module_kinds, sum_layers
 from torchwatt.views.module_tree import TOP_CONTAINER, ModuleNode, build_layer_tree, find_containers, fold_tree
 
 View = Literal["hottest", "blocks", "tree", "type", "stage"]
@@ -142,7 +142,7 @@ def _flat_groups(report: Report, layers: Sequence[LayerSum], by: View) -> tuple[
         return _make_groups(report, layers, lambda layer: layer.fqn)
     if by == "type":
         return _make_groups(report, layers, lambda layer: module_type(layer.class_name))
-    folded = fold_names((layer.fqn for layer in layers), report.modules)
+    folded = fold_names((layer.fqn for layer in layers), module_kinds(report))
     return _make_groups(report, layers, lambda layer: folded[layer.fqn])
 
 
@@ -159,7 +159,7 @@ def stage_groups(report: Report) -> tuple[LayerGroup, ...]:
 def default_view(report: Report) -> View:
     """Return `blocks` if modules with modules inside repeat, or if folding at least halves the rows; else `hottest`."""
     names = {entry.fqn for ledger in report.counted for entry in ledger.entries}
-    folded = fold_names(names, report.modules)
+    folded = fold_names(names, module_kinds(report))
     repeats = any(short.rpartition(".")[0] != name.rpartition(".")[0] for name, short in folded.items())
     return "blocks" if repeats or 2 * len(set(folded.values())) <= len(names) else "hottest"
 
@@ -259,16 +259,15 @@ def _folded_entries(
     return folded
 
 
-def fold_names(names: Iterable[str], modules: Iterable[ModuleInfo]) -> dict[str, str]:
+def fold_names(names: Iterable[str], kinds: Mapping[str, ModuleKind]) -> dict[str, str]:
     """Return the folded name of each name.
 
     A number between dots becomes `*` if all numbered siblings are alike: of the same class and number of parameters,
     with alike modules inside. If only some are alike, their numbers are listed, as in `layers.{3-60}.mlp`.
     """
     named = list(names)
-    infos = {name: module for module in modules for name in (module.fqn, *module.aliases)}
     children = _children_of(named)
-    part_of = _folded_parts(children, _find_shapes(children, infos))
+    part_of = _folded_parts(children, _find_shapes(children, kinds))
     folded = {"": ""}
     for name in sorted(children, key=lambda name: name.count(".")):
         container, _, part = name.rpartition(".")
@@ -276,38 +275,39 @@ def fold_names(names: Iterable[str], modules: Iterable[ModuleInfo]) -> dict[str,
     return {name: folded[name] for name in named}
 
 
-def _children_of(names: Iterable[str]) -> dict[str, set[str]]:
+def _children_of(names: Iterable[str]) -> dict[str, Collection[str]]:
     """Return the direct children of each name and each of its containers; those of the top are under ""."""
-    children: dict[str, set[str]] = {"": set()}
+    inside: dict[str, set[str]] = {"": set()}
+    found: dict[str, None] = {}
     for name in names:
         inner = name
         while inner:
             container = inner.rpartition(".")[0] if inner not in RESERVED else ""
-            siblings = children.setdefault(container, set())
-            children.setdefault(inner, set())
-            if inner in siblings:
+            if container not in inside:
+                inside[container] = set()
+            found[inner] = None
+            if inner in inside[container]:
                 break
-            siblings.add(inner)
+            inside[container].add(inner)
             inner = container
-    return children
+    return {**dict.fromkeys(found, ()), **inside}
 
 
-def _find_shapes(children: Mapping[str, set[str]], infos: Mapping[str, ModuleInfo]) -> dict[str, int]:
+def _find_shapes(children: Mapping[str, Collection[str]], kinds: Mapping[str, ModuleKind]) -> dict[str, int]:
     """Return a number for each name, equal for names of the same class, parameters and modules inside."""
     numbers: dict[object, int] = {}
     shape: dict[str, int] = {}
     for name in sorted(children, key=lambda name: -name.count(".") if name else 1):
-        info = infos.get(name)
         child_shapes = tuple(sorted((child.rpartition(".")[2], shape[child]) for child in children[name]))
-        key = (info.class_name if info else "", info.params if info else 0, child_shapes)
+        key = (kinds.get(name, ("", 0)), child_shapes)
         shape[name] = numbers.setdefault(key, len(numbers))
     return shape
 
 
-def _folded_parts(children: Mapping[str, set[str]], shape: Mapping[str, int]) -> dict[str, str]:
+def _folded_parts(children: Mapping[str, Collection[str]], shape: Mapping[str, int]) -> dict[str, str]:
     """Return the last part of the folded name of each numbered module that has an alike sibling."""
     parts: dict[str, str] = {}
-    for siblings in children.values():
+    for siblings in filter(None, children.values()):
         numbered = [name for name in siblings if name.rpartition(".")[2].isdecimal()]
         same_shape: dict[int, list[str]] = defaultdict(list)
         for name in numbered:

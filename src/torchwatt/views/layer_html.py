@@ -9,7 +9,7 @@ from torchwatt.core.ledger import Entry
 from torchwatt.core.report import Report
 from torchwatt.core.terms import ROOT, Phase
 from torchwatt.views.layer_groups import LayerGroup, View, cut_groups, default_view
-from torchwatt.views.layer_sums import TIE_LEGEND
+from torchwatt.views.layer_sums import PROVENANCE_GLYPHS, TIE_LEGEND
 from torchwatt.views.markup import (
     BACKWARD,
     BORDER,
@@ -30,7 +30,6 @@ from torchwatt.views.number_format import (
     format_time,
     shorten_middle,
 )
-from torchwatt.views.report_summary import PROVENANCE_GLYPHS
 
 MAX_MODULES = 500  # of the tree
 MAX_ROWS = 20  # of modules, of the other views

@@ -10,7 +10,22 @@ from math import fsum, hypot
 from torchwatt.core.ledger import Entry, sum_if_known
 from torchwatt.core.report import Report
 from torchwatt.core.terms import PHASES, RESERVED, Phase, Provenance, weakest_provenance
+from torchwatt.core.trace import ModuleKind
 
+PROVENANCE_MEANING = {
+    "measured": "the difference of two readings of a meter",
+    "derived": "calculated from other numbers",
+    "apportioned": "a share of a measured total",
+    "sourced": "a published factor",
+    "modelled": "calculated by a model, without a meter",
+    "declared": "stated by the user",
+    "assumed": "a default of torchwatt",
+}
+# The same glyphs as in `extension/src/provenance.ts`.
+PROVENANCE_GLYPHS = {
+    "measured": "●", "derived": "◆", "apportioned": "◐", "sourced": "■", "modelled": "○", "declared": "◇",
+    "assumed": "□",
+}  # fmt: skip
 TIE_LEGEND = "~ may as well come before the layer above: the interval of their difference includes 0"
 
 
@@ -82,6 +97,11 @@ def is_tied(upper: tuple[float, float | None], lower: tuple[float, float | None]
 def class_names(report: Report) -> dict[str, str]:
     """Return the class of each module by all of its names."""
     return {name: m.class_name for m in report.modules for name in (m.fqn, *m.aliases)}
+
+
+def module_kinds(report: Report) -> dict[str, ModuleKind]:
+    """Return the kind of each module by all of its names."""
+    return {name: (m.class_name, m.params) for m in report.modules for name in (m.fqn, *m.aliases)}
 
 
 def _sum_layer(fqn: str, entries: Sequence[Entry], class_name: str) -> LayerSum:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
-from torchwatt.core.meter import Meter, Unavailable
-from torchwatt.core.report import Report
-from torchwatt.views.answer import main_groups
-from torchwatt.views.layer_sums import LayerSum
-from torchwatt.views.module_tree import build_layer_tree
+import numpy as np
+from numpy.typing import NDArray
+
+from torchwatt.core.meter import FloatArray, IntArray, Meter, Unavailable
+from torchwatt.core.terms import PHASES, RESERVED, ROOT, Provenance
+from torchwatt.core.trace import ModuleKind
+from torchwatt.views.answer import GroupTree
+from torchwatt.views.layer_groups import fold_names
+from torchwatt.views.module_tree import MAX_DEPTH, TOP_CONTAINER, NameTree, find_containers, smaller_label
 from torchwatt.views.number_format import format_energy
-from torchwatt.views.report_payload import json_number, layers_payload, payload_text
+from torchwatt.views.report_payload import json_number, payload_text
 
 LIVE_SCHEMA, LIVE_VERSION = "torchwatt.live", 1
 MAX_TOP_GROUPS = 3
@@ -98,29 +104,189 @@ def rate_payload(unit: str, unit_j: float | None) -> dict[str, Any]:
     return {"rate": {"label": payload_text(f"per {unit}"), "text": format_energy(unit_j)}}
 
 
-def live_layers_payload(report: Report) -> dict[str, Any]:
-    """Return the layers of a report so far, with the time up to which they are complete, and its largest groups."""
-    booked = build_layer_tree(report)
-    groups = top_groups(report, (*booked.modules, *booked.reserved))
-    return {
-        "top": [[payload_text(name), json_number(share)] for name, share in groups],
-        "layers": {
-            "as_of_s": json_number(report.duration_s),
-            **layers_payload(booked, MAX_LIVE_LAYERS),
-        },
-    }
+@dataclass(frozen=True, slots=True, eq=False)
+class LiveSums:
+    """Joules of a running session by phase and name; `names` and `kinds` are the same objects until they change.
+
+    Attributes:
+        names: Of modules, and reserved ones.
+        energy_j: A row for each of `PHASES`, a column for each name; none is negative, and what has 0 is not shown.
+        calls: By name; NaN where unknown.
+        kinds: The kind of each name of a module.
+        provenance: Of all joules.
+        as_of_s: Seconds after the start until which the joules are known.
+    """
+
+    names: tuple[str, ...]
+    energy_j: FloatArray
+    calls: FloatArray
+    kinds: Mapping[str, ModuleKind]
+    provenance: Provenance
+    as_of_s: float
 
 
-def top_groups(report: Report, layers: Sequence[LayerSum] | None = None) -> list[tuple[str, float]]:
-    """Return names and shares of the groups with the most joules, largest first: those of the report's answer.
+class LiveLayersView:
+    """Makes messages of the layers of one run; what depends on names only is kept from one to the next.
+
+    A message has its layers as text, and sums are arrays: few objects are made, so that Python's garbage collector
+    rarely runs in the thread of the view, where a full collection takes as long as all looks of half a minute.
+    """
+
+    def __init__(self) -> None:
+        self._layout: _Layout | None = None
+
+    def payload(self, sums: LiveSums) -> dict[str, Any]:
+        """Return the largest groups, and the layers with the time up to which they are complete as JSON text."""
+        layout = self._layout_of(sums)
+        text = f'{{"as_of_s":{_number(sums.as_of_s)},{layout.layers_text(sums)},"folded":null}}'
+        top = [[payload_text(name), json_number(share)] for name, share in self.top_groups(sums)]
+        return {"top": top, "layers_text": text}
+
+    def top_groups(self, sums: LiveSums) -> list[tuple[str, float]]:
+        """Return names and shares of the groups with the most joules, largest first: those of the report's answer."""
+        run_j = float(sums.energy_j.sum())
+        groups = sorted(self._layout_of(sums).groups(sums).items(), key=lambda item: (-item[1], item[0]))
+        return [(name, energy_j / run_j) for name, energy_j in groups[:MAX_TOP_GROUPS]] if run_j > 0 else []
+
+    def _layout_of(self, sums: LiveSums) -> _Layout:
+        used = sums.energy_j > 0
+        if self._layout is None or not self._layout.fits(sums, used):
+            self._layout = _Layout(sums, used)
+        return self._layout
+
+
+class _Layout:
+    """The tree of the names with joules.
 
     Args:
-        report: The run.
-        layers: Its sums, where they are known already.
+        sums: Their names.
+        used: What has joules, as `LiveSums.energy_j`.
     """
-    run_j = report.energy_j or 0.0
-    groups = sorted(main_groups(report, layers).items(), key=lambda item: (-item[1], item[0]))
-    return [(name, energy_j / run_j) for name, energy_j in groups[:MAX_TOP_GROUPS]] if run_j > 0 else []
+
+    def __init__(self, sums: LiveSums, used: NDArray[np.bool_]) -> None:
+        self._names, self._kinds, self._used = sums.names, sums.kinds, used
+        columns = np.flatnonzero(used.any(axis=0)).tolist()
+        self._reserved = [column for column in columns if sums.names[column] in RESERVED]
+        columns = [column for column in columns if sums.names[column] not in RESERVED]
+        names = [sums.names[column] for column in columns]
+        container_of = find_containers(names, sums.kinds)
+        tree = self._tree = NameTree(container_of)
+        self._columns = np.array(columns, dtype=np.int64)  # of modules, and their places in the tree
+        self._places = np.array([tree.number[name] for name in names], dtype=np.int64)
+        column_of = dict(zip(names, columns, strict=True))
+        self._column_of = [column_of.get(name) for name in tree.names]
+        self._phases = np.flatnonzero(used[:, self._columns].any(axis=1))
+        self._rank = np.argsort(np.argsort(np.array(tree.names, dtype=object)))
+        self._count = tree.totals(np.ones(len(tree.names)))  # modules: itself and all inside it
+        self._containers = tuple(container_of.values())
+        self._heads = [""] * len(tree.names)
+        folded = fold_names(names, sums.kinds)
+        self._groups = GroupTree([folded[name] for name in names])
+
+    def fits(self, sums: LiveSums, used: NDArray[np.bool_]) -> bool:
+        """Return whether this is the layout of these sums."""
+        same = sums.names is self._names and sums.kinds is self._kinds
+        return same and np.array_equal(used, self._used)
+
+    def groups(self, sums: LiveSums) -> dict[str, float]:
+        """Return joules by group of modules, and of each reserved name."""
+        sum_j = sums.energy_j.sum(axis=0)
+        reserved = {sums.names[column]: float(sum_j[column]) for column in self._reserved}
+        return reserved | self._groups.split(sum_j[self._columns])
+
+    def layers_text(self, sums: LiveSums) -> str:
+        """Return the largest modules, those inside the others of each container as one row, and the reserved names."""
+        own_j = self._own_j(sums)
+        total_j = self._tree.totals(own_j)
+        sum_j = total_j.sum(axis=1)
+        shown = self._largest(sum_j[:-1])
+        hidden = np.ones(len(own_j), dtype=np.bool_)
+        hidden[shown] = False
+        is_shown = np.append(~hidden, True)
+        cut = np.flatnonzero(hidden & is_shown[self._tree.parent])
+        parent = self._tree.parent[cut]
+        count = np.bincount(parent, self._count[cut], len(total_j)).astype(np.int64)
+        alone = cut[count[parent] == 1]  # shown in place of a row "1 smaller"
+        rows = [*shown.tolist(), *alone.tolist()]
+        line_of = {number: line for line, number in enumerate(rows)}
+        lines = [self._line(number, line_of, sums, own_j[number], total_j[number]) for number in rows]
+        smaller_j = np.zeros_like(total_j)
+        np.add.at(smaller_j, parent, total_j[cut])
+        lines += [
+            self._smaller_line(container, line_of, int(count[container]), smaller_j[container])
+            for container in np.flatnonzero(count > 1).tolist()
+        ]
+        reserved_j = sums.energy_j.sum(axis=0)
+        reserved = sorted(self._reserved, key=lambda column: (-reserved_j[column], sums.names[column]))
+        ends = (self._reserved_line(column, sums) for column in reserved)
+        return f'"layers":[{",".join(lines)}],"reserved":[{",".join(ends)}]'
+
+    def _own_j(self, sums: LiveSums) -> FloatArray:
+        own_j = np.zeros((len(self._tree.names), len(self._phases)))
+        own_j[self._places] = sums.energy_j[np.ix_(self._phases, self._columns)].T
+        return own_j
+
+    def _largest(self, sum_j: FloatArray) -> IntArray:
+        """Return the modules with the most joules, each after its container."""
+        order = np.lexsort((self._rank, self._tree.depth, -sum_j))
+        return order[self._tree.depth[order] <= MAX_DEPTH][:MAX_LIVE_LAYERS]
+
+    def _line(
+        self, number: int, line_of: Mapping[int, int], sums: LiveSums, own_j: FloatArray, total_j: FloatArray
+    ) -> str:
+        column = self._column_of[number]
+        head = self._heads[number] = self._heads[number] or self._head(number, sums.provenance)
+        parent = line_of.get(int(self._tree.parent[number]), "null")
+        calls = "0" if column is None else _calls(sums, column)
+        own, total = self._phase_text(own_j), self._phase_text(total_j)
+        energy = _number(float(total_j.sum()))
+        return f'{{{head},"parent":{parent},"calls":{calls},"self_j":{own},"total_j":{total},"energy_j":{energy}}}'
+
+    def _head(self, number: int, provenance: Provenance) -> str:
+        fqn, container = self._tree.names[number], self._containers[number]
+        name = fqn if container in {TOP_CONTAINER, ROOT} else fqn.removeprefix(f"{container}.")
+        has_own = self._column_of[number] is not None
+        known = _text(provenance) if has_own else "null"
+        class_name = self._kinds.get(fqn, ("", 0))[0] if has_own else ""
+        return f'"fqn":{_text(fqn)},"name":{_text(name)},"class":{_text(class_name)},"provenance":{known}'
+
+    def _smaller_line(self, container: int, line_of: Mapping[int, int], count: int, total_j: FloatArray) -> str:
+        name = smaller_label(count)
+        top = container == len(self._tree.names)
+        outer = "" if top else self._tree.names[container]
+        fqn = name if top or outer == ROOT else f"{outer}.{name}"
+        total = self._phase_text(total_j)
+        return (
+            f'{{"fqn":{_text(fqn)},"name":{_text(name)},"class":"","provenance":null,'
+            f'"parent":{"null" if top else line_of[container]},"calls":null,"folded":{count},'
+            f'"self_j":{total},"total_j":{total},"energy_j":{_number(float(total_j.sum()))}}}'
+        )
+
+    def _reserved_line(self, column: int, sums: LiveSums) -> str:
+        own = _phase_text(range(len(PHASES)), sums.energy_j[:, column])
+        calls, known = _calls(sums, column), _text(sums.provenance)
+        return f'{{"fqn":{_text(sums.names[column])},"class":"","provenance":{known},"calls":{calls},"self_j":{own}}}'
+
+    def _phase_text(self, energy_j: FloatArray) -> str:
+        return _phase_text(self._phases.tolist(), energy_j)
+
+
+def _phase_text(phases: Iterable[int], energy_j: FloatArray) -> str:
+    parts = zip(phases, energy_j.tolist(), strict=True)
+    return "{" + ",".join([f'"{PHASES[phase]}":{_number(joules)}' for phase, joules in parts if joules > 0]) + "}"
+
+
+def _calls(sums: LiveSums, column: int) -> str:
+    calls = float(sums.calls[column])
+    return "null" if isnan(calls) else str(round(calls))
+
+
+def _number(value: float) -> str:
+    return repr(json_number(value))
+
+
+def _text(value: str) -> str:
+    return json.dumps(payload_text(value))
 
 
 def _energy_meters(meters: Sequence[Meter]) -> list[Meter]:

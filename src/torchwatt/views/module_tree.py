@@ -9,7 +9,10 @@ from dataclasses import dataclass, replace
 from math import fsum
 from typing import Any
 
+import numpy as np
+
 from torchwatt.core.ledger import Entry, Ledger, layer_values
+from torchwatt.core.meter import FloatArray
 from torchwatt.core.report import Report
 from torchwatt.core.terms import RESERVED, ROOT, Phase
 from torchwatt.views.layer_sums import LayerSum, class_names, is_tied, sum_layers
@@ -38,6 +41,36 @@ def find_containers(names: Iterable[str], modules: Collection[str] = ()) -> dict
         if inner not in container_of:
             container_of[inner] = ROOT if rooted and (not modules or inner in tops) else TOP_CONTAINER
     return dict(sorted(container_of.items(), key=lambda item: (item[0] == ROOT, -item[0].count("."))))
+
+
+class NameTree:
+    """Names with their containers as arrays, for adding up many names at once.
+
+    Attributes:
+        names: All names.
+        number: The index of each name.
+        parent: The index of each name's container; `len(names)` stands for `TOP_CONTAINER`.
+        depth: Levels of each name, 1 at the top.
+    """
+
+    def __init__(self, container_of: Mapping[str, str]) -> None:
+        """Take the container of each name, in any order."""
+        self.names = tuple(container_of)
+        top = len(self.names)
+        self.number = {name: number for number, name in enumerate(self.names)}
+        self.parent = np.array([self.number.get(name, top) for name in container_of.values()], dtype=np.int64)
+        self.depth, above = np.ones(top, dtype=np.int64), self.parent.copy()
+        while (inside := above < top).any():
+            self.depth += inside
+            above = np.where(inside, np.append(self.parent, top)[above], top)
+        self._levels = [np.flatnonzero(self.depth == depth) for depth in range(self.depth.max(initial=0), 0, -1)]
+
+    def totals(self, own: FloatArray) -> FloatArray:
+        """Return for each name the sum of its own row and those of everything inside it, and at the end of all."""
+        total = np.concatenate((own, np.zeros((1, *own.shape[1:]))))
+        for level in self._levels:
+            np.add.at(total, self.parent[level], total[level])
+        return total
 
 
 def sum_totals(

@@ -16,8 +16,7 @@ from torchwatt.views.answer import answer
 from torchwatt.views.layer_groups import LayerGroup, cut_groups, default_view, flat_views
 from torchwatt.views.layer_sums import LayerSum
 from torchwatt.views.module_tree import LayerTree, ModuleNode, build_layer_tree, fold_tree
-from torchwatt.views.power_bands import MAX_BANDS, power_bands
-from torchwatt.views.power_chart import build_power_line, gauge_lines
+from torchwatt.views.power_chart import MAX_BANDS, build_power_line, gauge_lines, power_bands
 
 MIME = "application/vnd.torchwatt.report.v1+json"
 PAYLOAD_VERSION = 1

@@ -31,22 +31,6 @@ NO_CARBON = "No carbon: give region= (such as 'FRA') or intensity_g_per_kwh=."
 
 MAX_DOMAINS = 24
 
-PROVENANCE_MEANING = {
-    "measured": "the difference of two readings of a meter",
-    "derived": "calculated from other numbers",
-    "apportioned": "a share of a measured total",
-    "sourced": "a published factor",
-    "modelled": "calculated by a model, without a meter",
-    "declared": "stated by the user",
-    "assumed": "a default of torchwatt",
-}
-# The same glyphs as in `extension/src/provenance.ts`.
-PROVENANCE_GLYPHS = {
-    "measured": "●", "derived": "◆", "apportioned": "◐", "sourced": "■", "modelled": "○", "declared": "◇",
-    "assumed": "□",
-}  # fmt: skip
-
-
 REPEAT_LABEL, METER_LABEL = "90 % of repeats", "another meter"
 
 

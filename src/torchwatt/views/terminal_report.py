@@ -15,7 +15,7 @@ from torchwatt.core.terms import Phase
 from torchwatt.views import report_summary
 from torchwatt.views.answer import answer
 from torchwatt.views.layer_groups import LayerGroup, View, cut_groups, default_view, layer_groups, tree_groups
-from torchwatt.views.layer_sums import TIE_LEGEND
+from torchwatt.views.layer_sums import PROVENANCE_GLYPHS, TIE_LEGEND
 from torchwatt.views.number_format import (
     DASH,
     format_energy,
@@ -161,9 +161,7 @@ def _layer_table_lines(report: Report, max_layers: int | None, width: int, by: V
     if any(group.unclear for group in groups):
         lines += wrap(TIE_LEGEND, width)
     used = {str(group.provenance) for group in groups if group.provenance} | {str(report.provenance)}
-    lines.append(
-        "   ".join(f"{glyph} {word}" for word, glyph in report_summary.PROVENANCE_GLYPHS.items() if word in used)
-    )
+    lines.append("   ".join(f"{glyph} {word}" for word, glyph in PROVENANCE_GLYPHS.items() if word in used))
     return [_to_ascii(line) for line in lines]
 
 
@@ -198,7 +196,7 @@ def _table_columns(report: Report, groups: Sequence[LayerGroup], by: View) -> tu
     booked_j = fsum(entry.energy_self_j for entry in entries)
     most_j = max((group.energy_j for group in groups), default=0.0)
     interval = format_interval(*report.interval_j) if report.interval_j is not None else ""
-    glyphs = report_summary.PROVENANCE_GLYPHS
+    glyphs = PROVENANCE_GLYPHS
     share = format_share(booked_j / run_j if run_j > 0 else None)
     columns = [
         _Column("self" if by == "tree" else "energy", (*map(_energy_text, groups), format_energy(booked_j))),
@@ -285,7 +283,7 @@ def _markdown_table(report: Report, groups: Sequence[LayerGroup], by: View) -> I
     yield f"| layer | {' | '.join(titles)} |"
     yield f"| :-- | {' | '.join(['--:'] * len(columns))} |"
     names = [f"`{_row_name(group, by).replace('`', chr(39))}`" for group in groups]
-    meaning = {glyph: word for word, glyph in report_summary.PROVENANCE_GLYPHS.items()}
+    meaning = {glyph: word for word, glyph in PROVENANCE_GLYPHS.items()}
     for n, name in enumerate([*names, "all of the above"]):
         cells = [meaning.get(column.cells[n], column.cells[n]) for column in columns]
         yield f"| {' | '.join([name.replace('|', chr(92) + '|'), *cells])} |"

@@ -10,8 +10,7 @@ files with `keep_default_na=False, na_values=[""]`.
 
 from __future__ import annotations
 
-from torchwatt.audit.schema.energy_tables import HOURLY, LAYER, RANK, RANK_LAYER, SAMPLE, WINDOW
-from torchwatt.audit.schema.factor_tables import FACTOR, IMPACT
+from torchwatt.audit.schema.energy_tables import FACTOR, HOURLY, IMPACT, LAYER, RANK, RANK_LAYER, SAMPLE, WINDOW
 from torchwatt.audit.schema.run_tables import DECLARED, DEVICE, EVENT, RUN
 from torchwatt.audit.schema.table_schema import Column, ColumnType, Row, Table, Value
 

@@ -19,8 +19,7 @@ from torchwatt.audit.formula import Formula, names, parse
 from torchwatt.audit.schema import Column, Table, Value
 from torchwatt.audit.verification.finding import Findings
 from torchwatt.core.errors import BundleError
-from torchwatt.disk.path_safety import open_untrusted
-from torchwatt.disk.safe_gzip import bounded_lines, open_bounded_gzip
+from torchwatt.disk.path_safety import bounded_lines, open_bounded_gzip, open_untrusted
 
 CHUNK_ROWS = 4096
 FEW = 64

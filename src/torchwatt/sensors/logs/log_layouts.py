@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from torchwatt.core.errors import SensorError
-from torchwatt.disk.path_safety import open_user_path
-from torchwatt.disk.safe_gzip import bounded_lines
+from torchwatt.disk.path_safety import bounded_lines, open_user_path
 from torchwatt.sensors.logs.log_clock import LogClock
 from torchwatt.sensors.logs.log_columns import MAX_CELL_CHARS, LogColumns, classify_columns, parse_amount, power_scale
 

@@ -188,12 +188,12 @@ class ServedKernels(NamedTuple):
 class SyntheticServer:
     """Host threads that serve requests, each on a stream of its own: their stages overlap on one device.
 
-    A request is a prefill of 60 to 250 ms and 10 to 50 decode steps of 9 ms. A thread launches a step's kernels at
-    once and waits for the last one, so that a step's annotation ends when its work does. `windows` are the annotations:
-    stage, start and end in seconds.
+    A request is a prefill of 60 to 250 ms and 10 to 50 decode steps of 9 ms, each in an annotation of its own. A thread
+    launches a step's kernels at once, and its annotation ends when the step `ahead` of it has ended: with 0 when its own
+    work has, with 1 its launches run ahead of the device. `windows` are the annotations: stage, start and end in seconds.
     """
 
-    def __init__(self, seed: int, seconds: float, threads: int = 2, first_s: float = 4.0) -> None:
+    def __init__(self, seed: int, seconds: float, *, ahead: int = 0, threads: int = 2, first_s: float = 4.0) -> None:
         self._random = Random(seed)
         self.events: list[dict[str, Any]] = []
         self.windows: list[tuple[str, float, float]] = []
@@ -203,30 +203,38 @@ class SyntheticServer:
             t_us, until_us = round(first_s * 1e6), round((first_s + seconds) * 1e6)
             while t_us < until_us:
                 t_us += round(self._random.expovariate(1 / 120_000))
-                t_us = self._step(PREFILL, t_us, self._random.randint(60_000, 250_000), thread)
-                for _ in range(self._random.randint(10, 50)):
-                    t_us = self._step(DECODE, t_us + self._random.randint(20, 300), 9_000, thread)
+                t_us = self._request(t_us, thread, ahead)
 
-    def _step(self, stage: str, start_us: int, work_us: int, thread: int) -> int:
-        """Serve one step; return its end."""
-        layers, tid, stream = SERVED[stage], WORKER_TID + thread, WORKER_STREAM + thread
+    def _request(self, t_us: int, thread: int, ahead: int) -> int:
+        """Serve one request; return when its last step has ended."""
+        steps = [(PREFILL, self._random.randint(60_000, 250_000)), *[(DECODE, 9_000)] * self._random.randint(10, 50)]
+        ends_us = [t_us] * ahead  # of the steps so far; before the first, nothing is waited for
+        for stage, work_us in steps:
+            t_us += self._random.randint(20, 300)
+            launched_us = self._launch(stage, t_us, max(t_us, ends_us[-1] if ends_us else 0), work_us, thread, ends_us)
+            done_us = max(launched_us, ends_us[-1 - ahead]) + 5
+            self.events.append(note(f"stage: {stage}", t_us, done_us - t_us, WORKER_TID + thread))
+            self.windows.append((stage, t_us / 1e6, done_us / 1e6))
+            t_us = done_us
+        return max(t_us, ends_us[-1])
+
+    def _launch(self, stage: str, host_us: int, free_us: int, work_us: int, thread: int, ends_us: list[int]) -> int:
+        """Launch a step's kernels, which run from `free_us` on; note their end, and return that of the launches."""
+        layers, tid, stream, began_us = SERVED[stage], WORKER_TID + thread, WORKER_STREAM + thread, host_us
         parts = [self._random.uniform(0.8, 1.2) * (0.1 if kind == "Head" else 1.0) for kind, _ in layers]
-        host_us = free_us = start_us
+        grid = {"grid": [8 if stage == DECODE else 512, 1, 1], "block": [128, 1, 1]}
         for (kind, name), part in zip(layers, parts, strict=True):
             self._correlation += 1
             self.events += [module(name, host_us + 1, 8, tid), launch(host_us + 3, self._correlation, tid)]
-            began_us, long_us = max(host_us + 6, free_us), round(work_us * part / sum(parts))
-            free_us = began_us + long_us
-            grid = {"grid": [8 if stage == DECODE else 512, 1, 1], "block": [128, 1, 1]}
-            self.events.append(
-                kernel(began_us, long_us, self._correlation, f"{kind.lower()}_fwd", stream=stream, **grid)
-            )
-            self._kernels.append((began_us, free_us, stage, stream))
+            start_us, long_us = max(host_us + 6, free_us), round(work_us * part / sum(parts))
+            free_us = start_us + long_us
+            name_of_kernel = f"{kind.lower()}_fwd"
+            self.events.append(kernel(start_us, long_us, self._correlation, name_of_kernel, stream=stream, **grid))
+            self._kernels.append((start_us, free_us, stage, stream))
             host_us += 12
-        self.events += [module("Net_0", start_us, host_us - start_us, tid)]
-        self.events.append(note(f"stage: {stage}", start_us, free_us + 5 - start_us, tid))
-        self.windows.append((stage, start_us / 1e6, (free_us + 5) / 1e6))
-        return free_us + 5
+        self.events.append(module("Net_0", began_us, host_us - began_us, tid))
+        ends_us.append(free_us)
+        return host_us
 
     def kernels(self) -> ServedKernels:
         """Return what ran on the device."""

@@ -61,7 +61,7 @@ class JoinedTrace:
     modules: tuple[ModuleInfo, ...] = ()
     notes: tuple[str, ...] = ()
     device_names: tuple[tuple[str, str], ...] = ()  # model by device, from the trace
-    annotations: frozenset[str] = frozenset()  # names of the user's ranges on the host
+    annotations: frozenset[str] = frozenset()  # labels of named ranges on the host, stages among them
 
     @property
     def total_kernel_ns(self) -> int:

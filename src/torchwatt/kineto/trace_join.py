@@ -18,7 +18,7 @@ from torchwatt.kineto.joined_trace import OUTCOME_CODES, OUTCOMES, JoinedTrace, 
 from torchwatt.kineto.kineto_trace import ANNOTATION, KERNEL, KinetoTrace, LaunchLinks, link_launches
 from torchwatt.kineto.record_owners import RecordOwners, RecordParts, assign_records, split_compiled_kernels
 from torchwatt.kineto.sidecar import Sidecar
-from torchwatt.kineto.trace_labels import STEP_PREFIX, module_infos
+from torchwatt.kineto.trace_labels import STEP_PREFIX, annotation_label, module_infos
 
 LABEL_NOTES = {
     "own": "labels are ranges that torchwatt or the user named for it",
@@ -73,8 +73,14 @@ def join_trace(
         modules=module_infos(host.claims.paths),
         notes=notes,
         device_names=tuple((f"gpu:{number}", name) for number, name in trace.device_names),
-        annotations=frozenset(trace.names[i] for i in np.unique(trace.ranges.name[trace.ranges.kind == ANNOTATION])),
+        annotations=frozenset(_annotations(trace)),
     )
+
+
+def _annotations(trace: KinetoTrace) -> Iterator[str]:
+    for code in np.unique(trace.ranges.name[trace.ranges.kind == ANNOTATION]).tolist():
+        if not trace.names[code].startswith(STEP_PREFIX):
+            yield annotation_label(trace.names[code])
 
 
 def _by_outcome(outcome: IntArray, length_ns: IntArray) -> dict[Outcome, int]:

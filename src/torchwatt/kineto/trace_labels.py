@@ -88,24 +88,27 @@ def scope_name(name: str) -> str:
     return name.strip("# ") or name
 
 
+def annotation_label(name: str) -> str:
+    """Return the name that the user gave an annotation, a stage or a named range."""
+    return name.removeprefix(STAGE_PREFIX) if name.startswith(STAGE_PREFIX) else scope_name(name)
+
+
 def stage_name(name: str, wanted: Sequence[str] = ()) -> str | None:
-    """Return the stage that an annotation names: one of `torchwatt.stage`, or one that is wanted; None for others.
+    """Return the stage that an annotation names: one that is wanted, or one of `torchwatt.stage`; None for others.
 
     Args:
         name: Of the annotation.
         wanted: Names or patterns (`prefill`, `decode_*`) of annotations that are stages of their own name, or
             `NAME=PATTERN`, where NAME is the stage.
     """
-    if name.startswith(STAGE_PREFIX):
-        return name.removeprefix(STAGE_PREFIX)
-    label = scope_name(name)
+    label = annotation_label(name)
     for text in wanted:
         stage, is_renamed, pattern = text.partition("=")
         if label == text or fnmatchcase(label, text):
             return label
         if is_renamed and (label == pattern or fnmatchcase(label, pattern)):
             return stage
-    return None
+    return label if name.startswith(STAGE_PREFIX) else None
 
 
 def is_collective(name: str) -> bool:

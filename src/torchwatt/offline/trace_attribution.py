@@ -214,6 +214,8 @@ def _check_stages(stages: Sequence[str], joined: Sequence[JoinedTrace]) -> None:
     """Reject a stage that no range of the traces has, which would be a row without joules."""
     names = sorted({name for trace in joined for name in trace.annotations})
     for stage in stages:
+        if not stage.partition("=")[0].strip():
+            raise ConfigError(f"--stage {stage!r}: give the stage a name, such as prefill or decode=decode_*")
         if not any(stage_name(name, (stage,)) is not None for name in names):
             some = ", ".join(names[:MOST_NAMES]) + ", ..." * (len(names) > MOST_NAMES) if names else "none at all"
             raise ConfigError(f"--stage {stage}: no record_function range of the trace has this name; it has: {some}")

@@ -188,9 +188,10 @@ class ServedKernels(NamedTuple):
 class SyntheticServer:
     """Host threads that serve requests, each on a stream of its own: their stages overlap on one device.
 
-    A request is a prefill of 60 to 250 ms and 10 to 50 decode steps of 9 ms, each in an annotation of its own. A thread
-    launches a step's kernels at once, and its annotation ends when the step `ahead` of it has ended: with 0 when its own
-    work has, with 1 its launches run ahead of the device. `windows` are the annotations: stage, start and end in seconds.
+    A request is a prefill of 60 to 250 ms and 10 to 50 decode steps of 9 ms, each in an annotation of its own. A
+    thread launches a step's kernels at once, and its annotation ends when the step `ahead` of it has ended: with 0
+    when its own work has, with 1 its launches run ahead of the device. `windows` are the annotations: stage, start and
+    end in seconds.
     """
 
     def __init__(self, seed: int, seconds: float, *, ahead: int = 0, threads: int = 2, first_s: float = 4.0) -> None:

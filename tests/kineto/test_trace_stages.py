@@ -9,7 +9,20 @@ from hypothesis import strategies as st
 
 from tests.kineto.synthetic_traces import SyntheticServer
 from tests.kineto.trace_files import (
-    BACK, BASE_NS, MAIN, joined, kernel, launch, module, node, note, op, owned, pair, save, staged,
+    BACK,
+    BASE_NS,
+    MAIN,
+    joined,
+    kernel,
+    launch,
+    module,
+    node,
+    note,
+    op,
+    owned,
+    pair,
+    save,
+    staged,
 )  # fmt: skip
 from tests.support.examples import examples
 from torchwatt.kineto import join_trace, read_trace, stage_name

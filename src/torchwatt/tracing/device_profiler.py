@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +78,8 @@ class DeviceProfiler:
         self._log: ThreadLog | None = None  # of the thread whose steps are recorded
         self._logs: Sequence[ThreadLog] = ()  # of all threads
         self._named: NamedParts | None = None
+        # Held while a thread advances the window: torch crashes if another prepares one while a trace is exported.
+        self._advancing = threading.Lock()
         self._steps_left = 0
         self._most_steps = 1
         self.recording = False
@@ -118,9 +121,13 @@ class DeviceProfiler:
 
         Without `stamp` it is the start of a call, whose predecessor was stamped at its end.
         """
-        if self._broken or (self._log is not None and log is not self._log) or not self._may_ask():
+        if self._broken or self._is_of_another(log) or not self._may_ask():
+            return
+        if not self._advancing.acquire(blocking=False):
             return
         try:
+            if self._is_of_another(log):
+                return
             if self._clocks is not None and stamp:
                 self._clocks.ended(log, conductor.budget, log.stride.step_ns, surely=self.is_on)
             if self.recording:
@@ -133,6 +140,12 @@ class DeviceProfiler:
                 self._prepare(log)
         except Exception as error:
             self._give_up(error)
+        finally:
+            self._advancing.release()
+
+    def _is_of_another(self, log: ThreadLog) -> bool:
+        """Return whether a window is prepared or open that records another thread's steps."""
+        return self._log is not None and log is not self._log
 
     def call_ended(self, log: ThreadLog, conductor: TracingPolicy) -> None:
         """Stamp the end of an outermost call, where such calls are steps."""

@@ -139,7 +139,7 @@ def test_stages_that_a_session_recorded_replace_those_of_the_trace(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted", "found"),
+    ("name", "patterns", "found"),
     [
         ("prefill", (), None), ("stage: prefill", (), "prefill"), ("## prefill ##", ("prefill",), "prefill"),
         ("prefill 3", ("prefill",), None), ("prefill 3", ("prefill*",), "prefill 3"),
@@ -147,8 +147,8 @@ def test_stages_that_a_session_recorded_replace_those_of_the_trace(tmp_path):
         ("decode[0]", ("decode[0]",), "decode[0]"), ("stage: decode", ("tokens=decode",), "tokens"),
     ],
 )  # fmt: skip
-def test_annotations_are_stages_where_torchwatt_named_them_or_somebody_asks(name, wanted, found):
-    assert stage_name(name, wanted) == found
+def test_annotations_are_stages_where_torchwatt_named_them_or_somebody_asks(name, patterns, found):
+    assert stage_name(name, patterns) == found
 
 
 @st.composite

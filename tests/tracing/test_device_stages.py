@@ -15,6 +15,7 @@ from tests.tracing.nets import Net, traced
 from tests.tracing.test_device_windows import rows_of, watched
 from torchwatt.core.terms import Slot
 from torchwatt.core.trace import Activity
+from torchwatt.kineto import join_trace, read_trace
 from torchwatt.kineto.host_ownership import NO_RANGES, RecordedRanges, RecordedStages
 from torchwatt.kineto.window_files import read_activities, read_ranges, write_activities, write_ranges
 from torchwatt.tracing.device_windows import extrapolate_windows
@@ -53,8 +54,8 @@ def test_kernels_of_a_session_reach_the_stages_that_the_program_names():
         assert set(stages[inside].tolist()) <= {stage}
 
 
-def test_the_backward_pass_is_of_the_stage_around_it_and_other_threads_have_theirs():
-    net, other = Net(), Net()
+def test_the_backward_pass_is_of_the_stage_around_it_whatever_other_threads_are_in():
+    net = Net()
     optimizer = torch.optim.SGD(net.parameters(), 0.01)
     with traced(net) as run:
         watch = watched(run)
@@ -63,7 +64,7 @@ def test_the_backward_pass_is_of_the_stage_around_it_and_other_threads_have_thei
         def serve():
             with tw.stage("serve"), torch.no_grad():
                 while not done.wait(0.0002):
-                    other(torch.randn(8, 16))
+                    torch.randn(8, 16).relu()
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -93,6 +94,19 @@ def test_stages_pass_to_the_worker_and_back(tmp_path):
     assert read_ranges(tmp_path / "b").stages is None
     write_activities(tmp_path / "c", [window((0, 100), ("décode", 0, 10))])
     assert read_activities(tmp_path / "c")[0].slots == (Slot("a", "forward", "décode"),)
+
+
+def test_stages_are_ranges_in_the_trace_of_the_users_own_profiler(tmp_path):
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler,
+        tw.stage("prefill"),
+        tw.stage("verify"),
+    ):
+        torch.ones(3).relu()
+    profiler.export_chrome_trace(str(tmp_path / "t.json"))
+    assert join_trace(read_trace(tmp_path / "t.json")).annotations == {"prefill", "verify"}
+    with tw.stage("decode"):
+        assert not torch.autograd._profiler_enabled()
 
 
 def window(covered, *records):

@@ -93,16 +93,16 @@ def annotation_label(name: str) -> str:
     return name.removeprefix(STAGE_PREFIX) if name.startswith(STAGE_PREFIX) else scope_name(name)
 
 
-def stage_name(name: str, wanted: Sequence[str] = ()) -> str | None:
-    """Return the stage that an annotation names: one that is wanted, or one of `torchwatt.stage`; None for others.
+def stage_name(name: str, patterns: Sequence[str] = ()) -> str | None:
+    """Return the stage that an annotation names: one that the patterns name, or one of `torchwatt.stage`; None for others.
 
     Args:
         name: Of the annotation.
-        wanted: Names or patterns (`prefill`, `decode_*`) of annotations that are stages of their own name, or
+        patterns: Names or patterns (`prefill`, `decode_*`) of annotations that are stages of their own name, or
             `NAME=PATTERN`, where NAME is the stage.
     """
     label = annotation_label(name)
-    for text in wanted:
+    for text in patterns:
         stage, is_renamed, pattern = text.partition("=")
         if label == text or fnmatchcase(label, text):
             return label

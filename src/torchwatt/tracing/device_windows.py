@@ -227,9 +227,9 @@ def extrapolate_windows(
     each = max(-(-int(sizes[nearest].sum()) // MAX_FILLED), least) if unrecorded else 1
     parts = [(window, _table(window), False) for window in windows]
     for begin, end in _groups(unrecorded, recorded, each):
-        group, inside = _join_steps(unrecorded[begin:end]), counts[nearest[begin]]
-        window = _in_stage(windows[nearest[begin]], frozenset(inside), group.stage)
-        times = group.steps / max(inside[group.stage] or inside.total(), 1)
+        group, own = _join_steps(unrecorded[begin:end]), counts[nearest[begin]]
+        window = _in_stage(windows[nearest[begin]], frozenset(own), group.stage)
+        times = group.steps / max(own[group.stage] or own.total(), 1)
         parts.append((window, _stretch_window(window, group, times), True))
     covered = [*recorded, *((step.start_ns, step.end_ns) for step in unrecorded)]
     together = _merge_parts(parts, rename)
@@ -303,11 +303,11 @@ def _groups(unrecorded: Sequence[DeviceSteps], recorded: Sequence[Interval], eac
 def _nearest_of_stage(
     recorded: Sequence[Interval], counts: Sequence[Counter[str]], unrecorded: Sequence[DeviceSteps]
 ) -> IntArray:
-    """Return the nearest window with a step of each step's stage, or if there is none the nearest window."""
+    """Return for each step the nearest window with a step of its stage, or if none has one the nearest."""
     nearest = np.zeros(len(unrecorded), dtype=np.int64)
     for stage in {step.stage for step in unrecorded}:
         mine = [i for i, step in enumerate(unrecorded) if step.stage == stage]
-        usable = np.array([i for i, inside in enumerate(counts) if inside[stage]] or range(len(counts)), dtype=np.int64)
+        usable = np.array([i for i, own in enumerate(counts) if own[stage]] or range(len(counts)), dtype=np.int64)
         nearest[mine] = usable[_nearest([recorded[i] for i in usable.tolist()], [unrecorded[i] for i in mine])]
     return nearest
 
@@ -391,10 +391,10 @@ def _notes(
     windows: Sequence[Activity], counts: Sequence[Counter[str]], unrecorded: Sequence[DeviceSteps], each: int
 ) -> Iterator[str]:
     yield from dict.fromkeys(note for window in windows for note in window.notes)
-    others = len(unrecorded)
-    yield f"{len(windows)} windows of whole steps were recorded, {others} other steps are filled from the nearest"
-    if each > 1 and others:
+    n = len(unrecorded)
+    yield f"{len(windows)} windows of whole steps were recorded, {n} other steps are filled from the nearest"
+    if each > 1 and n:
         yield f"one copy of a window stands for {each} steps"
     for stage in dict.fromkeys(step.stage for step in unrecorded if step.stage):
-        if not any(inside[stage] for inside in counts):
+        if not any(own[stage] for own in counts):
             yield f"no window has a step of the stage {stage!r}: its layers are those of other stages"

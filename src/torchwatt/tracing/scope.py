@@ -174,7 +174,8 @@ class Stage(Scope):
 def open_annotation(name: str) -> Any:
     """Open a range in the trace of a profiler that is running, whosever it is; None without one."""
     profiler = sys.modules.get("torch.autograd.profiler")  # a profiler that runs has been imported
-    if profiler is None or not (profiler._is_profiler_enabled or sys.modules["torch"].autograd._profiler_enabled()):
+    enabled = getattr(profiler, "_is_profiler_enabled", False)
+    if profiler is None or not (enabled or sys.modules["torch"].autograd._profiler_enabled()):
         return None
     annotation = profiler.record_function(name)
     annotation.__enter__()

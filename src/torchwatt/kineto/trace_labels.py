@@ -94,7 +94,7 @@ def annotation_label(name: str) -> str:
 
 
 def stage_name(name: str, patterns: Sequence[str] = ()) -> str | None:
-    """Return the stage that an annotation names: one that the patterns name, or one of `torchwatt.stage`; None for others.
+    """Return the stage that an annotation names, by the patterns or as one of `torchwatt.stage`; None for others.
 
     Args:
         name: Of the annotation.

@@ -110,6 +110,14 @@ def simulate(plan: Plan, sensor: Sensor, *, minutes: float, seed: int) -> Simula
     return Simulated(recording, trace, _ns(run[0]), _ns(run[1]), truth, total_j, plan.idle_w, at)
 
 
+def measure(start, end, watts, sensor, *, idle_w, total_s, seed):
+    """Return what a sensor records of kernels that add to idle power, and cumulative joules on the grid of `GRID_S`."""
+    power = _power(Plan((), idle_w=idle_w), start, end, watts, None, total_s)
+    energy = np.concatenate(([0.0], np.cumsum(power) * GRID_S))
+    recording, _ = _recording(power, energy, sensor, total_s, np.random.default_rng([seed, 78]))
+    return recording, energy
+
+
 def _ns(seconds):
     return (
         np.round(np.asarray(seconds) * 1e9).astype(np.int64) + ORIGIN_NS

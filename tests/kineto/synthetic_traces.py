@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from tests.kineto.trace_files import BACK, BASE_NS, MAIN, event, kernel, launch, module, node, note, op
 
@@ -164,3 +166,86 @@ def inference(*, calls: int = 4, layers: int = 12) -> SyntheticProgram:
     for _ in range(calls):
         program.forward(layers_of(layers))
     return program
+
+
+PREFILL, DECODE = "prefill", "decode"
+SERVED: dict[str, tuple[Layer, ...]] = {
+    PREFILL: (("Attention", "Attention_0"), ("MLP", "MLP_0")) * 4,
+    DECODE: (("Attention", "Attention_0"), ("MLP", "MLP_0"), ("Head", "Head_0")),
+}
+WORKER_TID, WORKER_STREAM = 300, 30  # of the first thread; one more for each other
+
+
+class ServedKernels(NamedTuple):
+    """Columns of the kernels that a server ran: seconds since the trace's base, stage, and stream."""
+
+    start_s: np.ndarray
+    end_s: np.ndarray
+    stage: np.ndarray
+    stream: np.ndarray
+
+
+class SyntheticServer:
+    """Host threads that serve requests, each on a stream of its own: their stages overlap on one device.
+
+    A request is a prefill of 60 to 250 ms and 10 to 50 decode steps of 9 ms, each in an annotation of its own. A
+    thread launches a step's kernels at once, and its annotation ends when the step `ahead` of it has ended: with 0
+    when its own work has, with 1 its launches run ahead of the device. `windows` are the annotations: stage, start and
+    end in seconds.
+    """
+
+    def __init__(self, seed: int, seconds: float, *, ahead: int = 0, threads: int = 2, first_s: float = 4.0) -> None:
+        self._random = Random(seed)
+        self.events: list[dict[str, Any]] = []
+        self.windows: list[tuple[str, float, float]] = []
+        self._kernels: list[tuple[int, int, str, int]] = []
+        self._correlation = 0
+        for thread in range(threads):
+            t_us, until_us = round(first_s * 1e6), round((first_s + seconds) * 1e6)
+            while t_us < until_us:
+                t_us += round(self._random.expovariate(1 / 120_000))
+                t_us = self._request(t_us, thread, ahead)
+
+    def _request(self, t_us: int, thread: int, ahead: int) -> int:
+        """Serve one request; return when its last step has ended."""
+        steps = [(PREFILL, self._random.randint(60_000, 250_000)), *[(DECODE, 9_000)] * self._random.randint(10, 50)]
+        ends_us = [t_us] * ahead  # of the steps so far; before the first, nothing is waited for
+        for stage, work_us in steps:
+            t_us += self._random.randint(20, 300)
+            launched_us = self._launch(stage, t_us, max(t_us, ends_us[-1] if ends_us else 0), work_us, thread, ends_us)
+            done_us = max(launched_us, ends_us[-1 - ahead]) + 5
+            self.events.append(note(f"stage: {stage}", t_us, done_us - t_us, WORKER_TID + thread))
+            self.windows.append((stage, t_us / 1e6, done_us / 1e6))
+            t_us = done_us
+        return max(t_us, ends_us[-1])
+
+    def _launch(self, stage: str, host_us: int, free_us: int, work_us: int, thread: int, ends_us: list[int]) -> int:
+        """Launch a step's kernels, which run from `free_us` on; note their end, and return that of the launches."""
+        layers, tid, stream, began_us = SERVED[stage], WORKER_TID + thread, WORKER_STREAM + thread, host_us
+        parts = [self._random.uniform(0.8, 1.2) * (0.1 if kind == "Head" else 1.0) for kind, _ in layers]
+        grid = {"grid": [8 if stage == DECODE else 512, 1, 1], "block": [128, 1, 1]}
+        for (kind, name), part in zip(layers, parts, strict=True):
+            self._correlation += 1
+            self.events += [module(name, host_us + 1, 8, tid), launch(host_us + 3, self._correlation, tid)]
+            start_us, long_us = max(host_us + 6, free_us), round(work_us * part / sum(parts))
+            free_us = start_us + long_us
+            name_of_kernel = f"{kind.lower()}_fwd"
+            self.events.append(kernel(start_us, long_us, self._correlation, name_of_kernel, stream=stream, **grid))
+            self._kernels.append((start_us, free_us, stage, stream))
+            host_us += 12
+        self.events.append(module("Net_0", began_us, host_us - began_us, tid))
+        ends_us.append(free_us)
+        return host_us
+
+    def kernels(self) -> ServedKernels:
+        """Return what ran on the device."""
+        start, end, stage, stream = zip(*sorted(self._kernels), strict=True)
+        return ServedKernels(np.array(start) / 1e6, np.array(end) / 1e6, np.array(stage), np.array(stream))
+
+    def save(self, path: Path) -> Path:
+        """Write it as Kineto does, in no order of time."""
+        events = list(self.events)
+        self._random.shuffle(events)
+        head = {"schemaVersion": 1, "baseTimeNanoseconds": BASE_NS, "traceName": "synthetic"}
+        path.write_bytes(gzip.compress(json.dumps({**head, "traceEvents": events}).encode(), 1))
+        return path

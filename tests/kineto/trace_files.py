@@ -1,6 +1,7 @@
 """Small traces made by hand: each function returns one event as Kineto writes it. Times in microseconds."""
 
 import json
+from collections import Counter
 
 import numpy as np
 
@@ -57,6 +58,14 @@ def joined(folder, events, **options):
 
 def owned(found, device="gpu:0"):
     """Return {(fqn, phase): ns of records} of one device."""
+    times = Counter()
+    for (fqn, phase, _), ns in staged(found, device).items():
+        times[fqn, phase] += ns
+    return dict(times)
+
+
+def staged(found, device="gpu:0"):
+    """Return {(fqn, phase, stage): ns of records} of one device."""
     activity = next(a for a in found.activities if a.device == device)
     length = np.bincount(activity.slot, activity.end_ns - activity.start_ns, len(activity.slots))
-    return {(s.fqn, s.phase): int(ns) for s, ns in zip(activity.slots, length, strict=True) if ns}
+    return {(s.fqn, s.phase, s.stage): int(ns) for s, ns in zip(activity.slots, length, strict=True) if ns}

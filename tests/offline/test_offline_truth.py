@@ -16,8 +16,8 @@ from torchwatt.__main__ import main
 UNIX_NS = 1_790_000_000_000_000_000  # where the simulated clock's beginning lies in the world
 
 
-def unix_ns(t_ns):
-    return int(t_ns) - ORIGIN_NS + UNIX_NS
+def unix_ns(t_ns, origin_ns=UNIX_NS):
+    return int(t_ns) - ORIGIN_NS + origin_ns
 
 
 def write_trace(path, activity):
@@ -42,7 +42,7 @@ def write_trace(path, activity):
     path.write_text(json.dumps(text))
 
 
-def write_power(path, recording, start_ns, end_ns):
+def write_power(path, recording, start_ns, end_ns, origin_ns=UNIX_NS):
     power, energy = recording.get("gpu:0/power"), recording.get("gpu:0/energy")
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -51,7 +51,7 @@ def write_power(path, recording, start_ns, end_ns):
         watts = power.raw * power.channel.scale
         place = np.clip(np.searchsorted(energy.t_ns, power.t_ns, side="right") - 1, 0, None)
         for i in np.flatnonzero(keep).tolist():
-            row = [unix_ns(power.t_ns[i]), 0, repr(float(watts[i]))]
+            row = [unix_ns(power.t_ns[i], origin_ns), 0, repr(float(watts[i]))]
             writer.writerow([*row, int(energy.raw[place[i]])])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from types import SimpleNamespace
 
@@ -79,6 +80,30 @@ def test_kernels_of_windows_reach_their_layers_and_the_other_steps_are_filled():
         assert any(a <= end and start <= b for a, b in activity.covered)
     assert not folder.exists()
     assert not torch.autograd._profiler_enabled()
+
+
+def test_no_thread_prepares_a_window_while_another_exports_one():
+    """Torch crashes where a profiler is prepared during the export of a trace."""
+    net, other, seen = Net(), Net(), []
+
+    def infer():
+        with torch.no_grad():
+            for _ in range(5):
+                other(torch.randn(8, 16))
+
+    def edit(path):
+        thread = threading.Thread(target=infer)
+        thread.start()
+        thread.join()
+        seen.append(watch.is_on)
+        with_kernels(path)
+
+    with traced(net) as run:
+        watch = watched(run, edit)
+        train(net, 20)
+    assert seen
+    assert not any(seen)
+    assert run.trace.activities
 
 
 def test_a_window_on_a_machine_without_kernels_leaves_no_activity():

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torchwatt.kineto import JoinedTrace
 
 MAX_ROWS = 40
+MAX_STAGE_WIDTH = 24
 
 
 def add_attribute_parser(commands: Any) -> None:
@@ -51,6 +52,11 @@ def add_attribute_parser(commands: Any) -> None:
     parser.add_argument(
         "--sidecar", metavar="FILE", help="the file of fused kernels that torchwatt.tracing.inductor wrote"
     )
+    parser.add_argument(
+        "--stage", action="append", default=[], metavar="NAME",
+        help="a record_function range that is a stage: prefill, a pattern (decode_*), or NAME=PATTERN; "
+        "those of torchwatt.stage always are",
+    )  # fmt: skip
     add_output_options(parser, csv="--out", html=False)
     parser.add_argument("--all", action="store_true", help="print every layer")
 
@@ -81,6 +87,7 @@ def run_attribute(arguments: argparse.Namespace, out: IO[str] | None = None) -> 
         arguments.idle,
         tuple(card.strip() for cards in arguments.device for card in cards.split(",") if card.strip()),
         arguments.zone,
+        tuple(arguments.stage),
     )
     result = attribute_files(files)
     if result.report is not None:
@@ -131,12 +138,16 @@ def _time_lines(activity: Activity, busy_ms: float, *, everything: bool) -> Iter
     from torchwatt.kineto.joined_trace import busy_timetable
 
     yield f"\n{activity.device} was busy for {busy_ms:.3f} ms; concurrent records share the time equally"
-    yield f"{'layer':60} {'phase':13} {'busy':>13} {'share':>7} {'records':>8}"
     rows = busy_timetable(activity)
+    width = max((len(row.slot.stage) for row in rows), default=0)
+    width = min(max(width, len("stage")), MAX_STAGE_WIDTH) + 1 if width else 0  # no column without stages
+    yield f"{'layer':60} {'stage' * bool(width):{width}}{'phase':13} {'busy':>13} {'share':>7} {'records':>8}"
     for row in rows if everything else rows[:MAX_ROWS]:
         own_ms = row.busy_s * 1e3
         share = own_ms / busy_ms if busy_ms else 0.0
-        yield f"{_shorten_fqn(row.slot.fqn):60} {row.slot.phase:13} {own_ms:10.3f} ms {share:7.1%} {row.records:8}"
+        stage = f"{row.slot.stage[: max(width - 1, 0)]:{width}}"
+        name = _shorten_fqn(row.slot.fqn)
+        yield f"{name:60} {stage}{row.slot.phase:13} {own_ms:10.3f} ms {share:7.1%} {row.records:8}"
     if not everything and len(rows) > MAX_ROWS:
         rest_ms = sum(row.busy_s for row in rows[MAX_ROWS:]) * 1e3
         yield f"and {len(rows) - MAX_ROWS} more rows with {rest_ms:.3f} ms; --all shows them"

@@ -38,6 +38,9 @@ TRAIN, VALIDATION, INFERENCE = "train", "validation", "inference"
 PREFILL, DECODE, ENCODE, DRAFT = "prefill", "decode", "encode", "draft"
 REQUEST_STAGES = (PREFILL, DECODE)  # every request has a row of each
 
+# Before the name of a stage in the trace of a user's own profiler.
+STAGE_PREFIX = "stage: "
+
 # Gauges of a GPU: the power of its superchip, and its users (`DeviceUsers`); of a process: whether it or a descendant
 # has loaded CUDA's driver library.
 MODULE_POWER, USERS, CUDA_LIBRARY = "power_module", "users", "cuda_library"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,11 @@ class Activity:
 
     def __len__(self) -> int:
         return len(self.slot)
+
+    def take(self, records: NDArray[np.bool_]) -> Activity:
+        """Return the same device with some of its records."""
+        names = ("slot", "start_ns", "end_ns", "stream", "filled", *(("signature",) if len(self.signature) else ()))
+        return replace(self, **{name: getattr(self, name)[records] for name in names})
 
 
 @dataclass(frozen=True, slots=True)

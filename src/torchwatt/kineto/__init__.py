@@ -3,6 +3,7 @@
 from torchwatt.kineto.joined_trace import NAMED_OUTCOMES, OUTCOME_MEANINGS, OUTCOMES, JoinedTrace, Outcome
 from torchwatt.kineto.sidecar import Sidecar, read_sidecar
 from torchwatt.kineto.trace_join import join_trace
+from torchwatt.kineto.trace_labels import stage_name
 from torchwatt.kineto.trace_reader import read_trace
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "join_trace",
     "read_sidecar",
     "read_trace",
+    "stage_name",
 ]

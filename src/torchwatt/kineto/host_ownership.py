@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +22,22 @@ from torchwatt.kineto.trace_labels import (
     own_slot,
     reserved_slot,
     scope_name,
+    stage_name,
 )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordedStages:
+    """When threads were in which stage: columns of equal length, threads and times as in `RecordedRanges`.
+
+    Of one thread, intervals are nested or disjoint; `stage` points into `names`.
+    """
+
+    thread: IntArray
+    start_ns: IntArray
+    end_ns: IntArray
+    stage: IntArray
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,7 +45,8 @@ class RecordedRanges:
     """Columns of equal length, in order of the ends of calls (of two equal ranges the first is the inner one).
 
     `thread` is the operating system's number, times are unix nanoseconds like the trace's, `[seq0, seq1)` are the
-    sequence numbers assigned during the call, and `slot` points into `slots`.
+    sequence numbers assigned during the call, and `slot` points into `slots`. Where the session recorded `stages`,
+    those that the trace names do not count.
     """
 
     thread: IntArray
@@ -40,6 +56,7 @@ class RecordedRanges:
     seq1: IntArray
     slot: IntArray
     slots: tuple[Slot, ...] = ()
+    stages: RecordedStages | None = None
 
     def __post_init__(self) -> None:
         if len({len(c) for c in (self.thread, self.start_ns, self.end_ns, self.seq0, self.seq1, self.slot)}) > 1:
@@ -47,11 +64,15 @@ class RecordedRanges:
 
     def on(self, trace: KinetoTrace, number_of: Callable[[Slot], int]) -> tuple[IntArray, IntArray]:
         """Return each range's thread as numbered in the trace, and its slot as numbered by `number_of`."""
-        codes = {tid: code for code, tid in enumerate(trace.threads)}
         numbers = np.array([number_of(slot) for slot in self.slots] or [NO_INDEX], dtype=np.int64)
-        # A thread that is not in the trace launched nothing: any unused number is suitable.
-        thread = [codes.get(tid, -2 - i) for i, tid in enumerate(self.thread.tolist())]
-        return np.array(thread, dtype=np.int64), numbers[self.slot]
+        return _thread_codes(trace, self.thread), numbers[self.slot]
+
+
+def _thread_codes(trace: KinetoTrace, thread: IntArray) -> IntArray:
+    """Return the numbers that the trace has for the operating system's threads."""
+    codes = {tid: code for code, tid in enumerate(trace.threads)}
+    # A thread that is not in the trace launched nothing: any unused number is suitable.
+    return np.array([codes.get(tid, -2 - i) for i, tid in enumerate(thread.tolist())], dtype=np.int64)
 
 
 _EMPTY_COLUMN = np.zeros(0, dtype=np.int64)
@@ -84,7 +105,8 @@ class SlotIndex:
 class HostOwnership:
     """Intervals that own launches inside them, the innermost first; and `scopes`, which own the others.
 
-    `node` is each claim's autograd node (place in `nodes`, rows of the trace's operators), or -1.
+    `node` is each claim's autograd node (place in `nodes`, rows of the trace's operators), or -1. Intervals of `stages`
+    are stages of their thread; `stage` points into `stage_names`.
     """
 
     book: SlotIndex
@@ -99,6 +121,9 @@ class HostOwnership:
     labels: str  # "own", "module", "scope", "none": the best kind of label in the trace
     compiled: IntervalNest
     compiled_name: IntArray
+    stages: IntervalNest
+    stage: IntArray
+    stage_names: tuple[str, ...]
     _is_node: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
     def at(self, thread: IntArray, t_ns: IntArray) -> tuple[IntArray, IntArray, IntArray]:
@@ -114,13 +139,21 @@ class HostOwnership:
         outcome = np.where(recomputed, OUTCOME_CODES["recompute"], outcome)
         return slot, outcome, node
 
+    def node_at(self, thread: IntArray, t_ns: IntArray) -> IntArray:
+        """Return the autograd node (place in `nodes`) around each instant, -1 outside; modules may lie between."""
+        return np.append(self.node, NO_INDEX)[self.tree.climb(self.tree.at(thread, t_ns), self._is_node)]
+
+    def stage_at(self, thread: IntArray, t_ns: IntArray) -> IntArray:
+        """Return the innermost stage (place in `stage_names`) of threads at instants, -1 for none."""
+        return np.append(self.stage, NO_INDEX)[self.stages.at(thread, t_ns)]
+
     def scope_at(self, thread: IntArray, t_ns: IntArray) -> IntArray:
         """Return the slot of the innermost named range, -1 outside."""
         return np.append(self.scope_slot, NO_INDEX)[self.scopes.at(thread, t_ns)]
 
 
-def host_ownership(trace: KinetoTrace, live: RecordedRanges = NO_RANGES) -> HostOwnership:
-    """Collect the claims on the trace's host threads."""
+def host_ownership(trace: KinetoTrace, live: RecordedRanges = NO_RANGES, stages: Sequence[str] = ()) -> HostOwnership:
+    """Collect the claims on the trace's host threads; `stages` are names of annotations, as `stage_name` takes them."""
     book, ranges = SlotIndex(), trace.ranges
     paths = module_paths(trace)
     slots, outcomes = _named_slots(trace, book, paths)
@@ -137,7 +170,11 @@ def host_ownership(trace: KinetoTrace, live: RecordedRanges = NO_RANGES) -> Host
     none = np.full(len(claiming), NO_INDEX), np.full(len(live_slot), NO_INDEX)
     node = np.concatenate((none[0], np.arange(len(nodes)), none[1])).astype(np.int64)
     forward = np.full(len(live_slot), OUTCOME_CODES["module-forward"])
-    scope = np.flatnonzero(_scope_names(trace)[ranges.name] & (ranges.kind == ANNOTATION))
+    stage_of = [stage_name(name, stages) for name in trace.names]
+    is_stage = np.array([*(stage is not None for stage in stage_of), False])[ranges.name] & (ranges.kind == ANNOTATION)
+    scope = np.flatnonzero(_scope_names(trace)[ranges.name] & (ranges.kind == ANNOTATION) & ~is_stage)
+    staged = live.stages or _annotated_stages(trace, stage_of, np.flatnonzero(is_stage))
+    stage_thread = _thread_codes(trace, staged.thread) if live.stages is not None else staged.thread
     compiled = np.flatnonzero(_compiled_names(trace)[ranges.name])
     return HostOwnership(
         book=book,
@@ -152,8 +189,20 @@ def host_ownership(trace: KinetoTrace, live: RecordedRanges = NO_RANGES) -> Host
         labels=_best_labels(ranges.kind, live, len(scope)),
         compiled=nest_intervals(ranges.thread[compiled], ranges.start_ns[compiled], ranges.end_ns[compiled]),
         compiled_name=ranges.name[compiled],
+        stages=nest_intervals(stage_thread, staged.start_ns, staged.end_ns),
+        stage=staged.stage,
+        stage_names=staged.names,
         _is_node=node != NO_INDEX,
     )
+
+
+def _annotated_stages(trace: KinetoTrace, stage_of: Sequence[str | None], places: IntArray) -> RecordedStages:
+    """Return the annotations that name stages; threads are the trace's numbers."""
+    ranges = trace.ranges
+    numbers: dict[str, int] = {}
+    stage = [numbers.setdefault(stage_of[code] or "", len(numbers)) for code in ranges.name[places].tolist()]
+    columns = ranges.thread[places], ranges.start_ns[places], ranges.end_ns[places]
+    return RecordedStages(*columns, np.array(stage, dtype=np.int64), tuple(numbers))
 
 
 def _named_slots(trace: KinetoTrace, book: SlotIndex, paths: dict[int, str]) -> tuple[IntArray, IntArray]:

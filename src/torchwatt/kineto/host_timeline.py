@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,14 +19,15 @@ from torchwatt.kineto.trace_labels import NODE_PREFIX, is_backward_op, is_reserv
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AutogradOwners:
-    """Each autograd node's slot (phase backward) and outcome, and the operator that made it (row of the operators).
+    """Each autograd node's slot (phase backward) and outcome, the operator that made it, and that operator's thread.
 
-    -1 for an unknown owner or operator.
+    Operators are rows of the trace's; -1 for what is unknown.
     """
 
     slot: IntArray
     outcome: IntArray
     op: IntArray
+    thread: IntArray
 
 
 def autograd_owners(trace: KinetoTrace, claims: HostOwnership, live: RecordedRanges = NO_RANGES) -> AutogradOwners:
@@ -39,7 +41,7 @@ def autograd_owners(trace: KinetoTrace, claims: HostOwnership, live: RecordedRan
     slot = np.where(recorded >= 0, recorded, slot)
     outcome = np.where(recorded >= 0, OUTCOME_CODES["module-backward"], outcome)
     source = _inherit(trace, nodes, (ops.sequence[nodes] < 0) & (op == NO_INDEX) & (slot == NO_INDEX))
-    return AutogradOwners(slot[source], outcome[source], op[source])
+    return AutogradOwners(slot[source], outcome[source], op[source], thread[source])
 
 
 def _at_ops(trace: KinetoTrace, claims: HostOwnership, op: IntArray) -> tuple[IntArray, IntArray]:
@@ -208,6 +210,15 @@ class HostTimeline:
         unclaimed = np.where(in_backward, book(Slot(UNATTRIBUTED, "backward")), book(Slot(UNATTRIBUTED, "other")))
         return np.where(nobody, unclaimed, slot), np.where(nobody, OUTCOME_CODES["outside"], outcome)
 
+    def stage_at(self, thread: IntArray, t_ns: IntArray) -> IntArray:
+        """Return the stage (place in `claims.stage_names`) of launches at instants, -1 for none.
+
+        A thread of autograd's has the stage of the thread that ran the forward pass, which waits for it.
+        """
+        own = self.claims.stage_at(thread, t_ns)
+        forward = np.append(self.owners.thread, NO_INDEX)[self.claims.node_at(thread, t_ns)]
+        return np.where(own == NO_INDEX, self.claims.stage_at(forward, t_ns), own)
+
     def _by_compiled_graph(
         self, thread: IntArray, t_ns: IntArray, node: IntArray, slot: IntArray, outcome: IntArray
     ) -> None:
@@ -240,9 +251,9 @@ class HostTimeline:
         return self.claims.compiled.at(thread, t_ns)
 
 
-def host_timeline(trace: KinetoTrace, live: RecordedRanges = NO_RANGES) -> HostTimeline:
-    """Prepare the host side of a trace."""
-    claims = host_ownership(trace, live)
+def host_timeline(trace: KinetoTrace, live: RecordedRanges = NO_RANGES, stages: Sequence[str] = ()) -> HostTimeline:
+    """Prepare the host side of a trace; `stages` are names of annotations, as `stage_name` takes them."""
+    claims = host_ownership(trace, live, stages)
     top: IntervalNest | None = None
     if claims.labels in {"scope", "none"}:
         plain = np.array([not is_reserved(name) for name in trace.names] or [True], dtype=np.bool_)[trace.ops.name]

@@ -61,6 +61,7 @@ class JoinedTrace:
     modules: tuple[ModuleInfo, ...] = ()
     notes: tuple[str, ...] = ()
     device_names: tuple[tuple[str, str], ...] = ()  # model by device, from the trace
+    annotations: frozenset[str] = frozenset()  # labels of named ranges on the host, stages among them
 
     @property
     def total_kernel_ns(self) -> int:
@@ -93,4 +94,4 @@ def busy_timetable(activity: Activity) -> tuple[TimeRow, ...]:
     busy = np.bincount(activity.slot, share, len(activity.slots)) / NS_PER_S
     count = np.bincount(activity.slot, minlength=len(activity.slots))
     rows = [TimeRow(slot, float(busy[i]), int(count[i])) for i, slot in enumerate(activity.slots)]
-    return tuple(sorted(rows, key=lambda row: (-row.busy_s, row.slot.fqn, row.slot.phase)))
+    return tuple(sorted(rows, key=lambda row: (-row.busy_s, row.slot.fqn, row.slot.phase, row.slot.stage)))

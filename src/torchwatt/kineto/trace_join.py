@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,10 +15,10 @@ from torchwatt.kineto.graph_replays import captures_of
 from torchwatt.kineto.host_ownership import NO_RANGES, RecordedRanges
 from torchwatt.kineto.host_timeline import HostTimeline, host_timeline
 from torchwatt.kineto.joined_trace import OUTCOME_CODES, OUTCOMES, JoinedTrace, Outcome
-from torchwatt.kineto.kineto_trace import KERNEL, KinetoTrace, LaunchLinks, link_launches
+from torchwatt.kineto.kineto_trace import ANNOTATION, KERNEL, KinetoTrace, LaunchLinks, link_launches
 from torchwatt.kineto.record_owners import RecordOwners, RecordParts, assign_records, split_compiled_kernels
 from torchwatt.kineto.sidecar import Sidecar
-from torchwatt.kineto.trace_labels import STEP_PREFIX, module_infos
+from torchwatt.kineto.trace_labels import STEP_PREFIX, annotation_label, module_infos
 
 LABEL_NOTES = {
     "own": "labels are ranges that torchwatt or the user named for it",
@@ -34,6 +35,7 @@ def join_trace(
     sidecar: Sidecar | None = None,
     live: RecordedRanges = NO_RANGES,
     offset_ns: int = 0,
+    stages: Sequence[str] = (),
 ) -> JoinedTrace:
     """Join every device record of a trace to a module and a phase.
 
@@ -43,14 +45,17 @@ def join_trace(
         sidecar: Which modules the compiler fused into which kernel.
         live: Ranges with sequence numbers, where a session recorded them.
         offset_ns: Added to the trace's times: from unix time to the clock of the power readings.
+        stages: Annotations that name a stage, as `stage_name` takes them; those of `torchwatt.stage` always do.
     """
-    host, links = host_timeline(trace, live), link_launches(trace)
+    host, links = host_timeline(trace, live, stages), link_launches(trace)
     all_captures = own_captures = captures_of(host, links)
     for capture in captures:
-        all_captures += captures_of(host_timeline(capture))
+        all_captures += captures_of(host_timeline(capture, stages=stages))
     assigned = assign_records(host, links, all_captures)
     parts = split_compiled_kernels(host, links, assigned, sidecar or Sidecar())
-    activities = tuple(_activities(host, links, parts, offset_ns, notes := tuple(_notes(host, links, assigned, parts))))
+    stage = _record_stages(host, links)
+    notes = (*_notes(host, links, assigned, parts), *_stage_notes(host, stage))
+    activities = tuple(_activities(host, links, parts, stage, offset_ns, notes))
     length = parts.end_ns - parts.start_ns
     kernel = trace.records.kind[parts.row] == KERNEL
     return JoinedTrace(
@@ -68,28 +73,51 @@ def join_trace(
         modules=module_infos(host.claims.paths),
         notes=notes,
         device_names=tuple((f"gpu:{number}", name) for number, name in trace.device_names),
+        annotations=frozenset(_annotations(trace)),
     )
+
+
+def _annotations(trace: KinetoTrace) -> Iterator[str]:
+    for code in np.unique(trace.ranges.name[trace.ranges.kind == ANNOTATION]).tolist():
+        if not trace.names[code].startswith(STEP_PREFIX):
+            yield annotation_label(trace.names[code])
 
 
 def _by_outcome(outcome: IntArray, length_ns: IntArray) -> dict[Outcome, int]:
     return {name: int(length_ns[outcome == OUTCOME_CODES[name]].sum()) for name in OUTCOMES}
 
 
+def _record_stages(host: HostTimeline, links: LaunchLinks) -> IntArray:
+    """Return the stage (place in `claims.stage_names`) in which each record was launched, -1 for none."""
+    launches = host.trace.launches
+    launched = np.flatnonzero(links.launch != NO_INDEX)
+    at = links.launch[launched]
+    stage = np.full(len(host.trace.records), NO_INDEX, dtype=np.int64)
+    stage[launched] = host.stage_at(launches.thread[at], launches.start_ns[at])
+    return stage
+
+
 def _activities(
-    host: HostTimeline, links: LaunchLinks, parts: RecordParts, offset_ns: int, notes: tuple[str, ...]
+    host: HostTimeline,
+    links: LaunchLinks,
+    parts: RecordParts,
+    stage: IntArray,
+    offset_ns: int,
+    notes: tuple[str, ...],
 ) -> Iterator[Activity]:
     trace = host.trace
     device = trace.records.device[parts.row]
     covered = _recorded_interval(trace, offset_ns)
-    slots = tuple(host.claims.book.numbers)
+    slots, stages = tuple(host.claims.book.numbers), (*host.claims.stage_names, "")
+    staged = parts.slot * len(stages) + stage[parts.row] % len(stages)  # -1, for none, is the last
     for index in np.unique(device).tolist():
         mine = np.flatnonzero(device == index)
         mine = mine[np.argsort(parts.start_ns[mine], kind="stable")]
         rows = parts.row[mine]
-        used, slot = np.unique(parts.slot[mine], return_inverse=True)
+        used, slot = np.unique(staged[mine], return_inverse=True)
         yield Activity(
             device=f"gpu:{index}",
-            slots=tuple(slots[i] for i in used.tolist()),
+            slots=tuple(replace(slots[i // len(stages)], stage=stages[i % len(stages)]) for i in used.tolist()),
             slot=slot.astype(np.int64),
             start_ns=parts.start_ns[mine] + offset_ns,
             end_ns=parts.end_ns[mine] + offset_ns,
@@ -132,6 +160,14 @@ def _steps(trace: KinetoTrace, links: LaunchLinks, rows: IntArray, offset_ns: in
             end_ns = max(end_ns, int(trace.records.end_ns[mine].max()))
     edges = sorted({*starts, end_ns})
     return tuple((a + offset_ns, b + offset_ns) for a, b in pairwise(edges))
+
+
+def _stage_notes(host: HostTimeline, stage: IntArray) -> Iterator[str]:
+    counts = np.bincount(stage + 1, minlength=1)[1:]
+    named = [f"{name} ({n} records)" for name, n in zip(host.claims.stage_names, counts.tolist(), strict=False) if n]
+    if named:
+        without = int((stage == NO_INDEX).sum())
+        yield f"stages are those of the launching threads: {', '.join(named)}; {without} records have none"
 
 
 def _notes(host: HostTimeline, links: LaunchLinks, assigned: RecordOwners, parts: RecordParts) -> Iterator[str]:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import get_args
 
 import numpy as np
 
 from torchwatt.core.intervals import NO_INDEX, nest_intervals
 from torchwatt.core.meter import IntArray
-from torchwatt.core.terms import COMMUNICATION, DATA, OPTIMIZER, TRANSFER, UNATTRIBUTED, Phase, Slot
+from torchwatt.core.terms import (
+    COMMUNICATION,
+    DATA,
+    OPTIMIZER,
+    STAGE_PREFIX,
+    TRANSFER,
+    UNATTRIBUTED,
+    Phase,
+    Slot,
+)
 from torchwatt.core.terms import ORPHAN as ORPHANS
 from torchwatt.core.trace import ModuleInfo
 from torchwatt.kineto.kineto_trace import MODULE, KinetoTrace
@@ -75,6 +86,29 @@ def is_scope(name: str) -> bool:
 def scope_name(name: str) -> str:
     """Return an annotation without the decoration that some libraries put around it."""
     return name.strip("# ") or name
+
+
+def annotation_label(name: str) -> str:
+    """Return the name that the user gave an annotation, a stage or a named range."""
+    return name.removeprefix(STAGE_PREFIX) if name.startswith(STAGE_PREFIX) else scope_name(name)
+
+
+def stage_name(name: str, patterns: Sequence[str] = ()) -> str | None:
+    """Return the stage that an annotation names, by the patterns or as one of `torchwatt.stage`; None for others.
+
+    Args:
+        name: Of the annotation.
+        patterns: Names or patterns (`prefill`, `decode_*`) of annotations that are stages of their own name, or
+            `NAME=PATTERN`, where NAME is the stage.
+    """
+    label = annotation_label(name)
+    for text in patterns:
+        stage, is_renamed, pattern = text.partition("=")
+        if label == text or fnmatchcase(label, text):
+            return label
+        if is_renamed and (label == pattern or fnmatchcase(label, pattern)):
+            return stage
+    return label if name.startswith(STAGE_PREFIX) else None
 
 
 def is_collective(name: str) -> bool:

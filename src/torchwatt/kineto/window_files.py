@@ -13,23 +13,33 @@ from torchwatt.core.errors import TraceError
 from torchwatt.core.terms import PHASES, Slot
 from torchwatt.core.trace import Activity
 from torchwatt.disk.private_files import create_file
-from torchwatt.kineto.host_ownership import RecordedRanges
+from torchwatt.kineto.host_ownership import RecordedRanges, RecordedStages
 
 _LIVE = ("thread", "start_ns", "end_ns", "seq0", "seq1", "slot")
+_STAGES = ("thread", "start_ns", "end_ns", "stage")
 _WORDS = ("device", "signatures", "covered", "notes")
 _RECORDS = ("slot", "start_ns", "end_ns", "stream", "signature")
 
 
 def write_ranges(path: Path, ranges: RecordedRanges) -> None:
-    """Write the ranges that a session recorded."""
-    _write(path, {name: getattr(ranges, name) for name in _LIVE}, {"slots": _plain(ranges.slots)})
+    """Write the ranges and stages that a session recorded."""
+    columns = {name: getattr(ranges, name) for name in _LIVE}
+    words: dict[str, Any] = {"slots": _plain(ranges.slots)}
+    if ranges.stages is not None:
+        columns |= {f"stages_{name}": getattr(ranges.stages, name) for name in _STAGES}
+        words["stages"] = ranges.stages.names
+    _write(path, columns, words)
 
 
 def read_ranges(path: Path) -> RecordedRanges:
     """Read the ranges that `write_ranges` wrote."""
     arrays, words = _read(path)
     columns = {name: arrays[name] for name in _LIVE}
-    return RecordedRanges(**columns, slots=_slots(words["slots"]))
+    stages = None
+    if "stages" in words:
+        of_stages = {name: arrays[f"stages_{name}"] for name in _STAGES}
+        stages = RecordedStages(**of_stages, names=tuple(words["stages"]))
+    return RecordedRanges(**columns, slots=_slots(words["slots"]), stages=stages)
 
 
 def write_activities(path: Path, activities: Sequence[Activity]) -> None:
@@ -91,8 +101,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _plain(slots: Sequence[Slot]) -> list[list[str]]:
-    return [[slot.fqn, slot.phase] for slot in slots]
+    return [[slot.fqn, slot.phase, slot.stage] for slot in slots]
 
 
 def _slots(plain: Sequence[Sequence[str]]) -> tuple[Slot, ...]:
-    return tuple(Slot(fqn, phase) for fqn, word in plain for phase in PHASES if phase == word)
+    return tuple(Slot(fqn, phase, stage) for fqn, word, stage in plain for phase in PHASES if phase == word)

@@ -18,7 +18,7 @@ from torchwatt.core.meter import Event, Meter, Recording
 from torchwatt.core.report import Report
 from torchwatt.core.trace import EMPTY_TRACE, Activity, Trace
 from torchwatt.core.units import NS_PER_S, ns_from_s
-from torchwatt.kineto import JoinedTrace, join_trace, read_sidecar, read_trace
+from torchwatt.kineto import JoinedTrace, join_trace, read_sidecar, read_trace, stage_name
 from torchwatt.kineto.trace_offset import fit_offset
 from torchwatt.offline.card_selection import match_idle_cards, select_cards
 from torchwatt.reports.process_identity import new_run_id
@@ -33,6 +33,7 @@ MAX_OFFSET_S = 1e10
 CONTEXT_NS = 60 * NS_PER_S
 CONTEXT_READINGS = 20
 DAY_NS = 86_400 * NS_PER_S
+MOST_NAMES = 8  # of ranges in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class RecordedFiles:
     `offset` is in seconds, added to the traces' times, or "fit". `sensor` is the family of the GPU's power sensor
     (a100, h100, ...); "auto" infers it from the readings. `idle` is a power log of the same devices without load.
     `device` names the log's cards in the order of the trace's devices, like CUDA_VISIBLE_DEVICES.
-    `zone` is the time zone of the log's times if they have none.
+    `zone` is the time zone of the log's times if they have none. `stages` are the names of `record_function` ranges
+    that are stages: `prefill`, a pattern such as `decode_*`, or `NAME=PATTERN` to give the stage another name.
     """
 
     traces: tuple[StrPath, ...]
@@ -54,6 +56,7 @@ class RecordedFiles:
     idle: StrPath | None = None
     device: tuple[str, ...] = ()
     zone: str | None = None
+    stages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,6 +77,7 @@ def attribute(
     idle: StrPath | None = None,
     device: str | int | Sequence[str | int] = (),
     zone: str | None = None,
+    stage: str | Sequence[str] = (),
 ) -> Report:
     """Attribute the joules of a power log to the layers of a recorded run.
 
@@ -87,6 +91,8 @@ def attribute(
         device: The log's cards in the order of the trace's devices, by index, uuid, bus id, serial number, host or
             name: the value of CUDA_VISIBLE_DEVICES during the run.
         zone: Time zone of the log's times if they have none, such as "Europe/Paris"; default UTC.
+        stage: Names of `record_function` ranges that are stages, such as "prefill", "decode_*", or "NAME=PATTERN";
+            those of `torchwatt.stage` always are.
 
     Raises:
         TraceError: A trace cannot be read.
@@ -96,7 +102,14 @@ def attribute(
     traces = (trace,) if isinstance(trace, (str, os.PathLike)) else tuple(trace)
     named = (device,) if isinstance(device, str | int) else tuple(device)
     files = RecordedFiles(
-        traces, power, offset=offset, sensor=sensor, idle=idle, device=tuple(map(str, named)), zone=zone
+        traces,
+        power,
+        offset=offset,
+        sensor=sensor,
+        idle=idle,
+        device=tuple(map(str, named)),
+        zone=zone,
+        stages=(stage,) if isinstance(stage, str) else tuple(stage),
     )
     result = attribute_files(files)
     assert result.report is not None  # noqa: S101  # a power log always gives one
@@ -117,8 +130,10 @@ def attribute_files(files: RecordedFiles) -> OfflineResult:
         raise ConfigError(f"--offset {files.offset:g}: give seconds, at most {MAX_OFFSET_S:g}")
     given_ns = ns_from_s(files.offset) if isinstance(files.offset, float | int) else 0
     joined = tuple(
-        join_trace(read_trace(path), captures=captures, sidecar=sidecar, offset_ns=given_ns) for path in files.traces
+        join_trace(read_trace(path), captures=captures, sidecar=sidecar, offset_ns=given_ns, stages=files.stages)
+        for path in files.traces
     )
+    _check_stages(files.stages, joined)
     _reject_shared_devices(joined)
     if files.power is None:
         return OfflineResult(joined, None)
@@ -193,6 +208,17 @@ def _traced_interval(activities: Sequence[Activity]) -> tuple[int, int]:
         raise ConfigError("the trace contains no device record: profile with ProfilerActivity.CUDA")
     ends = [edge for activity in activities for edge in activity.covered]
     return min(start for start, _ in ends), max(end for _, end in ends)
+
+
+def _check_stages(stages: Sequence[str], joined: Sequence[JoinedTrace]) -> None:
+    """Reject a stage that no range of the traces has, which would be a row without joules."""
+    names = sorted({name for trace in joined for name in trace.annotations})
+    for stage in stages:
+        if not stage.partition("=")[0].strip():
+            raise ConfigError(f"--stage {stage!r}: give the stage a name, such as prefill or decode=decode_*")
+        if not any(stage_name(name, (stage,)) is not None for name in names):
+            some = ", ".join(names[:MOST_NAMES]) + ", ..." * (len(names) > MOST_NAMES) if names else "none at all"
+            raise ConfigError(f"--stage {stage}: no record_function range of the trace has this name; it has: {some}")
 
 
 def _reject_shared_devices(joined: Sequence[JoinedTrace]) -> None:

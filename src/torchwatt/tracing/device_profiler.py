@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from torchwatt.core.meter import Event, Severity
 from torchwatt.core.terms import COMMUNICATION, DATA, IDLE, OPTIMIZER, Slot
 from torchwatt.core.trace import Activity
-from torchwatt.kineto.host_ownership import RecordedRanges
+from torchwatt.kineto.host_ownership import RecordedRanges, RecordedStages
 from torchwatt.tracing import autograd_recorder
 from torchwatt.tracing.device_windows import JoinWorkers, WindowRecorder, extrapolate_windows
 from torchwatt.tracing.log_rows import (
@@ -22,12 +23,14 @@ from torchwatt.tracing.log_rows import (
     END,
     FIRST_SCOPE_KEY,
     KEY,
+    NO_STAGE,
     OPTIMIZER_KEY,
     SEQ0,
     SEQ1,
     START,
     UNCOUNTED_COMMUNICATION_KEY,
 )
+from torchwatt.tracing.named_parts import NamedParts
 from torchwatt.tracing.step_events import NO_LAG, DeviceLag, HostStep, StepClocks, device_steps, nonempty_steps
 from torchwatt.tracing.thread_log import ThreadLog
 from torchwatt.tracing.tracing_policy import TracingPolicy, WindowScheduler
@@ -73,10 +76,18 @@ class DeviceProfiler:
         self._pacer = WindowScheduler(clock_ns())
         self._recorder: WindowRecorder | None = None
         self._log: ThreadLog | None = None  # of the thread whose steps are recorded
+        self._logs: Sequence[ThreadLog] = ()  # of all threads
+        self._named: NamedParts | None = None
+        # Held while a thread advances the window: torch crashes if another prepares one while a trace is exported.
+        self._advancing = threading.Lock()
         self._steps_left = 0
         self._most_steps = 1
         self.recording = False
         self._broken = False
+
+    def attach(self, logs: Sequence[ThreadLog], named: NamedParts) -> None:
+        """Take the stages of all threads from their logs, which may grow."""
+        self._logs, self._named = logs, named
 
     @property
     def is_on(self) -> bool:
@@ -110,9 +121,13 @@ class DeviceProfiler:
 
         Without `stamp` it is the start of a call, whose predecessor was stamped at its end.
         """
-        if self._broken or (self._log is not None and log is not self._log) or not self._may_ask():
+        if self._broken or self._is_of_another(log) or not self._may_ask():
+            return
+        if not self._advancing.acquire(blocking=False):
             return
         try:
+            if self._is_of_another(log):
+                return
             if self._clocks is not None and stamp:
                 self._clocks.ended(log, conductor.budget, log.stride.step_ns, surely=self.is_on)
             if self.recording:
@@ -125,6 +140,12 @@ class DeviceProfiler:
                 self._prepare(log)
         except Exception as error:
             self._give_up(error)
+        finally:
+            self._advancing.release()
+
+    def _is_of_another(self, log: ThreadLog) -> bool:
+        """Return whether a window is prepared or open that records another thread's steps."""
+        return self._log is not None and log is not self._log
 
     def call_ended(self, log: ThreadLog, conductor: TracingPolicy) -> None:
         """Stamp the end of an outermost call, where such calls are steps."""
@@ -181,9 +202,17 @@ class DeviceProfiler:
             path.unlink(missing_ok=True)
             self._note("info", "CLOCK_STEPPED", "the wall clock was set during a window: window dropped")
         else:
-            self._jobs.hand_over(_ranges(log, recorder), offset_ns, (recorder.start_ns, recorder.end_ns))
+            ranges = self._ranges(log, recorder)
+            self._jobs.hand_over(ranges, offset_ns, (recorder.start_ns, recorder.end_ns))
         conductor.budget.pay("windows", recorder.cost_ns)
         self._pacer.paid(WINDOW_KIND, recorder.cost_ns, self._clock_ns())
+
+    def _ranges(self, log: ThreadLog, recorder: WindowRecorder) -> RecordedRanges:
+        """Return what a window's worker joins kernels to."""
+        if self._named is None:
+            return _ranges(log, recorder, ())
+        ranges = _ranges(log, recorder, self._named.stage_rows.values())
+        return replace(ranges, stages=_stages(self._logs, self._named.stages, recorder))
 
     def _waited(self) -> None:
         if self._clocks is not None:
@@ -207,11 +236,19 @@ class DeviceProfiler:
         self._recorder = self._log = None
 
     def activities(
-        self, steps: Sequence[HostStep], name_of: Callable[[int], str], *, calls: bool, at_end: bool, now_ns: int
+        self,
+        steps: Sequence[HostStep],
+        stages: Sequence[str],
+        name_of: Callable[[int], str],
+        *,
+        calls: bool,
+        at_end: bool,
+        now_ns: int,
     ) -> tuple[tuple[Activity, ...], tuple[Event, ...]]:
         """Return the recorded activity of each device; with `at_end`, wait for the worker first.
 
-        `steps` are the host's: start_ns, end_ns, number of steps; `calls`: they are outermost calls.
+        `steps` are the host's: start_ns, end_ns, number of steps, with the stage of each; `calls`: they are outermost
+        calls.
         """
         self._jobs.finish() if at_end else self._jobs.look()
         if at_end and self._clocks is not None:
@@ -227,6 +264,7 @@ class DeviceProfiler:
         activities = []
         for device, windows in sorted(by_device.items()):
             done = device_steps(steps, self._stamps(device), now_ns, calls=calls)
+            done = [step._replace(stage=stage) for step, stage in zip(done, stages, strict=True)]
             activities.append(extrapolate_windows(windows, done, rename, self._most_steps))
         names = device_names(torch.cuda, self._meters) if activities and not self._forced else {}
         named = tuple(replace(activity, device=names.get(activity.device, activity.device)) for activity in activities)
@@ -256,15 +294,18 @@ class DeviceProfiler:
         self._jobs.close()
 
 
-def _ranges(log: ThreadLog, recorder: WindowRecorder) -> RecordedRanges:
-    """Return the thread's rows since the window opened, for joining; slots have keys, resolved to names later."""
+def _ranges(log: ThreadLog, recorder: WindowRecorder, stage_rows: Collection[int]) -> RecordedRanges:
+    """Return the thread's rows since the window opened, for joining; slots have keys, resolved to names later.
+
+    Rows of stages own nothing: `stage_rows` are their keys.
+    """
     table = log.table()
     rows = table[int(np.searchsorted(table[:, END], recorder.start_ns)) :]
     rows = rows[rows[:, START] >= recorder.start_ns]
     shown = rows[
         (rows[:, KEY] > 0)
         | np.isin(rows[:, KEY], (OPTIMIZER_KEY, DATA_KEY, COMMUNICATION_KEY, UNCOUNTED_COMMUNICATION_KEY))
-        | (rows[:, KEY] <= FIRST_SCOPE_KEY)
+        | ((rows[:, KEY] <= FIRST_SCOPE_KEY) & ~np.isin(rows[:, KEY], list(stage_rows)))
     ]
     keys, slot = np.unique(shown[:, KEY], return_inverse=True)
     return RecordedRanges(
@@ -276,6 +317,19 @@ def _ranges(log: ThreadLog, recorder: WindowRecorder) -> RecordedRanges:
         slot=slot.astype(np.int64),
         slots=tuple(_slot(int(key)) for key in keys),
     )
+
+
+def _stages(logs: Sequence[ThreadLog], names: Collection[str], recorder: WindowRecorder) -> RecordedStages:
+    """Return when threads were in which stage while a window was open; the first of `names` has the number 1."""
+    parts = [np.zeros((0, 4), dtype=np.int64)]
+    for log in list(logs):
+        changes = log.names.stages()
+        end_ns = np.append(changes[1:, 0], recorder.end_ns)
+        rows = np.insert(changes, 1, end_ns[: len(changes)], axis=1)  # start, end, number
+        rows = np.insert(rows, 0, log.native, axis=1)
+        parts.append(rows[(rows[:, 2] > recorder.start_ns) & (rows[:, 3] != NO_STAGE)])
+    thread, start_ns, end_ns, number = np.concatenate(parts).T
+    return RecordedStages(thread, recorder.unix_ns(start_ns), recorder.unix_ns(end_ns), number - 1, tuple(names))
 
 
 def _slot(key: int) -> Slot:

@@ -10,6 +10,7 @@ import tempfile
 import time
 import warnings
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -220,22 +221,23 @@ def extrapolate_windows(
     windows = sorted(windows, key=lambda window: window.covered[0])
     recorded = [window.covered[0] for window in windows]
     unrecorded = _unrecorded_steps(recorded, steps)
-    nearest = _nearest(recorded, unrecorded)
     counts = _counts(recorded, steps)
+    nearest = _nearest_of_stage(recorded, counts, unrecorded)
     sizes = np.array([len(window) for window in windows], dtype=np.int64)
     each = max(-(-int(sizes[nearest].sum()) // MAX_FILLED), least) if unrecorded else 1
     parts = [(window, _table(window), False) for window in windows]
     for begin, end in _groups(unrecorded, recorded, each):
-        group = _join_steps(unrecorded[begin:end])
-        window = windows[nearest[begin]]
-        parts.append((window, _stretch_window(window, group, group.steps / counts[nearest[begin]]), True))
+        group, own = _join_steps(unrecorded[begin:end]), counts[nearest[begin]]
+        window = _in_stage(windows[nearest[begin]], frozenset(own), group.stage)
+        times = group.steps / max(own[group.stage] or own.total(), 1)
+        parts.append((window, _stretch_window(window, group, times), True))
     covered = [*recorded, *((step.start_ns, step.end_ns) for step in unrecorded)]
-    together = _merge_parts(windows, parts, rename)
+    together = _merge_parts(parts, rename)
     return replace(
         together,
         covered=_close_gaps(sorted(covered)),
         steps=tuple((step.start_ns, step.end_ns) for step in steps),
-        notes=tuple(_notes(windows, len(unrecorded), each)),
+        notes=tuple(_notes(windows, counts, unrecorded, each)),
     )
 
 
@@ -258,27 +260,56 @@ def _unrecorded_steps(recorded: Sequence[Interval], steps: Sequence[DeviceSteps]
     return [step for step, overlaps in zip(steps, touched.tolist(), strict=True) if not overlaps]
 
 
-def _counts(recorded: Sequence[Interval], steps: Sequence[DeviceSteps]) -> list[int]:
-    """Return the number of steps in each window: those whose middle lies in it, at least 1."""
+def _counts(recorded: Sequence[Interval], steps: Sequence[DeviceSteps]) -> list[Counter[str]]:
+    """Return the number of steps by stage in each window: those whose middle lies in it."""
     middles = np.array([(step.start_ns + step.end_ns) // 2 for step in steps], dtype=np.int64)
-    total = np.concatenate(([0], np.cumsum([step.steps for step in steps])))
-    bounds = np.searchsorted(middles, np.array(recorded, dtype=np.int64).reshape(-1, 2))
-    counts = total[bounds[:, 1]] - total[bounds[:, 0]]
-    return [max(int(n), 1) for n in counts]
+    counts: list[Counter[str]] = []
+    for begin, end in np.searchsorted(middles, np.array(recorded, dtype=np.int64).reshape(-1, 2)).tolist():
+        counts.append(Counter())
+        for step in steps[begin:end]:
+            counts[-1][step.stage] += step.steps
+    return counts
+
+
+def _in_stage(window: Activity, stages: frozenset[str], stage: str) -> Activity:
+    """Return the work that a window's steps of one stage did.
+
+    Args:
+        window: Its steps are of `stages`. If none is of the wanted one, all are taken for steps of it.
+        stages: Stages of the window's steps. Work of other stages is that of other threads, and is kept.
+        stage: The wanted stage.
+    """
+    if stage not in stages:
+        moved = tuple(replace(slot, stage=stage) if slot.stage in stages else slot for slot in window.slots)
+        return replace(window, slots=moved)
+    is_other = np.array([slot.stage in stages and slot.stage != stage for slot in window.slots], dtype=np.bool_)
+    return window.take(~is_other[window.slot]) if is_other.any() else window
 
 
 def _groups(unrecorded: Sequence[DeviceSteps], recorded: Sequence[Interval], each: int) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of groups of at most `each` adjacent steps, with neither a gap nor a window between them."""
+    """Yield the bounds of groups of at most `each` adjacent steps of one stage, with no gap or window between them."""
     starts = [start for start, _ in recorded]
     begin = 0
     for i in range(1, len(unrecorded) + 1):
         if i < len(unrecorded) and i - begin < each:
             before, after = unrecorded[i - 1], unrecorded[i]
-            has_gap = after.start_ns - before.end_ns >= JOINED_NS
-            if not has_gap and bisect_right(starts, before.end_ns) == bisect_right(starts, after.start_ns):
+            is_other = after.start_ns - before.end_ns >= JOINED_NS or after.stage != before.stage
+            if not is_other and bisect_right(starts, before.end_ns) == bisect_right(starts, after.start_ns):
                 continue
         yield begin, i
         begin = i
+
+
+def _nearest_of_stage(
+    recorded: Sequence[Interval], counts: Sequence[Counter[str]], unrecorded: Sequence[DeviceSteps]
+) -> IntArray:
+    """Return for each step the nearest window with a step of its stage, or if none has one the nearest."""
+    nearest = np.zeros(len(unrecorded), dtype=np.int64)
+    for stage in {step.stage for step in unrecorded}:
+        mine = [i for i, step in enumerate(unrecorded) if step.stage == stage]
+        usable = np.array([i for i, own in enumerate(counts) if own[stage]] or range(len(counts)), dtype=np.int64)
+        nearest[mine] = usable[_nearest([recorded[i] for i in usable.tolist()], [unrecorded[i] for i in mine])]
+    return nearest
 
 
 def _nearest(recorded: Sequence[Interval], unrecorded: Sequence[DeviceSteps]) -> IntArray:
@@ -293,7 +324,7 @@ def _nearest(recorded: Sequence[Interval], unrecorded: Sequence[DeviceSteps]) ->
 def _join_steps(group: Sequence[DeviceSteps]) -> DeviceSteps:
     steps = sum(step.steps for step in group)
     bound = sum(step.bound for step in group) * 2 > len(group)
-    return DeviceSteps(group[0].start_ns, group[-1].end_ns, steps, bound)
+    return DeviceSteps(group[0].start_ns, group[-1].end_ns, steps, bound, group[0].stage)
 
 
 def _table(window: Activity) -> IntArray:
@@ -332,15 +363,11 @@ def _busy_time(table: IntArray) -> tuple[FloatArray, FloatArray]:
     return edges, np.concatenate(([0.0], np.cumsum(np.diff(edges) * running[:-1])))
 
 
-def _merge_parts(
-    windows: Sequence[Activity],
-    parts: Sequence[tuple[Activity, IntArray, bool]],
-    rename: Callable[[str], str],
-) -> Activity:
+def _merge_parts(parts: Sequence[tuple[Activity, IntArray, bool]], rename: Callable[[str], str]) -> Activity:
     slots: dict[Slot, int] = {}
     words: dict[str, int] = {}
     slot_maps, word_maps = {}, {}
-    for window in windows:
+    for window in {id(window): window for window, *_ in parts}.values():
         named = [replace(slot, fqn=rename(slot.fqn)) for slot in window.slots]
         slot_maps[id(window)] = np.array([slots.setdefault(slot, len(slots)) for slot in named], dtype=np.int64)
         numbers = [words.setdefault(word, len(words)) for word in window.signatures]
@@ -348,7 +375,7 @@ def _merge_parts(
     filled = np.concatenate([np.full(len(window), is_filled) for window, _, is_filled in parts])
     times = np.concatenate([table for _, table, _ in parts])
     return Activity(
-        device=windows[0].device,
+        device=parts[0][0].device,
         slots=tuple(slots),
         slot=np.concatenate([slot_maps[id(window)][window.slot] for window, *_ in parts]),
         start_ns=times[:, 0],
@@ -360,11 +387,14 @@ def _merge_parts(
     )
 
 
-def _notes(windows: Sequence[Activity], unrecorded: int, each: int) -> list[str]:
-    notes = list(dict.fromkeys(note for window in windows for note in window.notes))
-    notes.append(
-        f"{len(windows)} windows of whole steps were recorded, {unrecorded} other steps are filled from the nearest"
-    )
-    if each > 1 and unrecorded:
-        notes.append(f"one copy of a window stands for {each} steps")
-    return notes
+def _notes(
+    windows: Sequence[Activity], counts: Sequence[Counter[str]], unrecorded: Sequence[DeviceSteps], each: int
+) -> Iterator[str]:
+    yield from dict.fromkeys(note for window in windows for note in window.notes)
+    n = len(unrecorded)
+    yield f"{len(windows)} windows of whole steps were recorded, {n} other steps are filled from the nearest"
+    if each > 1 and n:
+        yield f"one copy of a window stands for {each} steps"
+    for stage in dict.fromkeys(step.stage for step in unrecorded if step.stage):
+        if not any(own[stage] for own in counts):
+            yield f"no window has a step of the stage {stage!r}: its layers are those of other stages"

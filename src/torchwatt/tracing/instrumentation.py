@@ -213,6 +213,7 @@ class Instrumentation:
 
     def watch_devices(self, devices: DeviceProfiler) -> None:
         """Start recording devices."""
+        devices.attach(self.logs, self.named)
         self.devices = self.windows.devices = devices
 
     def forget(self) -> None:

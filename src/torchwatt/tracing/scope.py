@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, Protocol, Self, TypeVar, cast
 
 from torchwatt.core.errors import ConfigError
-from torchwatt.core.terms import RESERVED, ROOT
+from torchwatt.core.terms import RESERVED, ROOT, STAGE_PREFIX
 from torchwatt.core.tracebacks import drop_own_frames
 
 
@@ -97,7 +97,8 @@ class Scope:
             return self
         hub = ACTIVE.hub
         begun = None if hub is None else self._begin(hub.named)
-        self._open.append(None if hub is None or begun is None else (hub.named, begun))
+        recorded = None if hub is None or begun is None else (hub.named, begun)
+        self._open.append((recorded, self._annotate()))
         return self
 
     def __exit__(
@@ -105,9 +106,15 @@ class Scope:
     ) -> None:
         if _is_compiling():
             return
-        begun = self._open.pop() if self._open else None
-        if begun is not None:
-            self._end(*begun)
+        recorded, annotation = self._open.pop() if self._open else (None, None)
+        if annotation is not None:
+            annotation.__exit__(None, None, None)
+        if recorded is not None:
+            self._end(*recorded)
+
+    def _annotate(self) -> Any:
+        """Return a range that was opened in the trace of the user's profiler, or None."""
+        return None
 
     def _begin(self, recorder: NameRecorder) -> Any:
         return recorder.scope_begins(self.name)
@@ -189,13 +196,28 @@ class Stage(Scope):
     def _end(self, recorder: NameRecorder, begun: Any) -> None:
         recorder.stage_ended(begun)
 
+    def _annotate(self) -> Any:
+        return open_annotation(STAGE_PREFIX + self.name)
+
+
+def open_annotation(name: str) -> Any:
+    """Open a range in the trace of a profiler that is running, whosever it is; None without one."""
+    profiler = sys.modules.get("torch.autograd.profiler")  # a profiler that runs has been imported
+    enabled = getattr(profiler, "_is_profiler_enabled", False)
+    if profiler is None or not (enabled or sys.modules["torch"].autograd._profiler_enabled()):
+        return None
+    annotation = profiler.record_function(name)
+    annotation.__enter__()
+    return annotation
+
 
 def stage(name: str) -> Stage:
     """Name the stage of the program ("prefill", "decode"), as a context manager or a decorator.
 
     Layers, energy outside of layers and steps of its time on its thread are booked to the stage: the column `stage` of
     `run.layers`. Stages may be nested; the innermost counts. A stage that begins inside the call of a module does
-    nothing, and an event says so. Without a running session, and inside `torch.compile`, it does nothing.
+    nothing, and an event says so. In the trace of a profiler of your own it is the range `stage: NAME`, by which
+    `torchwatt attribute` knows it, also without a session. Otherwise, and inside `torch.compile`, it does nothing.
 
     Raises:
         ConfigError: The name is empty.

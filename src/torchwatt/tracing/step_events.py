@@ -51,12 +51,13 @@ class DeviceEvents(Protocol):
 
 
 class DeviceSteps(NamedTuple):
-    """An interval in which a device did a number of steps; `bound`: it began with work in its queue."""
+    """An interval in which a device did a number of steps of a stage; `bound`: it began with work in its queue."""
 
     start_ns: int
     end_ns: int
     steps: int
     bound: bool
+    stage: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -96,10 +96,14 @@ class _TraceBuilder(SpanAssembly):
 
     def _staged(self, steps: Sequence[LoopStep]) -> list[LoopStep]:
         """Return steps with the stage that the program named, where they ended in one."""
+        named = zip(steps, self._stage_names(steps), strict=True)
+        return [replace(step, stage=name) if name else step for step, name in named]
+
+    def _stage_names(self, steps: Sequence[LoopStep]) -> list[str]:
+        """Return the stage of each step that the program named, where it ended in one."""
         changes = self.looks[self.view.logs[0]].stages
         at_end = stages_at(changes, np.array([step.end_ns - 1 for step in steps], dtype=np.int64)).tolist()
-        names = [self.view.stages[step.named or number] for step, number in zip(steps, at_end, strict=True)]
-        return [replace(step, stage=name) if name else step for step, name in zip(steps, names, strict=True)]
+        return [self.view.stages[step.named or number] for step, number in zip(steps, at_end, strict=True)]
 
     def _busy(self, log: ThreadLog, number: int, arrays: Mapping[str, IntArray]) -> tuple[float, float]:
         """Return the share of its spans' time that a thread was on a CPU, 0 to 1, and of the time between them.
@@ -213,7 +217,8 @@ class _TraceBuilder(SpanAssembly):
         def name_of(key: int) -> str:
             return self.names.of(key) if key > 0 else self.scope_names.get(key, UNATTRIBUTED)
 
-        return view.devices.activities(_bounds(steps), name_of, calls=calls, at_end=view.is_last, now_ns=view.done_ns)
+        host_steps = _bounds(steps), self._stage_names(steps)
+        return view.devices.activities(*host_steps, name_of, calls=calls, at_end=view.is_last, now_ns=view.done_ns)
 
     def _done(self, steps: Sequence[LoopStep], *, calls: bool) -> list[LoopStep]:
         """Return the steps as the device did them; the host's steps without a device or with several."""

@@ -8,8 +8,8 @@ interval is lost.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,6 @@ from torchwatt.tracing.log_rows import (  # fmt: skip
     BackwardCall,
     stages_at,
 )
-from torchwatt.tracing.loop_steps import OptimizerEnd
 
 MAX_KINDS = 8_192  # beyond, calls of one module are of one kind, independent of graph size
 ANY_GRAPH = -1
@@ -141,7 +140,8 @@ def split_log(
         kinds: Gets the kinds that occur.
         since_ns: What began earlier is kept: what lay inside it may be folded already.
         breaks: Times that no record is put together across, such as those at which scopes began that are still open.
-        margins: What torch does around optimizer steps and backward calls; it is added to theirs.
+        margins: What torch does around optimizer steps and backward calls, and the profiler after calls that are
+            answered; it is added to theirs.
         within_step: A call that made a graph, and whose step goes on, came before.
         stages: Changes of the thread's stage, as in `stages_at`.
     """
@@ -323,6 +323,7 @@ def widen_rows(
     all_bounds = np.concatenate((all_bounds[0], bounds[0][steps])), np.concatenate((all_bounds[1], bounds[1][steps]))
     calls = np.arange(len(rows), len(bounds[0]))
     widen_in_place(bounds, calls, own, all_bounds, (margins.backward_before_ns, 0.0))
+    widen_in_place(bounds, np.flatnonzero(_are_answers(rows)), own, all_bounds, (0.0, margins.answer_after_ns))
 
 
 def _holds(start: IntArray, end: IntArray, starts: IntArray) -> NDArray[np.bool_]:
@@ -330,18 +331,34 @@ def _holds(start: IntArray, end: IntArray, starts: IntArray) -> NDArray[np.bool_
     return np.asarray(np.searchsorted(starts, end) > np.searchsorted(starts, start), dtype=np.bool_)
 
 
+_ANSWER = "answered"
+
+
+def is_answer(kind: tuple[Hashable, ...]) -> bool:
+    """Return whether calls of a kind are outermost ones of which only the bounds were recorded, without a decision."""
+    return _ANSWER in kind[4:]
+
+
+def _are_answers(rows: IntArray) -> NDArray[np.bool_]:
+    """Return for each row of a log whether it is such a call: others have a row of profiler work before them."""
+    bare = ~np.isin(rows[:, START], rows[rows[:, KEY] == PROFILER_KEY, END])
+    return np.asarray(bare & (rows[:, KEY] > 0) & (rows[:, TASK] <= OUTERMOST_TASK), dtype=np.bool_)
+
+
 def _row_kinds(rows: IntArray, kinds: SpanKinds, stages: IntArray) -> list[int]:
     size = rows[:, SEQ1] - rows[:, SEQ0]
     task = np.minimum(rows[:, TASK], 0)
     # A step of which only the end is recorded may have begun before its stage.
     stage = stages_at(stages, np.where(rows[:, KEY] == STEP_KEY, rows[:, END] - 1, rows[:, START]))
-    number, columns = np.zeros(len(rows), dtype=np.int64), (rows[:, KEY], size, task, stage)
+    number, columns = np.zeros(len(rows), dtype=np.int64), (rows[:, KEY], size, task, _are_answers(rows), stage)
     for column in columns:  # column by column: sorting whole rows takes many times as long
         distinct, place = np.unique(column, return_inverse=True)
         number = np.unique(number * len(distinct) + place, return_inverse=True)[1]
     _, examples = np.unique(number, return_index=True)
     kind_rows = np.column_stack(columns)[examples]
-    numbers = [kinds.number(("row", *kind), stage) for *kind, stage in kind_rows.tolist()]
+    numbers = [
+        kinds.number(("row", *kind, *[_ANSWER] * answered), stage) for *kind, answered, stage in kind_rows.tolist()
+    ]
     return [numbers[i] for i in number.tolist()]
 
 
@@ -378,23 +395,3 @@ def _own_times(records: AggregatedSpans) -> IntArray:
     if (records.start[1:] >= records.end[:-1]).all():
         return records.end - records.start
     return np.array(self_times(records.start.tolist(), records.end.tolist()), dtype=np.int64)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LogSnapshot:
-    """A consistent copy of a log."""
-
-    table: IntArray  # rows, in order of their ends
-    calls: tuple[BackwardCall, ...]
-    records: AggregatedSpans  # of steps that are no longer in the table
-    runs: int  # number of runs in the records
-    units: int
-    kinds: SpanKinds
-    traced: tuple[int, ...]  # start_ns and end_ns of each traced step
-    skeletons: tuple[int, ...]  # of each step whose bounds were noted among those of which the end alone is
-    cpu: IntArray  # times, sorted, and the thread's CPU time by then; shape (n, 2)
-    optimizers: tuple[OptimizerEnd, ...]  # where optimizer steps ended
-    nodes: Mapping[int, int]  # by the end of a step: how many autograd nodes it made outside backward calls
-    inside: bool  # the records end within a step, after a call that made a graph
-    stages: IntArray = field(default_factory=lambda: NO_CHANGES)  # changes of the stage, as in `stages_at`
-    folded_ns: int = 0  # rows that began earlier, and are still in the table, hold records: they stay rows

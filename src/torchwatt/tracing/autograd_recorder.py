@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import Any
 
 import numpy as np
@@ -193,11 +193,13 @@ EARLIEST_NS, LATEST_NS = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 @dataclass(frozen=True, slots=True)
 class HookMargins:
-    """How long torch works before and after the recorded spans, in ns."""
+    """How long torch, or the profiler at a call that it answers, works before and after the recorded spans, in ns."""
 
     optimizer_before_ns: float = 0.0
     optimizer_after_ns: float = 0.0
     backward_before_ns: float = 0.0
+    answer_before_ns: int = 0
+    answer_after_ns: int = 0
 
     def times(self, factor: float) -> HookMargins:
         """Return the margins in a program whose calls take `factor` times as long as in a loop."""
@@ -220,6 +222,14 @@ class MarginProbe:
         self._before_ns: deque[int] = deque(maxlen=MOST_IN_PLACE)
         self._after_ns: deque[int] = deque(maxlen=MOST_IN_PLACE)
         self._open: Any = None
+        self._answers: deque[tuple[int, int]] = deque(maxlen=MOST_IN_PLACE)
+        self.around_answer_ns = 0, 0
+
+    def answered(self, before_ns: int, after_ns: int) -> None:
+        """Record how long the profiler worked before and after a call that is answered: see `inference_recorders`."""
+        self._answers.append((before_ns, after_ns))
+        before, after = zip(*self._answers, strict=True)
+        self.around_answer_ns = median_low(before), min(after)
 
     def after_backward(self) -> int:
         """Repeat the work of an optimizer step before its first hook; return the total time spent here in ns."""

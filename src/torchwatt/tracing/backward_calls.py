@@ -169,18 +169,19 @@ def time_calls(host: WrapperContext, key: int) -> Callable[[Wrapped], Wrapped]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if compiling() or compiler._is_compiling_flag:
                 return original(*args, **kwargs)
+            began = clock()
             try:
                 log = host.log()
-                if log.mode == OFF or (
-                    log.inside and log.mode == OUTERMOST
-                ):  # inside an outermost call it is filled in
+                if log.mode == OFF or (log.inside and log.mode == OUTERMOST):  # filled in inside an outermost call
                     return original(*args, **kwargs)
                 if log.mode == STEP_ENDS and (log.inside or not log.evaluates()):
                     return original(*args, **kwargs)
                 log.settle()
+                log.read_cpu(clock())
                 s0, start, mode = sequence_nr(), clock(), log.mode
-                log.read_cpu(start)
+                task = FORWARD_TASK if mode == ALL_CALLS else OUTERMOST_TASK
                 if key == DATA_KEY:
+                    log.add_own(began, start, s0, task)
                     log.mode = OFF  # transforms that are modules are part of loading
                 try:
                     return original(*args, **kwargs)
@@ -190,6 +191,8 @@ def time_calls(host: WrapperContext, key: int) -> Callable[[Wrapped], Wrapped]:
                     end = clock()
                     log.read_cpu(end)
                     log.rows.append((key, start, end, s0, sequence_nr(), graph_task_id()))
+                    if key == DATA_KEY:
+                        log.add_own(end, clock(), sequence_nr(), task)
             except BaseException as error:
                 error.__traceback__ = skip_own_frames(error.__traceback__)  # all of them: below may be C++
                 raise

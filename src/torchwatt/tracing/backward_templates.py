@@ -11,7 +11,7 @@ import numpy as np
 
 from torchwatt.core.intervals import top_level
 from torchwatt.core.meter import IntArray
-from torchwatt.tracing.aggregated_spans import AggregatedSpans, LogSnapshot, SpanKinds
+from torchwatt.tracing.aggregated_spans import AggregatedSpans, SpanKinds
 from torchwatt.tracing.call_template import (
     CallTemplate,
     ElasticTemplate,
@@ -49,7 +49,7 @@ from torchwatt.tracing.template_composer import (
     sample_of,
 )
 from torchwatt.tracing.thread_log import ThreadLog
-from torchwatt.tracing.trace_spans import SpanColumns, SpanFiller, fit_template, inner_spans, join_backward
+from torchwatt.tracing.trace_spans import LogSnapshot, SpanColumns, SpanFiller, fit_template, inner_spans, join_backward
 
 NEIGHBOURING_CALLS = 4  # recorded calls before and after an unrecorded one, to choose from
 

@@ -94,12 +94,10 @@ class FastPath:
         """Record the end of a step, the modules called in it, and autograd's next number."""
         self.called.append(NODE_COUNT_BASE - self.take_nodes(number))
         called = tuple(self.called)
-        signature = signatures.by_ids.get(called)
-        if signature is None:
+        if (signature := signatures.by_ids.get(called)) is None:
             signature = signatures.number(called)
-        self.ends.append(
-            (STEP_KEY, 0, end_ns, 0, 0, OUTERMOST_TASK - signature)
-        )  # it began where the step before ended
+        # It began where the step before ended.
+        self.ends.append((STEP_KEY, 0, end_ns, 0, 0, OUTERMOST_TASK - signature))
         self.called.clear()
         self.steps += 1
         self.calls = 0
@@ -128,8 +126,9 @@ class FastPath:
         return steps
 
 
-# Of several threads, one in so many gaps between calls without gradients has the thread's CPU time at its bounds.
-CALLS_PER_READING = 8
+# Of calls without gradients, one in so many gaps has the thread's CPU time at its bounds, where there are several
+# threads, and the profiler's work around one in so many is measured.
+CALLS_PER_READING, CALLS_PER_PROBE = 8, 64
 
 
 class InferenceContext(Protocol):
@@ -169,6 +168,7 @@ def inference_recorders(
     def answer(call: Wrapped, log: ThreadLog, start_ns: int, module: Any, args: Any, kwargs: Any) -> Any:
         key = key_of(id(module)) or newcomer(module)
         before, number, alone, failed = len(called), sequence_nr(), quiet.alone, True
+        probed = log.answers % CALLS_PER_PROBE == 1
         if not alone and log.answers % CALLS_PER_READING == 0:
             log.read_cpu(clock())
         log.answers -= 1
@@ -177,20 +177,22 @@ def inference_recorders(
             log.inside = True
             if alone:
                 quiet.inside = ident()
-            y = call(module, *args, **kwargs)
-            failed = False
+            begun_ns = clock() if probed else start_ns
+            y, failed = call(module, *args, **kwargs), False
             return y
         finally:
             log.inside = False
             if alone:
                 quiet.inside = 0
-            elif log.answers % CALLS_PER_READING == 0:
-                log.read_cpu(clock())
+            end_ns = clock()
+            if not alone and log.answers % CALLS_PER_READING == 0:
+                log.read_cpu(end_ns)
             ran = signature_of(before) if counted else NOTHING_COUNTED
             next_number = number + FAILED_SIZE if failed else sequence_nr()
-            log.noted.append(
-                (key, start_ns, clock(), number, next_number, OUTERMOST_TASK - (UNKNOWN if failed else ran))
-            )
+            task = OUTERMOST_TASK - (UNKNOWN if failed else ran)
+            log.noted.append((key, start_ns, end_ns, number, next_number, task))
+            if probed and not failed:
+                log.in_place.answered(begun_ns - start_ns, clock() - end_ns)
 
     def signature_of(before: int) -> int:
         number = signatures.number(called[before:]) if quiet.alone else UNKNOWN

@@ -333,11 +333,8 @@ class SignatureTable:
         if len(self.of) >= MOST_SIGNATURES or len(known_keys) < len(keys):
             return UNKNOWN
         counts = Counter(known_keys)
-        over, part, opens = (
-            self.over.union(counts),
-            known_keys if is_part else (),
-            next((key for key in known_keys if key > FIRST_SCOPE_KEY), None),
-        )
+        over, part = self.over.union(counts), known_keys if is_part else ()
+        opens = next((key for key in known_keys if key > FIRST_SCOPE_KEY), None)
         content = frozenset(counts.items()), over, part, nodes, opens
         number = self._numbers.get(content)
         if number is None:

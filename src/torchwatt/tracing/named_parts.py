@@ -30,10 +30,11 @@ from torchwatt.tracing.log_rows import (
 from torchwatt.tracing.patches import graph_task_id, sequence_nr
 
 if TYPE_CHECKING:
-    from torchwatt.tracing.aggregated_spans import AggregatedSpans, LogSnapshot
+    from torchwatt.tracing.aggregated_spans import AggregatedSpans
     from torchwatt.tracing.fast_path import FastPath
     from torchwatt.tracing.module_registry import ModuleRegistry
     from torchwatt.tracing.thread_log import ThreadLog
+    from torchwatt.tracing.trace_spans import LogSnapshot
 
 NOT_LOGGED = -1
 

@@ -14,7 +14,6 @@ from torchwatt.core.terms import COMMUNICATION, COMPILE, DATA, OPTIMIZER, PROFIL
 from torchwatt.tracing.aggregated_spans import (
     AggregatedSpans,
     LogParts,
-    LogSnapshot,
     concatenate_spans,
     merge_spans,
     shift_numbers,
@@ -50,11 +49,13 @@ from torchwatt.tracing.step_templates import StepTemplates
 from torchwatt.tracing.template_composer import CalledModules, ModuleCalls, ModuleSlots, ModuleTree, steps_among
 from torchwatt.tracing.thread_log import ThreadLog
 from torchwatt.tracing.trace_spans import (
+    LogSnapshot,
     SpanColumns,
     SpanFiller,
     TraceInputs,
     _led_ns,
     is_forward_kind,
+    take_out_own,
     wants_gradients,
 )
 
@@ -81,7 +82,8 @@ class SpanAssembly:
             )  # fmt: skip
             shown = [c for c in parts.calls if self._shows(c)]
             self.looks[log], self.calls[log], self.kept[log] = snapshot, shown, parts.kept
-            self.records[log] = self._shown_records(snapshot, parts)
+            around_ns = log.margins.answer_before_ns + log.margins.answer_after_ns
+            self.records[log] = take_out_own(self._shown_records(snapshot, parts), snapshot.kinds, around_ns)
         used = [snapshot.table[:, KEY] for snapshot in self.looks.values()] + [
             self._keys(snapshot) for snapshot in self.looks.values()
         ]

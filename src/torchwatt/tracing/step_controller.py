@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -312,7 +313,9 @@ class StepController:
             log.mode, log.stride.mode, log.stride.planned = ALL_CALLS, ALL_CALLS, 1
         self._mode_changed(log, before, recent, began)
         log.call_ns = conductor.call_ns(log.stride)
-        log.margins = log.in_place.margins(conductor.costs.margins) or conductor.margins(log.stride)
+        margins = log.in_place.margins(conductor.costs.margins) or conductor.margins(log.stride)
+        before_ns, after_ns = log.in_place.around_answer_ns
+        log.margins = replace(margins, answer_before_ns=before_ns, answer_after_ns=after_ns)
         if conductor.limited:
             self._host.note("info", "SPANS_SAMPLED", conductor.limit.message)
         self._arrange(log, conductor)

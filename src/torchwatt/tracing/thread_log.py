@@ -11,7 +11,6 @@ import numpy as np
 
 from torchwatt.core.meter import IntArray
 from torchwatt.tracing.aggregated_spans import (
-    LogSnapshot,
     SpanKinds,
     concatenate_spans,
     merge_spans,
@@ -43,6 +42,7 @@ from torchwatt.tracing.log_rows import (
 from torchwatt.tracing.loop_steps import OptimizerEnds
 from torchwatt.tracing.named_parts import OpenNames
 from torchwatt.tracing.overhead_budget import ThreadCpuTime, thread_clock
+from torchwatt.tracing.trace_spans import LogSnapshot
 from torchwatt.tracing.tracing_policy import StepBatch
 
 MAX_RECORDS = 16_384
@@ -191,8 +191,9 @@ class ThreadLog:
 
     def evaluates(self) -> bool:
         """Return whether the latest entry is a module call or data loading, rather than the end of a step."""
-        latest = self.noted or self.rows
-        return bool(latest) and (latest[-1][KEY] > 0 or latest[-1][KEY] == DATA_KEY)
+        latest = self.noted or self.rows[-2:]
+        key = next((row[KEY] for row in reversed(latest) if row[KEY] != PROFILER_KEY), STEP_KEY)
+        return key > 0 or key == DATA_KEY
 
     def read_cpu(self, t_ns: int) -> None:
         """Record the CPU time of the calling thread; when the list is full, every second entry is dropped."""

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from torchwatt.core.intervals import (
-    NO_INDEX,
-    enclosing_indices,
-    extend_to_siblings,
-    innermost,
-    top_level,
-)
+from torchwatt.core.intervals import NO_INDEX, enclosing_indices, extend_to_siblings, innermost, top_level
 from torchwatt.core.meter import IntArray
 from torchwatt.core.terms import Phase, Slot
-from torchwatt.tracing.aggregated_spans import AggregatedSpans, LogSnapshot, SpanKinds
+from torchwatt.tracing.aggregated_spans import AggregatedSpans, SpanKinds, is_answer
 from torchwatt.tracing.call_template import (
     CallTemplate,
     ElasticTemplate,
@@ -33,13 +27,17 @@ from torchwatt.tracing.log_rows import (
     END,
     FIRST_SCOPE_KEY,
     KEY,
+    NO_CHANGES,
     NO_STAGE,
+    OUTERMOST_TASK,
+    PROFILER_KEY,
     SEQ0,
     SEQ1,
     START,
     AutogradNodes,
     BackwardCall,
 )
+from torchwatt.tracing.loop_steps import OptimizerEnd
 
 if TYPE_CHECKING:
     from torchwatt.tracing.device_profiler import DeviceProfiler
@@ -199,6 +197,26 @@ def inner_spans(call: BackwardCall, table: IntArray) -> tuple[tuple[int, int], .
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class LogSnapshot:
+    """A consistent copy of a log."""
+
+    table: IntArray  # rows, in order of their ends
+    calls: tuple[BackwardCall, ...]
+    records: AggregatedSpans  # of steps that are no longer in the table
+    runs: int  # number of runs in the records
+    units: int
+    kinds: SpanKinds
+    traced: tuple[int, ...]  # start_ns and end_ns of each traced step
+    skeletons: tuple[int, ...]  # of each step whose bounds were noted among those of which the end alone is
+    cpu: IntArray  # times, sorted, and the thread's CPU time by then; shape (n, 2)
+    optimizers: tuple[OptimizerEnd, ...]  # where optimizer steps ended
+    nodes: Mapping[int, int]  # by the end of a step: how many autograd nodes it made outside backward calls
+    inside: bool  # the records end within a step, after a call that made a graph
+    stages: IntArray = field(default_factory=lambda: NO_CHANGES)  # changes of the stage, as in `stages_at`
+    folded_ns: int = 0  # rows that began earlier, and are still in the table, hold records: they stay rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TraceInputs:
     """What a tracer reads from the hub; the first log belongs to the tracer's own thread."""
 
@@ -339,6 +357,27 @@ def wants_gradients(module: nn.Module) -> bool:
 def is_forward_kind(kind: tuple[Hashable, ...]) -> bool:
     """Return whether records of a kind are module calls outside a backward call."""
     return kind[0] == "row" and isinstance(kind[1], int) and kind[1] > 0 and kind[3] != 0
+
+
+def take_out_own(records: AggregatedSpans, kinds: SpanKinds, around_ns: int) -> AggregatedSpans:
+    """Return records with the profiler's work around each answered call as a record of its own, before it.
+
+    Args:
+        records: In order.
+        kinds: Gets the kinds of that work.
+        around_ns: How long it takes at a call.
+    """
+    answers = [number for number, kind in enumerate(kinds.of) if is_answer(kind)]
+    calls = np.flatnonzero(np.isin(records.kind, answers))
+    if not len(calls) or around_ns <= 0:
+        return records
+    of = {n: kinds.number(("row", PROFILER_KEY, 0, OUTERMOST_TASK), kinds.stage[n]) for n in answers}
+    latest_ns = np.minimum(records.end, np.append(records.start[1:], records.end[-1:]))  # what is inside stays whole
+    begun_ns, rest_ns = np.minimum(records.start + around_ns * records.count, latest_ns)[calls], records.start.copy()
+    own = replace(records.take(calls), kind=np.array([of[n] for n in records.kind[calls].tolist()]), end=begun_ns)
+    rest_ns[calls] = begun_ns
+    rest = replace(records, start=rest_ns)
+    return AggregatedSpans(*(np.insert(getattr(rest, f.name), calls, getattr(own, f.name)) for f in fields(rest)))
 
 
 def _led_ns(snapshot: LogSnapshot) -> IntArray:

@@ -208,7 +208,7 @@ def main():
         notebooks, home = Path(folder) / "notebooks", Path(folder) / "home"
         notebooks.mkdir()
         home.mkdir()
-        with server(notebooks, home, extension=True) as base:
+        with server(notebooks, home) as base:
             browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(CHROMIUM_FLAGS))
             within = True
             for option, words in (("", "live view"), ("--no-live", "--no-live")):

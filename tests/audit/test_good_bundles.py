@@ -237,3 +237,11 @@ def test_a_sampler_that_stands_still_to_the_end_is_no_finding(suspended, powerca
     report = replace(run.report, sampler=replace(run.report.sampler, missed={}))
     found = verify(write_bundle(report, tmp_path / "bundle"))
     assert found.ok, str(found)
+
+
+@pytest.mark.parametrize("code", ["VISIBLE_DEVICES", "GPU_APPEARED"])
+def test_an_event_about_all_gpus_of_a_machine_names_no_device(tmp_path, code):
+    report = rich_report()
+    event = Event(report.start_ns, "warning", code, "gpu", "said once for all GPUs")
+    result = verify(write_bundle(replace(report, events=(event, *report.events)), tmp_path / "audit"))
+    assert result.ok, str(result)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import nbformat
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import torchwatt
 from tests.browser.small_gpt import Gpt
+from torchwatt.core.meter import Event, Unavailable
 from torchwatt.core.report import Report
 from torchwatt.views.report_payload import MIME, to_payload
 
@@ -45,9 +48,11 @@ class ResNet(nn.Module):
 
 @cache
 def model_report(name: str) -> Report:
-    """Return the report of a few training steps of `gpt-8`, `gpt-48` or `resnet`, or of `slow data`."""
+    """Return the report of a few training steps of `gpt-8`, `gpt-48` or `resnet`, `slow data`, or `eventful`."""
     if name == SLOW_DATA:
         return slow_data_report()
+    if name == EVENTFUL:
+        return eventful_report()
     kind, _, blocks = name.partition("-")
     model = Gpt(int(blocks)) if kind == "gpt" else ResNet()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -61,6 +66,25 @@ def model_report(name: str) -> Report:
 
 
 SLOW_DATA = "slow data"
+
+
+EVENTFUL = "eventful"
+LONG_WORD = "/sys/devices/virtual/powercap/intel-rapl:0/intel-rapl:0:0/energy_uj." * 3
+
+
+def eventful_report() -> Report:
+    """Return a report whose events, missing meters and versions have words that are wider than a phone."""
+    report = model_report("gpt-8")
+    subjects = ("run", "gpu:0/power_fine", ".".join(["blocks.11.attention.projection"] * 4))
+    events = tuple(
+        Event(
+            report.start_ns + 10_000_000 * n, severity, "CALIBRATION_UNREADABLE", subject, f"read 12.5 J of {LONG_WORD}"
+        )
+        for n, (severity, subject) in enumerate(product(("info", "warning", "error"), subjects))
+    )
+    gone = Unavailable("dram:0", f"{LONG_WORD} does not exist", f"setfacl -m u:$USER:r {LONG_WORD}")
+    software = {**report.software, "torch": f"2.13.0+{'a1b2c3d4' * 8}"}
+    return replace(report, name=EVENTFUL, events=events, unavailable=(*report.unavailable, gone), software=software)
 
 
 class SlowImages(Dataset):

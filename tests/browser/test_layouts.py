@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.browser.conftest import THEMES, check_axe, choose_view
-from tests.browser.model_reports import SLOW_DATA, model_report, write_reports
+from tests.browser.model_reports import EVENTFUL, SLOW_DATA, model_report, write_reports
 from tests.notebook.lab import picture
 from tests.support.heavy import heavy_unless, some_of
 from torchwatt.views.html_report import to_html_page
@@ -26,7 +26,8 @@ PLACES = [*(f"{width}" for width in WIDTHS), "1280 with the panel"]
 REPORT = ".jp-OutputArea .tw-report"
 # Every text with digits that is wider than what holds it, and everything that is wider than the report.
 CUT = """() => { const shown = one => one.checkVisibility({contentVisibilityAuto: true, opacityProperty: true});
-    const holders = '.tw-root :is(td, th, .tw-figure-value, .tw-figure-detail, .tw-answer, .tw-meters, .tw-basis li)';
+    const holders = '.tw-root :is(td, th, li, .tw-figure-value, .tw-figure-detail, .tw-answer, .tw-meters, .tw-note,'
+        + ' .tw-foot)';
     const cut = [...document.querySelectorAll(holders)].filter(one => shown(one) && /\\d/.test(one.textContent)
         && !one.matches('.tw-name') && one.scrollWidth > one.clientWidth + 1);
     const wide = [...document.querySelectorAll('.tw-root')].filter(one => one.scrollWidth > one.clientWidth + 1);
@@ -56,11 +57,11 @@ def shown(lab, folder):
     lab.theme(THEMES["light"])
 
 
-USUAL = {("gpt-8", "390", "light"), ("gpt-48", "1280 with the panel", "dark")}
+USUAL = {(EVENTFUL, "390", "light"), ("gpt-48", "1280 with the panel", "dark")}
 
 
 @pytest.mark.parametrize(
-    ("model", "place", "theme"), heavy_unless(lambda case: case in USUAL, product(MODELS, PLACES, THEMES))
+    ("model", "place", "theme"), heavy_unless(lambda case: case in USUAL, product((*MODELS, EVENTFUL), PLACES, THEMES))
 )
 def test_no_digit_is_cut_at_any_width_in_any_view(lab, shown, model, place, theme):
     page = shown(model, width=int(place.split()[0]), panel="panel" in place)
@@ -132,11 +133,17 @@ FITS = """() => document.documentElement.scrollWidth <= innerWidth
     && [...one.querySelectorAll('td')].every(
         cell => cell.scrollWidth <= cell.clientWidth + 1))"""
 
+# Names of rows whose "~" has a line for itself.
+LONE = """() => [...document.querySelectorAll('td span')]
+    .filter(one => one.textContent === '~' && one.checkVisibility())
+    .map(one => [one.getBoundingClientRect().left, one.closest('td')])
+    .filter(([left, cell]) => left < cell.getBoundingClientRect().left + 12).map(([, cell]) => cell.textContent)"""
+
 
 @pytest.mark.usefixtures("axe")
 @pytest.mark.parametrize("theme", some_of(THEMES, 1))
 def test_axe_finds_nothing_in_the_page(chromium, tmp_path, theme):
-    (tmp_path / "report.html").write_text(to_html_page(model_report("gpt-8")), encoding="utf-8")
+    (tmp_path / "report.html").write_text(to_html_page(model_report(EVENTFUL)), encoding="utf-8")
     page = chromium.new_page(color_scheme=theme, bypass_csp=True)
     page.goto((tmp_path / "report.html").as_uri())
     assert page.locator("main h1").count() == 1
@@ -146,6 +153,7 @@ def test_axe_finds_nothing_in_the_page(chromium, tmp_path, theme):
         page.set_viewport_size({"width": width, "height": 900})
         picture(page, f"page-{width}-{theme}")
         assert page.evaluate(FITS), width
+        assert page.evaluate(LONE) == [], width
     page.close()
 
 

@@ -24,6 +24,7 @@ from torchwatt.cli.command_table import COMMANDS
 from torchwatt.core.meter import Channel, Meter, Unavailable
 from torchwatt.core.report import Window
 from torchwatt.core.terms import Domain
+from torchwatt.sensors.protocol import event_now
 from torchwatt.views import VIEWS, to_html_page, to_text
 from torchwatt.views.power_chart import power_bands
 
@@ -154,6 +155,24 @@ def test_doctor_ends_with_a_verdict_and_succeeds_where_a_run_works(monkeypatch, 
         facts = json.loads(capsys.readouterr().out)
         assert facts["works"] == bool(meters)
         assert facts["verdict"].startswith(said)
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_doctor_wraps_its_lines_at_the_terminals_width_and_loses_no_word(monkeypatch, capsys, columns):
+    fix = "run on the host or with --security-opt systempaths=unconfined; on bare metal: modprobe intel_rapl_msr " * 2
+    power = Channel(Domain("cpu"), "power", "power", "W", 1.0, 10**8, "tdp_model")
+    meter = Meter(Domain("cpu"), (power,), "modelled", "process", "a model", notes=("every note is a sentence " * 8,))
+    event = event_now("warning", "SHARED_DEVICE", "gpu:0", "another process used the GPU " * 5)
+    gone = (Unavailable("gpu", "gpu: nvmlInit: NVML Shared Library Not Found", fix),)
+    found = SimpleNamespace(meters=(meter,), unavailable=gone, events=(event,))
+    monkeypatch.setattr(doctor, "discover", lambda: found)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    doctor.print_discovery()
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= columns
+    assert f"fix: {fix.strip()}" in " ".join(out.split())
+    assert "\n  gpu: nvmlInit: " in out  # the name of the domain is not repeated
+    assert all(line.startswith("      ") for line in out.splitlines() if "modprobe" in line)
 
 
 def test_kept_runs_are_listed_added_up_and_shown(tmp_path):

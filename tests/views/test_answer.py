@@ -116,6 +116,29 @@ def test_the_answer_is_the_same_in_every_view():
     assert to_payload(report)["answer"] == {"sentences": list(sentences), "hint": ""}
 
 
+@pytest.mark.parametrize(
+    ("names", "classes", "said"),
+    [
+        (("0", "1", "2"), ("Linear", "GELU", "Linear"), "2 (Linear) 50 %, 1 (GELU) 33 % (together 83 %)"),
+        (("0", "1", "2"), ("Linear",) * 3, "all 3 Linear modules 100 %"),
+        (("0.0", "0.1", "1.0", "1.1"), ("Linear", "ReLU") * 2, "*.1 (2 ReLU) 60 %, *.0 (2 Linear) 40 %"),
+        (
+            ("0.0", "0.1", "1.0", "1.1", "2"),
+            ("Linear", "ReLU", "Linear", "ReLU", "Tanh"),
+            "{0-1}.1 (2 ReLU) 40 %, 2 (Tanh) 33 %, {0-1}.0 (2 Linear)",
+        ),
+        (("0", "1"), ("", ""), "all numbered modules 100 %"),
+        (("fc1", "2"), ("Linear", "Linear"), "2 (Linear) 67 %, fc1 33 %"),
+    ],
+)
+def test_modules_that_have_only_numbers_are_named_with_their_class(names, classes, said):
+    rows = [(name, 10.0 * (n + 1), 1.0) for n, name in enumerate(names)]
+    kinds = dict(zip(names, classes, strict=True)) | {name.split(".")[0]: "Sequential" for name in names if "." in name}
+    params = {name: n for n, name in enumerate(names)} if classes[:2] == ("Linear", "GELU") else {}
+    modules = [ModuleInfo(name, kind, params=params.get(name, 0)) for name, kind in kinds.items() if kind]
+    assert f"Most of it: {said}" in " ".join(answer(made_report(rows, modules=modules)).sentences)
+
+
 def test_without_a_meter_the_answer_is_one_sentence():
     assert answer(bare_report()).sentences == ("Nothing was metered in 1.00 s.",)
 

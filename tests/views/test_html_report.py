@@ -20,8 +20,8 @@ ATTRIBUTES = {"align", "alt", "cellpadding", "cellspacing", "colspan", "open", "
 PROPERTIES = {
     "background", "border", "border-bottom", "border-collapse", "border-radius", "border-top", "box-sizing", "cursor",
     "display", "flex", "flex-wrap", "float", "font-size", "font-weight", "height", "line-height", "margin",
-    "margin-left", "margin-top", "max-width", "min-width", "opacity", "padding", "padding-bottom", "padding-top",
-    "text-align", "vertical-align", "white-space", "width", "word-break",
+    "margin-left", "margin-top", "max-width", "min-width", "opacity", "overflow-wrap", "padding", "padding-bottom",
+    "padding-top", "text-align", "vertical-align", "white-space", "width", "word-break",
 }  # fmt: skip
 VOID = {"br", "img", "meta"}
 

@@ -36,6 +36,18 @@ def test_no_name_and_no_digit_is_cut_in_any_view(view, width):
     assert "..." not in table
 
 
+@pytest.mark.parametrize("max_layers", [3, 20])
+@pytest.mark.parametrize("view", VIEWS)
+def test_in_sixty_columns_names_of_rows_that_are_no_module_are_whole(view, max_layers):
+    text = to_text(sample_report(), width=60, by=view, max_layers=max_layers)
+    table = text[text.index("layers, ") : text.index("How this was measured")]
+    assert max(map(len, table.splitlines())) <= 60
+    assert "all of the above" in table
+    assert not re.search(r"\.\.\.\S*\)|\(\S*\.\.\.", table)
+    if view == "tree" and max_layers == 3:
+        assert len(re.findall(r"^ *\(\d+ smaller\) ", table, re.MULTILINE)) == 3
+
+
 def test_it_is_ascii_but_for_three_signs_and_the_glyphs():
     signs = set(re.findall(r"[^\x00-\x7f]", to_text(sample_report())))
     assert signs <= {"±", "—", "·", *PROVENANCE_GLYPHS.values()}

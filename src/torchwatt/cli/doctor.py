@@ -6,7 +6,8 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from torchwatt.attribution.counted_domains import map_gpus_to_modules
@@ -14,8 +15,9 @@ from torchwatt.attribution.counter_scope import assign_counter_scopes
 from torchwatt.attribution.method_note import COUNTER_SCOPE_PREFIX
 from torchwatt.core import __version__
 from torchwatt.core.meter import Channel, Meter, Unavailable
-from torchwatt.core.plain_text import escape_unprintable, escape_unprintable_lines
+from torchwatt.core.plain_text import escape_unprintable
 from torchwatt.core.terms import MODULE_POWER
+from torchwatt.reports.report_result import terminal_width
 from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.calibrations import calibrations_file
 from torchwatt.sensors.protocol import Discovery
@@ -57,7 +59,8 @@ def print_discovery(*, as_json: bool = False) -> int:
         print(json.dumps({**facts, "works": bool(meters), "verdict": verdict}, indent=2))
     else:
         _print_meters(discovery, meters)
-        print(f"\n{escape_unprintable(verdict)}")
+        print()
+        _print_lines([verdict])
     return 0 if meters else 1
 
 
@@ -117,20 +120,31 @@ def _package_version(name: str) -> str | None:
 def _print_meters(discovery: Discovery, meters: Sequence[Meter]) -> None:
     covers = _counter_scopes(discovery)
     print("Metered here:")
-    for meter in meters or ():
-        print(escape_unprintable_lines("\n".join((*_meter_lines(meter), *covers.get(str(meter.domain), ())))))
+    for meter in meters:
+        _print_lines((*_meter_lines(meter), *covers.get(str(meter.domain), ())))
     if not meters:
         print("  nothing")
     print("\nNot metered:")
     for missing in discovery.unavailable:
-        print(escape_unprintable_lines("\n".join(_missing_lines(missing))))
+        _print_lines(_missing_lines(missing))
     if not discovery.unavailable:
         print("  nothing is missing")
     for event in discovery.events:
-        print(escape_unprintable_lines(f"\n{event.severity}: {event.code} {event.subject}: {event.message}"))
+        print()
+        _print_lines([f"{event.severity}: {event.code} {event.subject}: {event.message}"])
     print("\nPackages:")
     for label, name in PACKAGES.items():
         print(f"  {label}: {_package_version(name) or 'missing'}")
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    """Print lines, wrapped at the terminal's width; what continues a line is indented by two characters more."""
+    width = terminal_width()
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip(" ")))
+        text = escape_unprintable(line.strip())
+        wrapped = wrap(text, width, initial_indent=indent, subsequent_indent=f"{indent}  ", break_on_hyphens=False)
+        print("\n".join(wrapped))
 
 
 def _counter_scopes(discovery: Discovery) -> dict[str, tuple[str, ...]]:
@@ -170,7 +184,7 @@ def _channel_text(channel: Channel) -> str:
 
 
 def _missing_lines(missing: Unavailable) -> Iterator[str]:
-    yield f"  {missing.domain}: {missing.reason}"
+    yield f"  {missing.domain}: {missing.reason.removeprefix(f'{missing.domain}: ')}"
     if missing.fix:
         yield f"      fix: {missing.fix}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ _ROW_NAMES = {
     ROOT: "the model outside of its modules",
 }
 
-_GROUP_NAMES = _ROW_NAMES | {"*": "the numbered modules"}  # of a model that is one sequence
+_NUMBERS_ONLY = re.compile(r"[*\d{},.-]+( itself)?")  # names of a model that is one sequence, such as `{0-4}.2`
+_ALL_NUMBERED = "*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +136,33 @@ def _group_sentence(report: Report) -> str:
             groups.remove(largest)
             named.append(largest)
     sum_j = fsum(joules for _, joules in named)
-    words = [f"{_GROUP_NAMES.get(name, name)} {_share(joules, run_j)}" for name, joules in named]
+    words = [f"{_group_name(report, layers, name)} {_share(joules, run_j)}" for name, joules in named]
     together = f" (together {_share(sum_j, run_j)})" if len(named) > 1 else ""
     text = f"Most of it: {', '.join(words)}{together}"
     remaining = dict(groups)
     waits = [f"{_ROW_NAMES[name]} {_share(remaining[name], run_j)}" for name in (IDLE, DATA) if name in remaining]
     return f"{text}; {', '.join(waits)}." if waits else f"{text}."
+
+
+def _group_name(report: Report, layers: Sequence[LayerSum], group: str) -> str:
+    """Return the name of a group in a sentence; with the class of its modules where the name has only numbers."""
+    if group in _ROW_NAMES:
+        return _ROW_NAMES[group]
+    if not _NUMBERS_ONLY.fullmatch(group):
+        return group
+    kinds = module_kinds(report)
+    names = [layer.fqn for layer in layers if not layer.reserved]
+    pattern, parts = group.removesuffix(" itself"), group.count(".") + 1
+    members = {
+        ".".join(name.split(".")[:parts])
+        for name, folded in fold_names(names, kinds).items()
+        if f"{folded}.".startswith(f"{pattern}.")
+    }
+    classes = {kinds.get(name, ("", 0))[0] for name in members} - {""}
+    kind = classes.pop() if len(classes) == 1 else ""
+    if group == _ALL_NUMBERED:
+        return f"all {len(members)} {kind} modules" if kind else "all numbered modules"
+    return f"{group} ({kind if len(members) == 1 else f'{len(members)} {kind}'})" if kind else group
 
 
 def _stage_sentence(report: Report) -> str:

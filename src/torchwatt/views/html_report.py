@@ -37,11 +37,13 @@ _CARD = (
     "margin:0 10px 10px 0;flex:1 1 210px;max-width:480px"
 )
 _CARDS = "display:flex;flex-wrap:wrap"
+_REPORT = "max-width:980px;line-height:1.45;text-align:left;font-size:13px;overflow-wrap:break-word"
 # (modules of the tree, rows of the other views), tried in turn: rows tell more, and take less room.
 _CAPS = (
     *((modules, MAX_ROWS) for modules in (MAX_MODULES, 200, 100, 50, 20, 10, 5)),
     (5, 10), (5, 5), (1, 1),
 )  # fmt: skip
+_EVENTS = "font-size:12px;margin:4px 0;border-collapse:separate"  # the page's style sheet finds the table by it
 _MAX_EVENTS = 50
 _MAX_TEXT = 400
 
@@ -63,7 +65,7 @@ def _build_report(report: Report, max_bytes: int | None, title: str) -> str:
     tables = cache(partial(build_group_tables, report, views))
     for max_modules, max_rows in _CAPS:
         blocks = head + tables(max_rows) + curve + build_tree_block(booked, report.energy_j, max_modules) + lower
-        fragment = html_tag("div", blocks, "max-width:980px;line-height:1.45;text-align:left;font-size:13px")
+        fragment = html_tag("div", blocks, _REPORT)
         if max_bytes is None or len(fragment.encode()) < max_bytes:
             break
     return fragment
@@ -230,7 +232,7 @@ def _event_block(report: Report) -> str:
         "tr", "".join(html_tag("th", name) for name in ("at", "severity", "code", "subject", "message")), align="left"
     )
     rows = "".join(_event_row(report, event) for event in events[:_MAX_EVENTS])
-    table = html_tag("table", head + rows, "font-size:12px;margin:4px 0;border-collapse:separate", cellspacing="6")
+    table = html_tag("table", head + rows, _EVENTS, cellspacing="6")
     more = html_tag("div", muted_text(f"and {len(events) - _MAX_EVENTS} more")) if len(events) > _MAX_EVENTS else ""
     worrying = len(report_summary.select_warnings(report))
     title = html_tag(
@@ -302,6 +304,10 @@ summary:focus-visible { outline: 2px solid #2f81d6; }
   table[style*="font-size:11px"] :is(td, th):nth-child(n+5) { display: none; }
   [style*="float:right"] { float: none !important; display: block; text-align: left !important; }
   [style*="float:right"] > span:last-child { display: none !important; }
+  table[style^="font-size:12px;margin:4px"] tr:has(th) { display: none; }
+  table[style^="font-size:12px;margin:4px"] :is(tbody, tr, td:last-child) { display: block; }
+  table[style^="font-size:12px;margin:4px"] tr { padding: 3px 0; }
+  table[style^="font-size:12px;margin:4px"] td { display: inline; padding: 0 6px 0 0; border: 0; }
 }
 table { border-collapse: collapse; }
 td, th { border-bottom: 1px solid var(--rule); }

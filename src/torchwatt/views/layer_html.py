@@ -118,7 +118,7 @@ def _group_table(report: Report, everything: Sequence[LayerGroup], max_rows: int
 def _group_row(group: LayerGroup, scale_j: float, *, several: bool) -> str:
     forward, backward, remainder = _split_phases(group.phases)
     name = escape_text(shorten_middle(group.name, _MAX_NAME)) + (f" x{group.count}" if group.count > 1 else "")
-    name += f" {muted_text('~')}" * group.unclear
+    name += f"&nbsp;{muted_text('~')}" * group.unclear
     style = f"{_PADDING};text-align:left;word-break:break-all" + (";opacity:0.8" if not group.count else "")
     parts = [(FORWARD, forward or 0.0), (BACKWARD, backward or 0.0), (OTHER, remainder or 0.0)]
     each = "" if group.each_lo_j is None else format_interval(group.each_lo_j, group.each_hi_j)

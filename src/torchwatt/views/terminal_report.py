@@ -36,7 +36,10 @@ _MAX_TEXT = 300
 MIN_WIDTH = 60
 MAX_LAYERS = 20  # rows of modules by default
 _BAR_WIDTH, _BAR_RANK = 10, 3
+_SUM_NAME = "all of the above"
 _WIDEST_NAME = 44  # optional columns leave so much room for names
+_NARROW_NAME = 20  # the least room for names beside all columns of the tree
+_SHORT_NAME = 14  # a name is not indented so far that less of it fits: `(1234 smaller)`
 
 
 def to_text(report: Report, *, max_layers: int | None = MAX_LAYERS, width: int = 100, by: View | None = None) -> str:
@@ -124,12 +127,13 @@ class _Column:
     """One column of the layer table; the last cell is that of the total.
 
     `rank` is 0 for a column that is always shown; the others are left out from the highest rank on where they do not
-    fit.
+    fit beside names of up to `names` characters.
     """
 
     title: str
     cells: tuple[str, ...]
     rank: int = 0
+    names: int = _WIDEST_NAME
 
     @property
     def width(self) -> int:
@@ -143,8 +147,7 @@ def _layer_table_lines(report: Report, max_layers: int | None, width: int, by: V
     groups = _select_groups(report, by, max_layers)
     names = [_row_name(group, by) for group in groups]
     columns = _table_columns(report, groups, by)
-    room = width - min(max(map(len, names), default=0), _WIDEST_NAME)
-    shown = _fitting_columns(columns, room)
+    shown = _fitting_columns(columns, width, max(map(len, (*names, _SUM_NAME))))
     name_width = width - sum(column.width + 2 for column in shown)
     domains = sorted(report.counted, key=lambda ledger: (-ledger.energy_j, str(ledger.domain)))
     over = " + ".join(str(ledger.domain) for ledger in domains)
@@ -158,7 +161,7 @@ def _layer_table_lines(report: Report, max_layers: int | None, width: int, by: V
     for n, name in enumerate(names):
         lines.append(_table_line(name, [column.cells[n] for column in shown], shown, name_width))
     total = [column.cells[len(names)] for column in shown]
-    lines += ["-" * width, _table_line("all of the above", total, shown, name_width)]
+    lines += ["-" * width, _table_line(_SUM_NAME, total, shown, name_width)]
     if any(group.unclear for group in groups):
         lines += wrap(TIE_LEGEND, width)
     used = {str(group.provenance) for group in groups if group.provenance} | {str(report.provenance)}
@@ -166,11 +169,12 @@ def _layer_table_lines(report: Report, max_layers: int | None, width: int, by: V
     return [_to_ascii(line) for line in lines]
 
 
-def _fitting_columns(columns: Sequence[_Column], room: int) -> list[_Column]:
+def _fitting_columns(columns: Sequence[_Column], width: int, longest_name: int) -> list[_Column]:
     """Return the columns that fit, in order: those without a rank first, then by rank; equal ranks go together."""
     shown = [column for column in columns if not column.rank]
-    for rank in sorted({column.rank for column in columns if column.rank and any(column.cells)}):
-        more = [column for column in columns if column.rank == rank]
+    for rank in sorted({column.rank for column in columns if column.rank}):
+        more = [column for column in columns if column.rank == rank and any(column.cells)]
+        room = width - min([longest_name, *(column.names for column in more)])
         if sum(column.width + 2 for column in (*shown, *more)) <= room:
             shown += more
     return [column for column in columns if column in shown]
@@ -199,16 +203,22 @@ def _table_columns(report: Report, groups: Sequence[LayerGroup], by: View) -> tu
     interval = format_interval(*report.interval_j) if report.interval_j is not None else ""
     glyphs = PROVENANCE_GLYPHS
     share = format_share(booked_j / run_j if run_j > 0 else None)
+    is_tree = by == "tree"
     columns = [
-        _Column("self" if by == "tree" else "energy", (*map(_energy_text, groups), format_energy(booked_j))),
+        _Column("self" if is_tree else "energy", (*map(_energy_text, groups), format_energy(booked_j))),
         _Column("90 % of repeats", (*(format_interval(g.lo_j, g.hi_j) for g in groups), interval)),
-        _Column("share", (*(format_share(g.share if g.entries else None) for g in groups), share)),
+        _Column(
+            "share",
+            (*(format_share(g.share if g.entries else None) for g in groups), share),
+            rank=int(is_tree),
+            names=_NARROW_NAME,
+        ),
         _Column("each module", (*map(_each_text, groups), ""), rank=1),
         *_phase_columns(groups, entries),
         _Column("", (*(_bar_text(group.energy_j, most_j) for group in groups), ""), rank=_BAR_RANK),
         _Column("", (*(glyphs.get(str(g.provenance), "") for g in groups), glyphs[str(report.provenance)])),
     ]
-    if by == "tree":
+    if is_tree:
         columns.insert(0, _Column("total", (*(format_energy(group.total_j) for group in groups), "")))
     return tuple(columns)
 
@@ -236,11 +246,18 @@ def _each_text(group: LayerGroup) -> str:
 
 
 def _table_line(name: str, cells: Sequence[str], columns: Sequence[_Column], name_width: int) -> str:
-    text = shorten_middle(name, name_width).ljust(name_width)
+    text = _fit_name(name, name_width).ljust(name_width)
     for cell, column in zip(cells, columns, strict=True):
         is_bar = set(cell) == {"#"}
         text += "  " + (cell.ljust(column.width) if is_bar else cell.rjust(column.width))
     return text.rstrip()
+
+
+def _fit_name(name: str, width: int) -> str:
+    """Shorten a name in its middle, and its indentation where little of the name would be left."""
+    text = name.lstrip(" ")
+    indent = min(len(name) - len(text), max(width - min(len(text), _SHORT_NAME), 0))
+    return " " * indent + shorten_middle(text, width - indent)
 
 
 def _tail_lines(report: Report, width: int) -> list[str]:
@@ -285,7 +302,7 @@ def _markdown_table(report: Report, groups: Sequence[LayerGroup], by: View) -> I
     yield f"| :-- | {' | '.join(['--:'] * len(columns))} |"
     names = [f"`{_row_name(group, by).replace('`', chr(39))}`" for group in groups]
     meaning = {glyph: word for word, glyph in PROVENANCE_GLYPHS.items()}
-    for n, name in enumerate([*names, "all of the above"]):
+    for n, name in enumerate([*names, _SUM_NAME]):
         cells = [meaning.get(column.cells[n], column.cells[n]) for column in columns]
         yield f"| {' | '.join([name.replace('|', chr(92) + '|'), *cells])} |"
 

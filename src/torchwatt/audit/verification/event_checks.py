@@ -75,9 +75,9 @@ class EventChecks:
         self.last_ns = max(t_ns, self.last_ns)
 
     def _subject(self, row: int, cells: Row) -> None:
-        """Check that an event about a domain names a device of `device`, metered or not."""
+        """Check that an event about a domain names a device of `device`, metered or not; `gpu` is all GPUs."""
         subject = text(cells, "subject")
-        if self.facts.old or "device" in self.facts.broken or subject in self.facts.devices:
+        if self.facts.old or "device" in self.facts.broken or subject in {"gpu", *self.facts.devices}:
             return
         if _DOMAIN.fullmatch(subject):
             self.findings.add(

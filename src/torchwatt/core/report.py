@@ -219,7 +219,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class HourEnergy:
-    """Energy of one domain within one hour (UTC), for hourly intensities; the hours of a domain add up to its ledger."""
+    """Energy of one domain in one hour (UTC), for hourly intensities; the hours of a domain add up to its ledger."""
 
     hour: int  # whole hours since 1970-01-01T00:00Z
     device_id: str

@@ -52,7 +52,7 @@ PROGRAM = """
 import os, sys, tempfile, time
 from pathlib import Path
 from torchwatt.audit.fleet import ingest, open_lake
-from torchwatt.audit.fleet.probe import check_reachable
+from torchwatt.audit.fleet.lake import check_reachable
 from torchwatt.sensors import Sampler, discover
 from torchwatt.sensors.load_model import process_source
 from torchwatt.sensors.protocol import Discovery, merge_discoveries
@@ -158,7 +158,7 @@ STARTERS = {
     "sensors/sampler_process.py",
     "tracing/device_windows.py",
     "audit/fleet/ingestion.py",
-    "audit/fleet/probe.py",
+    "audit/fleet/lake.py",
     "audit/seal.py",
 }
 

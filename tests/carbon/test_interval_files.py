@@ -8,7 +8,7 @@ from torchwatt.carbon import CarbonOptions, PricedSubject, RunUsage
 from torchwatt.carbon.pricing import price_run
 from torchwatt.carbon.pricing_plan import make_plan
 from torchwatt.core.errors import FactorError
-from torchwatt.core.hour_energy import hour_of, hour_start
+from torchwatt.core.units import hour_of, hour_start
 
 KWH_J = 3.6e6
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from torchwatt.carbon import CarbonOptions, PricedSubject, RunUsage
 from torchwatt.carbon.pricing_plan import make_plan
-from torchwatt.core.hour_energy import hour_of
+from torchwatt.core.units import hour_of
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 HOUR = hour_of(NOON)

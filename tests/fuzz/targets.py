@@ -186,7 +186,7 @@ def offline(data: bytes, folder: Path) -> None:
 @target(seeds.exchanges, "bytes")
 def exchange(data: bytes, folder: Path) -> None:
     """Read what a worker process handed back."""
-    from torchwatt.kineto.window_files import read_activities
+    from torchwatt.kineto.join_worker import read_activities
 
     read_activities(_put(folder, "w.npz", data))
 

@@ -26,7 +26,7 @@ from torchwatt.core.errors import TorchwattError
 from torchwatt.audit import read_bundle, verify
 from torchwatt.carbon.pricing_plan import CarbonOptions, make_plan
 from torchwatt.carbon import electricity_maps_api as api
-from torchwatt.core.hour_energy import hour_start
+from torchwatt.core.units import hour_start
 from torchwatt.sensors.calibrations import load_calibrations
 from torchwatt.sensors.logs.power_log import read_power_log
 from torchwatt.sensors.recordings import load_recording

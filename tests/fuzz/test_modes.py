@@ -25,7 +25,7 @@ from torchwatt.core.errors import BundleError
 from torchwatt.disk.private_files import create_file, make_private_folder, open_for_append, replace_file
 from torchwatt.distributed import job_folder
 from torchwatt.journal.journal_directory import JournalDirectory, journal_path
-from torchwatt.kineto.window_files import write_activities
+from torchwatt.kineto.join_worker import write_activities
 from torchwatt.offline.repricing import reprice
 from torchwatt.reports.output_files import write_html
 from torchwatt.sensors.calibrations import load_calibrations, save_calibration

@@ -6,7 +6,7 @@ import pytest
 from tests.kineto.trace_files import BACK, BASE_NS, MAIN, joined, kernel, launch, module, node, note, op, owned, pair
 from torchwatt.core.terms import Slot
 from torchwatt.kineto.host_ownership import RecordedRanges
-from torchwatt.kineto.sidecar import Sidecar, normalise_shares
+from torchwatt.kineto.trace_labels import Sidecar, normalise_shares
 
 
 def training():

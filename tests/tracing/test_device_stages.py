@@ -17,7 +17,7 @@ from torchwatt.core.terms import Slot
 from torchwatt.core.trace import Activity
 from torchwatt.kineto import join_trace, read_trace
 from torchwatt.kineto.host_ownership import NO_RANGES, RecordedRanges, RecordedStages
-from torchwatt.kineto.window_files import read_activities, read_ranges, write_activities, write_ranges
+from torchwatt.kineto.join_worker import read_activities, read_ranges, write_activities, write_ranges
 from torchwatt.tracing.device_windows import extrapolate_windows
 from torchwatt.tracing.step_events import DeviceSteps
 

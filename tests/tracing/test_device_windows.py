@@ -18,7 +18,7 @@ from torchwatt.core.errors import TraceError
 from torchwatt.core.terms import Slot
 from torchwatt.core.trace import Activity
 from torchwatt.kineto.host_ownership import RecordedRanges
-from torchwatt.kineto.window_files import read_activities, read_ranges, write_activities, write_error, write_ranges
+from torchwatt.kineto.join_worker import read_activities, read_ranges, write_activities, write_error, write_ranges
 from torchwatt.tracing import device_profiler as watch_module
 from torchwatt.tracing.device_profiler import DeviceProfiler
 from torchwatt.tracing.device_windows import WindowRecorder, extrapolate_windows

@@ -12,9 +12,8 @@ from torchwatt.audit.cell_codec import utc_from_unix_ns
 from torchwatt.audit.run_rows import device_rows, functional_unit, run_rows, salted_hash
 from torchwatt.audit.schema import Row
 from torchwatt.core.factor import Factor, Impact
-from torchwatt.core.hour_energy import hour_energies
 from torchwatt.core.ledger import Entry, Ledger, layer_values
-from torchwatt.core.report import Report, Step
+from torchwatt.core.report import Report, Step, hour_energies
 from torchwatt.core.terms import RESERVED, Provenance, weakest_provenance
 from torchwatt.core.trace import ModuleInfo
 from torchwatt.core.units import ns_from_s

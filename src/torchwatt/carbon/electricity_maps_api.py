@@ -21,7 +21,7 @@ from torchwatt.carbon.electricity_maps import HOUR, NAME, HourlyIntensity, as_fa
 from torchwatt.carbon.factor_files import MAX_FACTOR, plain_number, utc_time
 from torchwatt.carbon.grid_series import GridSeries, hourly_series
 from torchwatt.core.errors import FactorError
-from torchwatt.core.hour_energy import hour_start
+from torchwatt.core.units import hour_start
 from torchwatt.disk.helper_thread import HelperThread
 
 API = "https://api.electricitymaps.com"

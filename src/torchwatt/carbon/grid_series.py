@@ -11,7 +11,7 @@ from math import fsum
 
 from torchwatt.core.errors import FactorError
 from torchwatt.core.factor import Factor, with_factor_id
-from torchwatt.core.hour_energy import hour_of, hour_start
+from torchwatt.core.units import hour_of, hour_start
 
 HOUR = timedelta(hours=1)
 Part = tuple[datetime, datetime, Factor]

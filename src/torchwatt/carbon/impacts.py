@@ -9,9 +9,8 @@ from math import fsum, hypot, isfinite
 
 from torchwatt.core.errors import FactorError
 from torchwatt.core.factor import Factor, Impact
-from torchwatt.core.hour_energy import hour_start
 from torchwatt.core.terms import Provenance, weakest_provenance
-from torchwatt.core.units import J_PER_KWH
+from torchwatt.core.units import J_PER_KWH, hour_start
 
 
 @dataclass(frozen=True, slots=True)

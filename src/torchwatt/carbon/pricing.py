@@ -21,7 +21,7 @@ from torchwatt.carbon.impacts import (
 )
 from torchwatt.carbon.pricing_plan import PricingPlan, plan_in_force, year_notes
 from torchwatt.core.factor import Factor, Impact, with_factor_id
-from torchwatt.core.hour_energy import hour_of
+from torchwatt.core.units import hour_of
 
 _DEVICE = "device:"
 

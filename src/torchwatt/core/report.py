@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import fsum, sqrt
+from datetime import datetime
+from math import fsum, isclose, sqrt
 from typing import Literal
 
 from torchwatt.core.energy_curve import EnergyCurve
@@ -15,7 +16,7 @@ from torchwatt.core.meter import Event, Meter, SamplerStats, Series, Unavailable
 from torchwatt.core.requests import TokenPosition, TokenRow
 from torchwatt.core.terms import Phase, Provenance, weakest_provenance
 from torchwatt.core.trace import ModuleInfo
-from torchwatt.core.units import Z90
+from torchwatt.core.units import NS_PER_HOUR, Z90, hour_start
 
 BLOCKS = 12  # of the run, for an interval from their differences (attribution.repeat_spread); shorter parts have none
 # Units of language models, as counted by `torchwatt watch`.
@@ -225,3 +226,38 @@ class Report:
     def meter(self, domain: str) -> Meter | None:
         """Return the meter of a domain by name."""
         return next((m for m in self.meters if str(m.domain) == domain), None)
+
+
+@dataclass(frozen=True, slots=True)
+class HourEnergy:
+    """Energy of one domain in one hour (UTC), for hourly intensities; the hours of a domain add up to its ledger."""
+
+    hour: int  # whole hours since 1970-01-01T00:00Z
+    device_id: str
+    energy_j: float
+    provenance: Provenance
+
+    @property
+    def hour_utc(self) -> datetime:
+        """Return the start of the hour."""
+        return hour_start(self.hour)
+
+
+def hour_energies(report: Report) -> tuple[HourEnergy, ...]:
+    """Split the energy of each counted domain at the hours of UTC; skip domains whose curve and ledger differ."""
+    curves = {str(curve.domain): curve for curve in report.curves}
+    return tuple(item for x in report.counted for item in _ledger_hours(report, x, curves.get(str(x.domain))))
+
+
+def _ledger_hours(report: Report, ledger: Ledger, curve: EnergyCurve | None) -> Iterator[HourEnergy]:
+    """Yield differences of the cumulative curve, which add up to the total."""
+    name, offset_ns = str(ledger.domain), report.start_unix_ns - report.start_ns
+    if report.start_unix_ns // NS_PER_HOUR == (report.end_ns + offset_ns) // NS_PER_HOUR:
+        yield HourEnergy(report.start_unix_ns // NS_PER_HOUR, name, ledger.energy_j, ledger.provenance)
+        return
+    if curve is None or not isclose(curve.total_j, ledger.energy_j, rel_tol=1e-9, abs_tol=1e-9):
+        return
+    last_hour = (curve.end_ns + offset_ns - 1) // NS_PER_HOUR
+    for hour in range((curve.start_ns + offset_ns) // NS_PER_HOUR, last_hour + 1):
+        start_ns = hour * NS_PER_HOUR - offset_ns
+        yield HourEnergy(hour, name, curve.between(start_ns, start_ns + NS_PER_HOUR), ledger.provenance)

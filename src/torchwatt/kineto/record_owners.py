@@ -15,12 +15,14 @@ from torchwatt.kineto.graph_replays import CapturedGraph, GraphReplays, label_re
 from torchwatt.kineto.host_timeline import HostTimeline
 from torchwatt.kineto.joined_trace import OUTCOME_CODES
 from torchwatt.kineto.kineto_trace import COPY, KERNEL, LaunchLinks
-from torchwatt.kineto.sidecar import ANY_GRAPH, Shares, Sidecar
 from torchwatt.kineto.trace_labels import (
+    ANY_GRAPH,
     COMMUNICATION_SLOT,
     COMPILED,
     ORPHAN_SLOT,
     TRANSFER_SLOT,
+    Shares,
+    Sidecar,
     is_collective,
     is_host_copy,
 )

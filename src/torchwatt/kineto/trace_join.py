@@ -17,8 +17,7 @@ from torchwatt.kineto.host_timeline import HostTimeline, host_timeline
 from torchwatt.kineto.joined_trace import OUTCOME_CODES, OUTCOMES, JoinedTrace, Outcome
 from torchwatt.kineto.kineto_trace import ANNOTATION, KERNEL, KinetoTrace, LaunchLinks, link_launches
 from torchwatt.kineto.record_owners import RecordOwners, RecordParts, assign_records, split_compiled_kernels
-from torchwatt.kineto.sidecar import Sidecar
-from torchwatt.kineto.trace_labels import STEP_PREFIX, annotation_label, module_infos
+from torchwatt.kineto.trace_labels import STEP_PREFIX, Sidecar, annotation_label, module_infos
 
 LABEL_NOTES = {
     "own": "labels are ranges that torchwatt or the user named for it",

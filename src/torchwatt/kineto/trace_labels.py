@@ -1,14 +1,19 @@
-"""Interpret names in a trace: owner and phase. Pure text."""
+"""Interpret names in a trace: owner and phase; of compiled kernels by a sidecar of `torchwatt.tracing.inductor`."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import get_args
 
+import msgspec
 import numpy as np
 
+from torchwatt.core.errors import TraceError
 from torchwatt.core.intervals import NO_INDEX, nest_intervals
 from torchwatt.core.meter import IntArray
 from torchwatt.core.terms import (
@@ -23,6 +28,7 @@ from torchwatt.core.terms import (
 )
 from torchwatt.core.terms import ORPHAN as ORPHANS
 from torchwatt.core.trace import ModuleInfo
+from torchwatt.disk.path_safety import read_user_path
 from torchwatt.kineto.kineto_trace import MODULE, KinetoTrace
 
 MODULE_PREFIX = "nn.Module: "
@@ -52,6 +58,12 @@ _HOST_COPY = re.compile(r"HtoD|DtoH|HostToDevice|DeviceToHost|Host -> Device|Dev
 _NO_SCOPE = ("nccl:", "CUDAGraphNode.", "PyTorch Profiler", "[memory]")
 _BACKWARD = re.compile(r"Backward\d*$|^torch::autograd::")
 _CALL = re.compile(r"_\d+$")
+
+SIDECAR_FORMAT = "torchwatt-inductor/1"
+ANY_GRAPH = "*"
+MAX_SIDECAR_BYTES = 1 << 26
+_HEAVIEST = 1e100  # weights are counts of nodes; their sum must be finite
+Shares = tuple[tuple[Slot, float], ...]  # weights are above 0 and add up to 1
 
 
 def is_reserved(name: str) -> bool:
@@ -187,3 +199,48 @@ def _path(code: int, caller: dict[int, int], names: tuple[str, ...]) -> str:
 def module_infos(paths: dict[int, str]) -> tuple[ModuleInfo, ...]:
     """Return the modules as listed in reports."""
     return tuple(ModuleInfo(path, class_name(path.rpartition(".")[2])) for path in sorted(paths.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """Shares by compiled graph (the key in `## Call CompiledFxGraph <key> ##`, or "*") and kernel name."""
+
+    graphs: Mapping[str, Mapping[str, Shares]] = field(default_factory=dict)
+
+    def shares(self, graph: str, kernel: str) -> Shares | None:
+        """Return the shares of a kernel; it is looked up in its graph, then in "*"; None if unknown."""
+        return self.graphs.get(graph, {}).get(kernel) or self.graphs.get(ANY_GRAPH, {}).get(kernel)
+
+
+class _SidecarFile(msgspec.Struct):
+    format: str
+    graphs: dict[str, dict[str, list[tuple[str, str, float]]]]
+
+
+def read_sidecar(path: str | os.PathLike[str]) -> Sidecar:
+    """Read a sidecar file.
+
+    Raises:
+        TraceError: It cannot be read or is no sidecar.
+    """
+    try:
+        text = read_user_path(Path(path), MAX_SIDECAR_BYTES)
+    except OSError as error:
+        raise TraceError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        file = msgspec.json.decode(text, type=_SidecarFile)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise TraceError(f"{path} is no sidecar of torchwatt.tracing.inductor: {error}") from error
+    if file.format != SIDECAR_FORMAT:
+        raise TraceError(
+            f"{path}: format {file.format!r} is not {SIDECAR_FORMAT!r}; record it again with this torchwatt"
+        )
+    graphs = {key: {k: normalise_shares(rows) for k, rows in kernels.items()} for key, kernels in file.graphs.items()}
+    return Sidecar(graphs)
+
+
+def normalise_shares(rows: list[tuple[str, str, float]]) -> Shares:
+    """Return shares whose weights add up to 1, without rows of an unknown phase or an invalid weight."""
+    good = [(Slot(fqn, phase), w) for fqn, phase, w in rows if phase in get_args(Phase) and 0 < w < _HEAVIEST]  # type: ignore[arg-type]
+    total = sum(w for _, w in good)
+    return tuple((slot, w / total) for slot, w in good)

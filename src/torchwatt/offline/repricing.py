@@ -23,9 +23,9 @@ from torchwatt.carbon.pricing import price_run
 from torchwatt.carbon.pricing_plan import make_plan
 from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.factor import Factor
-from torchwatt.core.hour_energy import hour_of
 from torchwatt.core.ledger import is_fully_covered
 from torchwatt.core.terms import Provenance
+from torchwatt.core.units import hour_of
 from torchwatt.reports.emissions import accuracy_interval_j
 
 _SCENARIO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # it becomes a part of a folder's name

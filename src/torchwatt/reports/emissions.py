@@ -12,11 +12,10 @@ from typing import cast
 from torchwatt.carbon import HOW_TO_GET_GRAMS, PricedImpacts, PricedSubject, PricingNote, PricingPlan, RunUsage
 from torchwatt.carbon.pricing import price_run
 from torchwatt.core.errors import FactorError
-from torchwatt.core.hour_energy import NS_PER_HOUR, HourEnergy, hour_energies
 from torchwatt.core.meter import Event, Severity
-from torchwatt.core.report import Report
+from torchwatt.core.report import HourEnergy, Report, hour_energies
 from torchwatt.core.terms import Provenance, weakest_provenance
-from torchwatt.core.units import NS_PER_S, Z90
+from torchwatt.core.units import NS_PER_HOUR, NS_PER_S, Z90
 
 
 def add_impacts(report: Report, plan: PricingPlan) -> Report:

@@ -26,7 +26,7 @@ from torchwatt.core.terms import Slot
 from torchwatt.core.trace import Activity
 from torchwatt.helper_process import helper_command
 from torchwatt.kineto.host_ownership import RecordedRanges
-from torchwatt.kineto.window_files import read_activities, write_ranges
+from torchwatt.kineto.join_worker import read_activities, write_ranges
 from torchwatt.tracing.autograd_recorder import CLOCK_STEP_NS, quiet_logging
 from torchwatt.tracing.step_events import JOINED_NS, DeviceSteps
 

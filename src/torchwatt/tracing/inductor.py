@@ -24,7 +24,7 @@ from torchwatt.core.errors import ConfigError
 from torchwatt.core.terms import ROOT, UNATTRIBUTED
 from torchwatt.disk.path_safety import read_user_path
 from torchwatt.disk.private_files import replace_file
-from torchwatt.kineto.sidecar import FORMAT, MAX_BYTES
+from torchwatt.kineto.trace_labels import MAX_SIDECAR_BYTES, SIDECAR_FORMAT
 
 Owner = tuple[str, str]  # fqn, phase
 ShareRows = list[tuple[str, str, float]]
@@ -45,7 +45,7 @@ class NodeOwners(CustomGraphPass):
 
     def uuid(self) -> Any:
         """Return the pass's id for the cache: it changes no graph, so graphs compiled with it are valid without it."""
-        return hashlib.sha256(FORMAT.encode()).digest()
+        return hashlib.sha256(SIDECAR_FORMAT.encode()).digest()
 
 
 def owner_of(meta: Mapping[str, Any]) -> Owner | None:
@@ -98,15 +98,15 @@ class ProvenanceRecorder:
         self.settle()
         target = Path(path)
         before = _graphs_in(target) if target.exists() else {}
-        text = json.dumps({"format": FORMAT, "graphs": {**before, **self.graphs}}, sort_keys=True)
+        text = json.dumps({"format": SIDECAR_FORMAT, "graphs": {**before, **self.graphs}}, sort_keys=True)
         replace_file(target, text.encode())
         return target
 
 
 def _graphs_in(target: Path) -> dict[str, Any]:
     try:
-        file = json.loads(read_user_path(target, MAX_BYTES))
-        graphs = file["graphs"] if file["format"] == FORMAT else None
+        file = json.loads(read_user_path(target, MAX_SIDECAR_BYTES))
+        graphs = file["graphs"] if file["format"] == SIDECAR_FORMAT else None
     except (ValueError, KeyError, TypeError, RecursionError, OSError):
         graphs = None
     if not isinstance(graphs, dict):

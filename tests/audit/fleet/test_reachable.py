@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from torchwatt.audit.fleet import open_lake, probe
+from torchwatt.audit.fleet import lake as lake_module
+from torchwatt.audit.fleet import open_lake
 from torchwatt.cli.command_parser import run_command
 from torchwatt.core.errors import ConfigError
 
@@ -14,7 +15,7 @@ from torchwatt.core.errors import ConfigError
 @pytest.fixture
 def silent(monkeypatch):
     """Return the address of a server that accepts connections and says nothing; nobody waits long for it."""
-    monkeypatch.setattr(probe, "ANSWER_S", 1.5)
+    monkeypatch.setattr(lake_module, "ANSWER_S", 1.5)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -50,12 +51,12 @@ def test_a_store_that_does_not_answer_is_one_error(command, address, silent, tmp
     ids=["abort", "noise"],
 )
 def test_a_client_that_fails_is_one_error(client, said, monkeypatch):
-    monkeypatch.setattr(probe, "helper_command", lambda *_: [sys.executable, "-I", "-S", "-c", client])
+    monkeypatch.setattr(lake_module, "helper_command", lambda *_: [sys.executable, "-I", "-S", "-c", client])
     with pytest.raises(ConfigError, match=said) as caught:
         open_lake("abfs://container@account/lake")
-    assert len(str(caught.value)) < 2 * probe.LONGEST
+    assert len(str(caught.value)) < 2 * lake_module.LONGEST
 
 
 def test_a_folder_by_its_address_asks_nobody(tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "helper_command", None)
+    monkeypatch.setattr(lake_module, "helper_command", None)
     assert open_lake(f"file://{tmp_path}/lake").name.startswith("file://")

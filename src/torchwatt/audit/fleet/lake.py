@@ -1,10 +1,15 @@
-"""Files of a lake: in a local folder, or in an object store through pyarrow."""
+"""Files of a lake: in a local folder, or in an object store through pyarrow.
+
+Whether a store answers is asked in a helper process: clients of some retry for minutes, or abort.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,11 +20,11 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote, unquote
 
-from torchwatt.audit.fleet.probe import check_reachable
 from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.extras import install_command
 from torchwatt.disk.path_safety import LINK, SPECIAL, folder_entries, open_folder, read_untrusted
 from torchwatt.disk.private_files import FILE_MODE, FOLDER_MODE, make_private_folder
+from torchwatt.helper_process import helper_command
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -29,6 +34,8 @@ PART_SUFFIX = ".parquet"
 # File systems allow names of 255 bytes, including `project=`, `part-` and the suffix.
 MAX_NAME = 200
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+ANSWER_S = 20.0  # a client finds its credentials and the bucket's region in that time
+LONGEST = 300  # characters of what a client says; the first ones name the cause
 
 
 def encode_name(name: str) -> str:
@@ -338,3 +345,33 @@ def open_lake(place: str | os.PathLike[str], system: FileSystem | None = None, *
             return Lake(name, LocalFiles(Path(path), shared))
         return Lake(name, StoredFiles(system, path.rstrip("/")))
     return Lake(name, StoredFiles(system, name.rstrip("/")))
+
+
+def check_reachable(address: str) -> None:
+    """Ask an object store for information on the path of an address, in a process of its own.
+
+    Raises:
+        ConfigError: It does not answer within `ANSWER_S` seconds, or its client fails.
+    """
+    command = helper_command("torchwatt.audit.fleet.lake", address)
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=ANSWER_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(f"lake {address}: no answer within {ANSWER_S:g} s; is there a network?") from error
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or [f"its client ended by {done.returncode}"]
+        raise ConfigError(f"lake {address}: {said[-1][:LONGEST]}")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Ask for the path of one address; the last line of stderr is why that failed."""
+    from pyarrow import ArrowException
+    from pyarrow.fs import FileSystem
+
+    try:
+        system, path = FileSystem.from_uri(arguments[0])
+        system.get_file_info(path)
+    except (ArrowException, OSError, ValueError) as error:
+        sys.stderr.write(" ".join(str(error).split()) + "\n")
+        return 1
+    return 0

@@ -370,8 +370,13 @@ def _most(values: Iterable[int | None]) -> int | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def figures_by_part(rows: Sequence[TokenRow]) -> Mapping[str, tuple[Figure, ...]]:
-    """Return the figures of all requests, of the first batch (the warm-up), and of the later ones (the steady state).
+def mean_concurrency(rows: Sequence[TokenRow]) -> float | None:
+    """Return how many requests ran at once, on average over the time in which at least one did."""
+    return _ratio(sum_if_known(request.latency_s for request in _requests(rows)), _busy_s(rows))
+
+
+def rows_by_part(rows: Sequence[TokenRow]) -> Mapping[str, tuple[TokenRow, ...]]:
+    """Return the rows of all requests, of the first batch (the warm-up), and of the later ones (the steady state).
 
     The first call of a program allocates, tunes and compiles. With one batch there is no steady state.
     """
@@ -379,4 +384,9 @@ def figures_by_part(rows: Sequence[TokenRow]) -> Mapping[str, tuple[Figure, ...]
     parts = {"all": tuple(rows)}
     if last > 0:
         parts |= {"warm_up": select_rows(rows, range(1)), "steady": select_rows(rows, range(1, last + 1))}
-    return {name: generation_figures(part) for name, part in parts.items()}
+    return parts
+
+
+def figures_by_part(rows: Sequence[TokenRow]) -> Mapping[str, tuple[Figure, ...]]:
+    """Return the figures of each part of the requests (`rows_by_part`)."""
+    return {name: generation_figures(part) for name, part in rows_by_part(rows).items()}

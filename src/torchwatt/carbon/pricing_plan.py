@@ -21,7 +21,7 @@ from torchwatt.carbon.declared_factors import (
 )
 from torchwatt.carbon.ecologits import other_criteria, with_second_opinion
 from torchwatt.carbon.electricity_maps import is_history, merge_histories, read_history
-from torchwatt.carbon.embodied import Embodied, group_embodied
+from torchwatt.carbon.declared_factors import Embodied, group_embodied
 from torchwatt.carbon.facilities import facility
 from torchwatt.carbon.factor_files import FactorLine, is_interval_file, read_factors, read_interval_file
 from torchwatt.carbon.grid_series import GridSeries, constant_series, hourly_series

@@ -23,7 +23,7 @@ from torchwatt.core.hour_energy import NS_PER_HOUR, HourEnergy, hour_energies
 from torchwatt.core.intervals import union_intervals
 from torchwatt.core.meter import Event, Severity
 from torchwatt.core.report import Report
-from torchwatt.core.requests import TokenRow, generation_figures, mean_concurrency, rows_by_part
+from torchwatt.core.requests import TokenRow, generation_figures, request_times_s, rows_by_part
 from torchwatt.core.terms import DECODE, Provenance, weakest_provenance
 from torchwatt.core.trace import ModelSize
 from torchwatt.core.units import NS_PER_S, Z90
@@ -158,20 +158,19 @@ def compare_with_estimate(
     calls = "calls after the first" if "steady" in parts else "one call"
     rows = parts.get("steady", parts["all"])
     figures = {figure.name: figure.value for figure in generation_figures(rows)}
-    outputs, total_j, concurrency = figures["output_tokens"], figures["energy"], mean_concurrency(rows)
-    if not outputs or figures["output_token_throughput"] is None or not concurrency:
+    outputs, total_j, times_s = figures["output_tokens"], figures["energy"], request_times_s(rows)
+    if not outputs or times_s is None or not all(times_s):
         raise ConfigError("against_estimate: the output tokens or the times of the requests are unknown")
     if total_j is None:
         raise ConfigError("against_estimate: the joules of the requests are unknown: no meter covered all of them")
-    size = _model_size(report, parameters, active_parameters)
-    name, total, active, counted_by = size
+    name, total, active, counted_by = _model_size(report, parameters, active_parameters)
     device_share = _device_share(report, rows)
-    throughput = figures["output_token_throughput"]
+    latencies_s, busy_s = times_s
     load = TokenLoad(
-        batch=concurrency,
-        tokens_per_s=throughput / concurrency,
+        batch=latencies_s / busy_s,
+        tokens_per_s=outputs / latencies_s,
         device_j=total_j * device_share / outputs,
-        host_w=total_j * (1 - device_share) / outputs * throughput,
+        host_w=total_j * (1 - device_share) / busy_s,
     )
     estimator = TokenEstimator(total, active, _grid_zone(report))
     replacements = estimator.replacements(load)

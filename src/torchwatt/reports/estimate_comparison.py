@@ -140,21 +140,24 @@ class EstimateComparison:
         for name, (unit, _) in ESTIMATED_CRITERIA.items():
             yield name, unit, by_name.get(name), self.estimate.usage[name], self.estimate.embodied.get(name)
 
-    def _figures(self) -> list[tuple[str, str, str]]:
-        """Return (label, joules per output token, details)."""
-        tokens = f"{format_count(self.output_tokens)} output tokens, {self.calls}"
-        details = [self.boundary, tokens, f"batch {_number(self.load.batch)}"]
-        if self.band_j is not None:
-            details.append(f"other meters: {format_interval(*self.band_j)}")
-        if self.decode_j is not None:
-            details.append(f"decode alone {format_energy(self.decode_j)}")
-        parameters = f"{format_count(self.parameters)} parameters"
+    @property
+    def _subject(self) -> str:
+        """What is compared, in one line."""
+        parameters = f"{format_count(self.parameters)} parameters{f' of {self.model}' * bool(self.model)}"
         if self.active_parameters != self.parameters:
             parameters += f", {format_count(self.active_parameters)} active ({self.counted_by})"
-        if self.model:
-            parameters += f" of {self.model}"
+        tokens = f"{format_count(self.output_tokens)} output tokens, {self.calls}"
+        return f"{parameters} · {tokens} · {self.boundary}"
+
+    def _figures(self) -> list[tuple[str, str, str]]:
+        """Return (label, joules per output token, details)."""
+        details = [f"batch {_number(self.load.batch)}"]
+        if self.decode_j is not None:
+            details.append(f"decode alone {format_energy(self.decode_j)}")
+        if self.band_j is not None:
+            details.append(f"other meters: {format_interval(*self.band_j)}")
         own, at_batch = self.estimate.energy_j, self.estimate_at_batch.energy_j
-        estimated = [_range_text(own), f"batch {_number(self.assumptions[0].assumed.mean)}", parameters]
+        estimated = [f"batch {_number(self.assumptions[0].assumed.mean)}", _range_text(own)]
         return [
             ("this run", format_energy(self.energy_j), " · ".join(details)),
             (f"EcoLogits {self.version}", format_energy(own.mean), " · ".join(filter(None, estimated))),
@@ -195,7 +198,7 @@ class EstimateComparison:
         return [*notes, f"Grid of the estimate: {self.zone}. Nothing was looked up on a network."]
 
     def __repr__(self) -> str:
-        parts = [f"{self.title}: joules per output token", *_aligned(self._figures(), "  ")]
+        parts = [f"{self.title}: joules per output token", self._subject, *_aligned(self._figures(), "  ")]
         parts += [
             "",
             "assumptions of EcoLogits, replaced one at a time",
@@ -213,6 +216,7 @@ class EstimateComparison:
         return html_tag(
             "div",
             html_tag("div", title)
+            + html_tag("div", muted_text(escape_text(self._subject)))
             + figures
             + html_tag("div", replaced)
             + _html_table(_HEADS, self._assumption_rows())

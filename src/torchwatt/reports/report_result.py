@@ -130,7 +130,7 @@ class ReportResult(ABC):
     def against_estimate(
         self, *, parameters: float | None = None, active_parameters: float | None = None
     ) -> EstimateComparison:
-        """Joules per output token beside the estimate of EcoLogits, and the assumption that explains most of the difference.
+        """Joules per output token beside the estimate of EcoLogits, and which assumption explains most of the gap.
 
         Needs the extra `ecologits`; nothing is looked up on a network.
 

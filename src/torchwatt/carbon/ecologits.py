@@ -186,9 +186,10 @@ class TokenEstimator:
     def __init__(self, parameters: int, active_parameters: int, zone: str = "") -> None:
         self._llm: Any = import_optional("ecologits.impacts.llm", "against_estimate")
         provider = import_optional("ecologits.tracers.utils", "against_estimate").PROVIDER_CONFIG_MAP[PROVIDER]
-        mix = _mix(zone)
+        mixes = import_optional("ecologits.electricity_mix_repository", "against_estimate").electricity_mixes
+        mix = mixes.find_electricity_mix(zone)
         self.zone = zone if mix is not None else provider.datacenter_location
-        mix = mix or _mix(self.zone)
+        mix = mix or mixes.find_electricity_mix(self.zone)
         self._total, self._active = parameters / 1e9, active_parameters / 1e9
         self._pue = provider.datacenter_pue
         self._request = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import exp, log
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from torchwatt.carbon.ecologits import ESTIMATED_CRITERIA, Assumption, EstimatedRange, TokenEstimate, TokenLoad
@@ -204,7 +205,7 @@ class EstimateComparison:
             "assumptions of EcoLogits, replaced one at a time",
             *_aligned([_HEADS, *self._assumption_rows()], "  "),
         ]
-        parts += [self.explanation, "", "per million output tokens, use of electricity"]
+        parts += [fill(self.explanation, WIDTH), "", "per million output tokens, use of electricity"]
         parts += _aligned([_IMPACT_HEADS, *self._impact_rows()], "  ")
         return to_printable("\n".join([*parts, *self._notes]))
 
@@ -229,6 +230,7 @@ class EstimateComparison:
 
 
 MILLION = 1e6
+WIDTH = 110  # of a line of the text
 _HEADS = ("assumption", "EcoLogits", "this run", "estimate", "change")
 _IMPACT_HEADS = ("criterion", "this run", "EcoLogits", "its hardware")
 _FRAME_COLUMNS = (

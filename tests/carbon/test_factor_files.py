@@ -64,7 +64,7 @@ def test_embodied_is_time_share_and_life_and_the_score_needs_it(write):
 
 def test_devices_with_the_same_figures_are_counted_and_others_numbered():
     from torchwatt.audit.formula import evaluate
-    from torchwatt.carbon.embodied import embodied_impacts, for_device, group_embodied
+    from torchwatt.carbon.declared_factors import embodied_impacts, for_device, group_embodied
     from torchwatt.core.factor import Factor, with_factor_id
 
     def factor(kind, value):

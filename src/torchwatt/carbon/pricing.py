@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from torchwatt.carbon.declared_factors import embodied_impacts, for_device
 from torchwatt.carbon.ecologits import PE_FLAG
-from torchwatt.carbon.embodied import embodied_impacts, for_device
 from torchwatt.carbon.grid_series import GridSeries, name_hours
 from torchwatt.carbon.impacts import (
     CRITERIA,

@@ -13,15 +13,16 @@ from os import PathLike
 from pathlib import Path
 
 from torchwatt.carbon.declared_factors import (
+    Embodied,
     Ranged,
     declared_intensity,
     declared_market,
     declared_price,
+    group_embodied,
     resolve_pue,
 )
 from torchwatt.carbon.ecologits import other_criteria, with_second_opinion
 from torchwatt.carbon.electricity_maps import is_history, merge_histories, read_history
-from torchwatt.carbon.embodied import Embodied, group_embodied
 from torchwatt.carbon.facilities import facility
 from torchwatt.carbon.factor_files import FactorLine, is_interval_file, read_factors, read_interval_file
 from torchwatt.carbon.grid_series import GridSeries, constant_series, hourly_series

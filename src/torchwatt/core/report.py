@@ -15,7 +15,7 @@ from torchwatt.core.ledger import MIN_COVERAGE, Ledger, mean_power_w
 from torchwatt.core.meter import Event, Meter, SamplerStats, Series, Unavailable
 from torchwatt.core.requests import TokenPosition, TokenRow
 from torchwatt.core.terms import Phase, Provenance, weakest_provenance
-from torchwatt.core.trace import ModuleInfo
+from torchwatt.core.trace import ModelSize, ModuleInfo
 from torchwatt.core.units import NS_PER_HOUR, Z90, hour_start
 
 BLOCKS = 12  # of the run, for an interval from their differences (attribution.repeat_spread); shorter parts have none
@@ -99,6 +99,7 @@ class Report:
     gauges: tuple[Series, ...] = ()  # utilisation and temperature of devices, if they were read; not in bundles
     tokens: tuple[TokenRow, ...] = ()  # a row for each request of a language model and stage
     positions: tuple[TokenPosition, ...] = ()  # of output tokens; not in bundles
+    models: tuple[ModelSize, ...] = ()  # that generated tokens by a library; not in bundles
     from_bundle: bool = False  # a bundle has no `timeline` and no `gauges`
     ranks: tuple[RankPart, ...] = ()  # of a merged job: the energy of each rank, included in the ledgers
 

@@ -9,6 +9,7 @@ from math import fsum, isnan, nan
 import numpy as np
 
 from torchwatt.core.energy_curve import EnergyCurve
+from torchwatt.core.intervals import busy_ns
 from torchwatt.core.ledger import sum_if_known
 from torchwatt.core.meter import FloatArray, IntArray
 from torchwatt.core.terms import DECODE, PREFILL, REQUEST_STAGES
@@ -298,7 +299,11 @@ class _Request:
     input_tokens: int | None
     output_tokens: int | None
     first_token_s: float | None  # from its start to the end of its prefill
-    latency_s: float | None
+    bounds_ns: tuple[int, int] | None
+
+    @property
+    def latency_s(self) -> float | None:
+        return None if self.bounds_ns is None else (self.bounds_ns[1] - self.bounds_ns[0]) / NS_PER_S
 
     @property
     def inter_token_s(self) -> float | None:
@@ -321,20 +326,17 @@ def _requests(rows: Sequence[TokenRow]) -> Iterator[_Request]:
             parts[0].input_tokens,
             parts[0].output_tokens,
             None if first is None or start is None else (first - start) / NS_PER_S,
-            None if start is None else (max(ends) - start) / NS_PER_S,
+            None if start is None else (start, max(ends)),
         )
 
 
 def _busy_s(rows: Sequence[TokenRow]) -> float | None:
     """Return the time in which at least one request ran."""
-    bounds = sorted({(row.start_ns, row.end_ns) for row in rows if row.start_ns is not None and row.end_ns is not None})
+    bounds = {(row.start_ns, row.end_ns) for row in rows if row.start_ns is not None and row.end_ns is not None}
     if not bounds:
         return None
-    busy_ns, until = 0, bounds[0][0]
-    for start_ns, end_ns in bounds:
-        busy_ns += max(end_ns - max(start_ns, until), 0)
-        until = max(until, end_ns)
-    return busy_ns / NS_PER_S
+    start_ns, end_ns = np.array(list(bounds), dtype=np.int64).T
+    return busy_ns(start_ns, end_ns) / NS_PER_S
 
 
 def _total(counts: Iterable[int | None]) -> int | None:
@@ -370,8 +372,17 @@ def _most(values: Iterable[int | None]) -> int | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def figures_by_part(rows: Sequence[TokenRow]) -> Mapping[str, tuple[Figure, ...]]:
-    """Return the figures of all requests, of the first batch (the warm-up), and of the later ones (the steady state).
+def request_times_s(rows: Sequence[TokenRow]) -> tuple[float, float] | None:
+    """Return the sum of the requests' latencies, and the time in which at least one ran; None if one is unknown."""
+    bounds = [request.bounds_ns or (0, 0) for request in _requests(rows)]
+    if not all(end for _, end in bounds):
+        return None
+    start_ns, end_ns = np.array(bounds, dtype=np.int64).T
+    return int((end_ns - start_ns).sum()) / NS_PER_S, busy_ns(start_ns, end_ns) / NS_PER_S
+
+
+def rows_by_part(rows: Sequence[TokenRow]) -> Mapping[str, tuple[TokenRow, ...]]:
+    """Return the rows of all requests, of the first batch (the warm-up), and of the later ones (the steady state).
 
     The first call of a program allocates, tunes and compiles. With one batch there is no steady state.
     """
@@ -379,4 +390,9 @@ def figures_by_part(rows: Sequence[TokenRow]) -> Mapping[str, tuple[Figure, ...]
     parts = {"all": tuple(rows)}
     if last > 0:
         parts |= {"warm_up": select_rows(rows, range(1)), "steady": select_rows(rows, range(1, last + 1))}
-    return {name: generation_figures(part) for name, part in parts.items()}
+    return parts
+
+
+def figures_by_part(rows: Sequence[TokenRow]) -> Mapping[str, tuple[Figure, ...]]:
+    """Return the figures of each part of the requests (`rows_by_part`)."""
+    return {name: generation_figures(part) for name, part in rows_by_part(rows).items()}

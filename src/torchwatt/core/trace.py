@@ -77,6 +77,31 @@ class ModuleInfo:
     aliases: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """Parameters of a model that generated tokens; shared ones count once.
+
+    Attributes:
+        class_name: The model's class.
+        parameters: All parameters.
+        expert_parameters: Of these, those of the routed experts of a mixture of experts.
+        experts: Routed experts of each layer; 0: no mixture.
+        experts_per_token: Experts that the configuration routes a token to; None: not stated.
+    """
+
+    class_name: str
+    parameters: int
+    expert_parameters: int = 0
+    experts: int = 0
+    experts_per_token: int | None = None
+
+    def active_parameters(self, experts_per_token: float) -> int:
+        """Return the parameters that are used for one token, where each layer routes it to that many experts."""
+        if not self.experts:
+            return self.parameters
+        return round(self.parameters - self.expert_parameters * (1 - experts_per_token / self.experts))
+
+
 ModuleKind = tuple[str, int]  # class and number of parameters: alike modules are of one kind
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
+
+from torchwatt.core.trace import ModelSize
 
 MAX_MARKS = 4_096  # times of tokens kept for one call; then every second one is dropped
 # Criteria that end a sequence at a length or an end token; what others end is known only from their answers.
@@ -126,6 +128,42 @@ def _lengths_by_criteria(call: GenerateCall, rows: int) -> list[int] | None:
             if flag:
                 lengths[i] = step + 1
     return lengths
+
+
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
+
+
+def measure_model(model: Any) -> ModelSize:
+    """Count the parameters of a model: shared ones once, and those of routed experts apart.
+
+    transformers counts the weights that are packed into 4 bits; the weights of dynamically quantised layers are no
+    parameters, and are counted beside.
+    """
+    total = int(model.num_parameters()) if hasattr(model, "num_parameters") else _numel(model.parameters())
+    for module in model.modules():
+        if ".quantized." in type(module).__module__ and callable(getattr(module, "weight", None)):
+            total += int(module.weight().numel())
+            bias = module.bias() if callable(getattr(module, "bias", None)) else None
+            total += 0 if bias is None else int(bias.numel())
+    config = model.config
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    experts = _first_count(text, EXPERT_COUNTS) or 0
+    if experts < 2:
+        return ModelSize(type(model).__name__, total)
+    routed = _numel(value for name, value in model.named_parameters() if ".experts." in f".{name}")
+    per_token = _first_count(text, EXPERTS_PER_TOKEN) if routed else None
+    return ModelSize(type(model).__name__, total, routed, experts, per_token)
+
+
+def _numel(tensors: Iterable[Any]) -> int:
+    return sum(int(tensor.numel()) for tensor in tensors)
+
+
+def _first_count(config: Any, names: Sequence[str]) -> int | None:
+    """Return the first of several fields of a configuration that is a number."""
+    values = (getattr(config, name, None) for name in names)
+    return next((value for value in values if isinstance(value, int) and not isinstance(value, bool)), None)
 
 
 def tensor_bytes(value: Any) -> int:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from torchwatt.core.requests import RequestBatch
+from torchwatt.core.trace import ModelSize
 
 MAX_STRETCHES = 20_000  # of a thread that are in no request; then neighbours of one stage are merged, and the oldest go
 Stretch = tuple[str, int, int]
@@ -78,6 +79,7 @@ class RequestLog:
         self._batches: list[RequestBatch] = []
         self._ended_tokens = self._summed = 0  # of the first batches
         self._open_tokens: dict[int, int] = {}  # output tokens so far of each call in progress
+        self._models: dict[ModelSize, None] = {}
         self._start_ns = 0
 
     def begin(self, start_ns: int) -> None:
@@ -128,6 +130,15 @@ class RequestLog:
             self._open_tokens.pop(call, None)
             if batch.start_ns >= self._start_ns:
                 self._batches.append(batch)
+
+    def add_model(self, model: ModelSize) -> None:
+        """Record the size of a model that generated tokens; models of one size count once."""
+        self._models[model] = None
+
+    @property
+    def models(self) -> tuple[ModelSize, ...]:
+        """Sizes of the models that generated tokens."""
+        return tuple(self._models)
 
     def add_tokens(self, input_tokens: int, output_tokens: int, cached_tokens: int) -> None:
         """Record a request of the user's own loop, with the stages of this thread since its last request."""

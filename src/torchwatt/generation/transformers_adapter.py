@@ -10,14 +10,23 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from torchwatt.core.requests import RequestBatch
 from torchwatt.core.terms import DECODE, DRAFT, ENCODE, PREFILL
+from torchwatt.core.trace import ModelSize
 from torchwatt.core.tracebacks import drop_own_frames
-from torchwatt.generation.generate_call import COUNTED_CRITERIA, Counts, GenerateCall, count_tokens, tensor_bytes
+from torchwatt.generation.generate_call import (
+    COUNTED_CRITERIA,
+    Counts,
+    GenerateCall,
+    count_tokens,
+    measure_model,
+    tensor_bytes,
+)
 from torchwatt.generation.request_log import RequestLog
 
 GENERATION_MODULE = "transformers.generation.utils"
@@ -45,6 +54,7 @@ class TransformersAdapter:
         self._clock_ns = clock_ns
         self._local = threading.local()
         self._pass_threads: set[int] = set()  # that run the passes of continuous batching
+        self._sizes: weakref.WeakKeyDictionary[Any, ModelSize] = weakref.WeakKeyDictionary()
 
     def patches(self) -> list[tuple[Any, str, Wrap]]:
         """Return (owner, attribute, wrapper) of everything to patch; the library is loaded."""
@@ -148,6 +158,16 @@ class TransformersAdapter:
                 ),
                 id(call),
             )
+        self._record_model(call.model)
+
+    def _record_model(self, model: Any) -> None:
+        """Record the size of a model that generated; it is counted at its first call."""
+        with contextlib.suppress(Exception):
+            size = self._sizes.get(model)
+            if size is None:
+                size = self._sizes[model] = measure_model(model)
+            for log in self._logs():
+                log.add_model(size)
 
     def _wrap_encoder(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def prepare(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -228,6 +248,7 @@ class TransformersAdapter:
                 raise
             with contextlib.suppress(Exception):
                 self._record_results(list(results.values()), start_ns)
+            self._record_model(model)
             return results
 
         return generate_batch

@@ -22,7 +22,7 @@ from torchwatt.core.meter import Event, Meter, Recording, Series, Unavailable, c
 from torchwatt.core.report import Report, Status, Step, Window
 from torchwatt.core.requests import RequestBatch, token_positions, token_rows
 from torchwatt.core.terms import DRAWN_GAUGES, METER_LOSSES, Slot
-from torchwatt.core.trace import ReplayedPower, Trace
+from torchwatt.core.trace import ModelSize, ReplayedPower, Trace
 from torchwatt.reports.emissions import add_impacts
 from torchwatt.reports.process_identity import software_versions
 from torchwatt.reports.run_options import RunOptions
@@ -120,6 +120,7 @@ class RunOutcome:
     software: Mapping[str, str] | None = None  # of the run, if not this process
     excluded: tuple[str, ...] = ()  # domains that are metered but not in the total
     requests: tuple[RequestBatch, ...] = ()
+    models: tuple[ModelSize, ...] = ()  # that generated them
 
 
 def build_report(
@@ -175,6 +176,7 @@ def assemble_report(  # noqa: PLR0917  the parts of a report
         gauges=tuple(_drawn_gauges(recording, bounds)),
         tokens=token_rows(outcome.requests, counted),
         positions=token_positions(outcome.requests, counted),
+        models=outcome.models,
     )
     return add_impacts(report, options.carbon)
 

@@ -13,6 +13,8 @@ from torchwatt.core.errors import ConfigError
 from torchwatt.core.plain_text import to_printable
 from torchwatt.core.report import Report
 from torchwatt.reports import dataframes
+from torchwatt.reports.emissions import compare_with_estimate
+from torchwatt.reports.estimate_comparison import EstimateComparison
 from torchwatt.reports.experiment_loggers import log_report
 from torchwatt.reports.output_files import keep_run, write_csv, write_html, write_perfetto
 from torchwatt.views import (
@@ -124,6 +126,23 @@ class ReportResult(ABC):
     def token_positions(self) -> pd.DataFrame:
         """Time and joules per output token, by its position in its request."""
         return dataframes.position_frame(self.report)
+
+    def against_estimate(
+        self, *, parameters: float | None = None, active_parameters: float | None = None
+    ) -> EstimateComparison:
+        """Joules per output token beside the estimate of EcoLogits, and which assumption explains most of the gap.
+
+        Needs the extra `ecologits`; nothing is looked up on a network.
+
+        Args:
+            parameters: Parameters of the model; default: counted from the model that transformers' `generate` ran.
+            active_parameters: Those that a token uses, of a mixture of experts; default: by its routing.
+
+        Raises:
+            ConfigError: The run has no requests, or their tokens, joules or the parameters are unknown.
+            MissingPackageError: ecologits is not installed.
+        """
+        return compare_with_estimate(self.report, parameters, active_parameters)
 
     @property
     def steps(self) -> pd.DataFrame:

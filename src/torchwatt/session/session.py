@@ -293,6 +293,7 @@ class Session:
             DevicePriors(sensors=self._sensors, cuda=read_cuda_use(recording.meters)),
             excluded=self._member.owned.excluded if self._member is not None else (),
             requests=self._tracing.requests.batches(),
+            models=self._tracing.requests.models,
         )
         return build_report(self.run_id, self.options, bounds, recording, trace, outcome)
 

@@ -224,7 +224,7 @@ def run_readme(page: str, pictures: Path) -> str:
         folder.mkdir()
         home.mkdir()
         write(folder / "readme.ipynb", *code_blocks(page, "python"), "print('end')")
-        with server(folder, home, extension=True) as address:
+        with server(folder, home) as address:
             browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(CHROMIUM_FLAGS))
             lab = Lab(browser, address, height=PICTURE_HEIGHT)
             lab.open("readme.ipynb")

@@ -29,6 +29,20 @@ def test_the_page_is_up_to_date(make):
     assert words(make.audit_markdown(page)) == words(page), "make docs"
 
 
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.heavy
+@pytest.mark.timeout(600)
+def test_text_and_pictures_of_the_readme_are_made_of_its_own_cells(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # what it sets is not left to other tests
+    page = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    printed = make.run_readme(page, tmp_path)
+    assert printed.startswith("torchwatt · run · complete")
+    pictures = {*make.PICTURES.values(), *make.VIEW_PICTURES.values()}
+    assert {path.name for path in tmp_path.iterdir()} == pictures
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+
+
 def test_the_walk_ends_at_the_counters_two_readings(make, tmp_path):
     walk = make.walk(tmp_path)
     bundle = tmp_path / "audit"

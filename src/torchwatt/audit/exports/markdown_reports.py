@@ -219,7 +219,14 @@ class FunctionalUnit:
     count: float
     basis: str
     reason: str
-    multiple: float = 1.0
+    multiple: int = 1
+
+    @property
+    def label(self) -> str:
+        """Return the unit with its multiple: `1,000 tokens`."""
+        if self.name == "FLOP":
+            return f"{self.multiple:.0e} FLOP".replace("e+", "e")
+        return self.name if self.multiple == 1 else f"{self.multiple:,} {self.name}s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +304,7 @@ def _sci_ai_section(
         ("Functional unit", "Values", "Count", "Operational, gCO2e", "Embodied, gCO2e", "Score, gCO2e per unit", "Why"),
         (
             (
-                escape_markdown(unit.name if unit.multiple == 1 else f"{unit.multiple:.0e} {unit.name}s"),
+                escape_markdown(unit.label),
                 unit.basis,
                 format_figure(unit.count, 6),
                 _grams_per_unit(terms.operational_g, unit),
@@ -338,8 +345,8 @@ def _consumer_units(runs: Sequence[CountedBundle]) -> tuple[list[FunctionalUnit]
         gross, effective, output = (sum(column) for column in zip(*counts, strict=True))
         why = CONSUMER_UNITS["token"]
         units = [
-            FunctionalUnit("token", gross, "gross", f"input and output; {why}", 1e6),
-            FunctionalUnit("token", effective, "effective", "without input that a cache already held", 1e6),
+            FunctionalUnit("token", gross, "gross", f"input and output; {why}", 10**6),
+            FunctionalUnit("token", effective, "effective", "without input that a cache already held", 10**6),
             FunctionalUnit(
                 "output token", output, "effective", "generated; input is in the grams, not in the count", 1e6
             ),
@@ -353,7 +360,7 @@ def _consumer_units(runs: Sequence[CountedBundle]) -> tuple[list[FunctionalUnit]
     if count <= 0:
         return [], [f"no {name} was counted"]
     why = CONSUMER_UNITS.get(name, "what the program counted; not among the examples of the standard")
-    return [FunctionalUnit(name, count, _basis(runs), why, 1e6 if name in {"token", "character"} else 1.0)], []
+    return [FunctionalUnit(name, count, _basis(runs), why, 10**6 if name in {"token", "character"} else 1)], []
 
 
 def _sum_of(runs: Sequence[CountedBundle], name: str) -> float | None:
@@ -370,14 +377,14 @@ def _provider_units(runs: Sequence[CountedBundle], flops: float | None) -> tuple
     units, refused = [], []
     flops = _sum_of(runs, "flops_total") if flops is None else flops
     if flops:
-        units.append(FunctionalUnit("FLOP", flops, _basis(runs), "efficiency of algorithm and hardware", 1e15))
+        units.append(FunctionalUnit("FLOP", flops, _basis(runs), "efficiency of algorithm and hardware", 10**15))
     tokens = _sum_of(runs, "functional_unit_count")
     if tokens and {text(bundle.run, "functional_unit") for bundle, _ in runs} == {"token"}:
-        units.append(FunctionalUnit("training token", tokens, _basis(runs), "efficiency of the use of data", 1e3))
+        units.append(FunctionalUnit("training token", tokens, _basis(runs), "efficiency of the use of data", 10**3))
     for name, basis in (("params_total", "gross"), ("params_active", "effective")):
         counts = {number(bundle.run, name) for bundle, _ in runs}
         if len(counts) == 1 and (count := counts.pop()):
-            units.append(FunctionalUnit("parameter", count, basis, "efficiency of the model's architecture", 1e9))
+            units.append(FunctionalUnit("parameter", count, basis, "efficiency of the model's architecture", 10**9))
         elif len(counts - {None}) > 1:
             refused.append(f"per parameter: the runs have models of different sizes ({name})")
     if not units:

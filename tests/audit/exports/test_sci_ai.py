@@ -31,9 +31,11 @@ def with_grams(bundle, usage_g, embodied_g, **run):
     """Return the bundle with other grams and declarations."""
     made = {("usage", "location"): usage_g, ("embodied", "na"): embodied_g}
     changed = tuple(
-        {**row, "value": made.get((row["phase"], row["accounting_method"]), row["value"])} if row["subject"] == "run" and
-        row["criterion"] == "gwp" else row for row in bundle["impact"]
-    )  # fmt: skip
+        {**row, "value": made.get((row["phase"], row["accounting_method"]), row["value"])}
+        if (row["subject"], row["criterion"]) == ("run", "gwp")
+        else row
+        for row in bundle["impact"]
+    )
     return replace(bundle, tables={**bundle.tables, "impact": changed, "run": ({**bundle.run, **run},)})
 
 
@@ -61,9 +63,9 @@ def test_the_providers_example_is_30000_kg_per_billion_parameters_and_neither_30
 
 def test_the_right_examples_of_the_text_are_ours_too():
     flop = FunctionalUnit("FLOP", 5e22, "gross", "", 1e15)
-    assert CarbonTerms(180_000 * KG, 20_000 * KG).per_unit_g(flop) == pytest.approx(4.0)
+    assert flop.rate_g(CarbonTerms(180_000 * KG, 20_000 * KG).total_g) == pytest.approx(4.0)
     inference = FunctionalUnit("inference", 40e6, "gross", "")
-    assert CarbonTerms(3200 * KG, 0.0).per_unit_g(inference) == pytest.approx(0.08)
+    assert inference.rate_g(CarbonTerms(3200 * KG, 0.0).total_g) == pytest.approx(0.08)
 
 
 def requests():
@@ -77,7 +79,7 @@ def requests():
 
 
 def test_two_views_have_two_scores_and_no_sum(bundle, factors, tmp_path):
-    served = replace(another_report(7), requests=requests(), units={"token": 1.0})
+    served = replace(another_report(7), tokens=requests(), units={"token": 1.0})
     service = write_bundle(priced(served, factors=factors), tmp_path / "service")
     training = write_bundle(
         priced(
@@ -153,7 +155,8 @@ def test_the_view_must_be_told(bundle, tmp_path):
 
 def test_a_trainings_score_has_all_of_its_runs_or_none(factors, tmp_path):
     for number, status in ((1, "complete"), (2, "aborted")):
-        report = priced(another_report(number, name="gpt", status=status), factors=factors)
+        why = "" if status == "complete" else "KeyboardInterrupt"
+        report = priced(another_report(number, name="gpt", status=status, exit_reason=why), factors=factors)
         write_bundle(report, tmp_path / "runs" / report.run_id)
     declared = {"params_total": "1000000000", "flops_total": "1e15"}
     text = export([tmp_path / "runs"], "sci-ai", tmp_path / "s.md", declared, training="gpt").read_text()

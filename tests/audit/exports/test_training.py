@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from tests.audit.exports import golden
+from tests.distributed.test_job_once import placed
 from tests.support.ranks import record
-from tests.support.reports import another_report, bare_report
+from tests.support.reports import another_report, bare_report, named_report, sample_report
 from torchwatt.audit import write_bundle
 from torchwatt.audit.exports import export
 from torchwatt.audit.exports.training_runs import TrainingTotals, find_training
@@ -34,8 +35,8 @@ def runs(tmp_path):
     folder = tmp_path / "runs"
     for report, project in (
         (run(1), "p"),
-        (run(2, status="aborted"), "p"),
-        (run(3, name="retry", status="partial", declared={"parent_run_id": "run-1"}), "p"),
+        (run(2, status="aborted", exit_reason="KeyboardInterrupt"), "p"),
+        (run(3, name="retry", status="partial", exit_reason="killed", declared={"parent_run_id": "run-1"}), "p"),
         (run(4, name="other"), "gpt"),
         (run(5, name="other"), "q"),
         (run(6, name="gpt 2"), "q"),
@@ -55,7 +56,7 @@ def test_all_runs_of_a_training_are_added_whatever_their_end(runs, tmp_path):
     assert float(said) == pytest.approx(4 * RUN_J / 3.6e9, rel=5e-3)
     assert len(said.replace(".", "").lstrip("0")) >= 2
     assert row(text, "Runs") == "4: 1 aborted, 2 complete, 1 partial"
-    assert row(text, "Measured or estimated").startswith("estimated (97.0% of the joules are measured")
+    assert row(text, "Measured or estimated") == "estimated (97.0% of the joules are measured, the rest modelled)"
     assert float(row(text, "Computation (FLOP)")) == 5e22  # that of the training, not of each run
     assert float(row(text, "Wall-clock days with a run under way")) == pytest.approx(4 * 24 / DAY_S, rel=5e-3)
     assert row(text, "Hardware-days").endswith(" NVIDIA H200-days")
@@ -76,17 +77,18 @@ def test_operations_are_added_or_not_known(runs, tmp_path):
         write_bundle(report, tmp_path / "counted" / report.run_id)
     totals = TrainingTotals(find_training([tmp_path / "counted"], "counted"))
     assert totals.flops == pytest.approx(3e18)
-    with pytest.raises(BundleError, match="flops_total is .* cannot be declared again"):
+    with pytest.raises(BundleError, match=r"flops_total is .* cannot be declared again"):
         export([tmp_path / "counted"], "ai-act", tmp_path / "x", {"flops_total": "1"}, training="counted")
 
 
 def test_a_merged_job_is_not_counted_again_with_its_ranks(tmp_path):
-    records = [record(rank, 2) for rank in range(2)]
+    records = [placed(record(rank, 2)) for rank in range(2)]
     job = merge_job(merge_records(records))
     write_bundle(job, tmp_path / "runs" / "job", samples="csv.gz")
     alone = TrainingTotals(find_training([tmp_path / "runs"], "made"))
-    for item in records:
-        write_bundle(item.report, tmp_path / "runs" / f"rank-{item.facts.place.rank}", samples="csv.gz")
+    for item in records:  # a rank's own bundle: joules that would be seen in the sum
+        rank = sample_report(run_id=item.facts.run_id, name="made")
+        write_bundle(rank, tmp_path / "runs" / f"rank-{item.facts.place.rank}")
     together = TrainingTotals(find_training([tmp_path / "runs"], "made"))
     assert len(together.counted) == 3
     assert together.energy_j == alone.energy_j == pytest.approx(job.energy_j)
@@ -131,9 +133,8 @@ def test_a_run_that_has_not_ended_is_listed(runs, tmp_path):
 def test_runs_without_a_meter_or_with_another_boundary_have_no_sum(runs, tmp_path):
     write_bundle(bare_report(run_id="run-8", name="gpt"), runs / "p" / "run-8")
     assert "energy: nothing was metered in 1 of 5 runs" in form(runs, tmp_path)
-    report = run(9, name="narrow")
-    for number, part in ((1, report), (2, replace(report, run_id="run-10", ledgers=report.ledgers[:1]))):
-        write_bundle(replace(part, start_unix_ns=part.start_unix_ns + number * 10**12), tmp_path / "n" / part.run_id)
+    for report in (run(9, name="narrow"), replace(named_report("fc"), name="narrow")):
+        write_bundle(report, tmp_path / "n" / report.run_id)
     totals = TrainingTotals(find_training([tmp_path / "n"], "narrow"))
     assert totals.energy_j is None
     assert list(totals.why_unknown()) == ["the runs have different boundaries: cpu, gpu, ram; gpu"]

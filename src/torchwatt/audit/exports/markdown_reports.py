@@ -5,8 +5,7 @@ Of one run by ISO/IEC 21031:2024, and of runs of models by its extension, SCI fo
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from math import fsum
@@ -27,16 +26,11 @@ from torchwatt.audit.counted_run import ADDED, NOTHING, RunShare
 from torchwatt.audit.deduplication import count_bundles
 from torchwatt.audit.schema import Row
 from torchwatt.core.errors import BundleError
+from torchwatt.core.plain_text import DASH, escape_markdown, markdown_table
 
 CountedBundle = tuple[Bundle, RunShare]
 
-DASH, UNKNOWN = "—", "unknown"
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
-
-
-def escape_markdown(text: str) -> str:
-    """Return untrusted text on one line with Markdown syntax escaped; a dash if empty."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split())) or DASH
+UNKNOWN = "unknown"
 
 
 def format_figure(value: float | None, digits: int = 3, *, padded: bool = False) -> str:
@@ -49,12 +43,6 @@ def format_figure(value: float | None, digits: int = 3, *, padded: bool = False)
 def format_interval(lo: float | None, hi: float | None) -> str:
     """Return an interval; a dash if unknown."""
     return DASH if lo is None or hi is None else f"{format_figure(lo)} to {format_figure(hi)}"
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table; cells must already be escaped by `plain`."""
-    lines = [f"| {' | '.join(header)} |", f"|{'|'.join(' --- ' for _ in header)}|"]
-    return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
 # Provenance -> method in the report template of the Green Software Foundation: measured, sourced or modeled.
@@ -228,6 +216,10 @@ class FunctionalUnit:
             return f"{self.multiple:.0e} FLOP".replace("e+", "e")
         return self.name if self.multiple == 1 else f"{self.multiple:,} {self.name}s"
 
+    def rate_g(self, grams: float | None) -> float | None:
+        """Return grams per `multiple` units; of both terms it is the score, (E * I + M) / R."""
+        return None if grams is None else grams / self.count * self.multiple
+
 
 @dataclass(frozen=True, slots=True)
 class CarbonTerms:
@@ -236,11 +228,10 @@ class CarbonTerms:
     operational_g: float | None
     embodied_g: float | None
 
-    def per_unit_g(self, unit: FunctionalUnit) -> float | None:
-        """Return the score, (E * I + M) / R, in grams of CO2e per `unit.multiple` units."""
-        if self.operational_g is None or self.embodied_g is None:
-            return None
-        return (self.operational_g + self.embodied_g) / unit.count * unit.multiple
+    @property
+    def total_g(self) -> float | None:
+        """Return the sum of both."""
+        return None if self.operational_g is None or self.embodied_g is None else self.operational_g + self.embodied_g
 
 
 def sci_ai_markdown(
@@ -307,9 +298,10 @@ def _sci_ai_section(
                 escape_markdown(unit.label),
                 unit.basis,
                 format_figure(unit.count, 6),
-                _grams_per_unit(terms.operational_g, unit),
-                _grams_per_unit(terms.embodied_g, unit),
-                UNKNOWN if (score := terms.per_unit_g(unit)) is None else f"**{format_figure(score, padded=True)}**",
+                *(
+                    UNKNOWN if (rate_g := unit.rate_g(grams)) is None else format_figure(rate_g, padded=True)
+                    for grams in (terms.operational_g, terms.embodied_g, terms.total_g)
+                ),
                 escape_markdown(unit.reason),
             )
             for unit in units
@@ -323,10 +315,6 @@ def _sci_ai_section(
     if terms.embodied_g is None and not gaps:
         yield "- no score: the embodied term shall be included, and the runs have no embodied factors"
     yield from (f"- {line}" for line in _assumptions(whose, runs))
-
-
-def _grams_per_unit(grams: float | None, unit: FunctionalUnit) -> str:
-    return UNKNOWN if grams is None else format_figure(grams / unit.count * unit.multiple, padded=True)
 
 
 def _sum_g(runs: Sequence[CountedBundle], phase: str, method: str) -> float | None:
@@ -348,7 +336,7 @@ def _consumer_units(runs: Sequence[CountedBundle]) -> tuple[list[FunctionalUnit]
             FunctionalUnit("token", gross, "gross", f"input and output; {why}", 10**6),
             FunctionalUnit("token", effective, "effective", "without input that a cache already held", 10**6),
             FunctionalUnit(
-                "output token", output, "effective", "generated; input is in the grams, not in the count", 1e6
+                "output token", output, "effective", "generated; input is in the grams, not in the count", 10**6
             ),
         ]
         return [unit for unit in units if unit.count > 0], []

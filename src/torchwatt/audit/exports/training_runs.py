@@ -21,13 +21,12 @@ from torchwatt.audit.bundle_limits import is_plain_file
 from torchwatt.audit.counted_run import ADDED, NOTHING, RunShare
 from torchwatt.audit.deduplication import count_bundles
 from torchwatt.audit.exports.markdown_reports import (
-    escape_markdown,
     format_figure,
     format_interval,
-    markdown_table,
 )
 from torchwatt.audit.seal import MANIFEST
 from torchwatt.core.errors import BundleError
+from torchwatt.core.plain_text import escape_markdown, markdown_table
 
 J_PER_MWH, S_PER_DAY = 3.6e9, 86_400.0
 NOT_KNOWN = "N/A"  # the form's own word
@@ -156,7 +155,7 @@ class TrainingTotals:
     def why_unknown(self) -> Iterator[str]:
         """Yield why the energy of the whole training is unknown; nothing if it is known."""
         if missing := [item for item in self.training.left_out if item.ours]:
-            yield f"{len(missing)} bundles are left out (below)"
+            yield f"{len(missing)} bundles are left out (below), also of days and FLOP"
         if self.known_runs < len(self.added):
             yield f"nothing was metered in {len(self.added) - self.known_runs} of {len(self.added)} runs"
         if len(self.added) < len(self.runs):
@@ -295,8 +294,9 @@ def _form_rows(totals: TrainingTotals) -> Iterator[tuple[str, str]]:
     )
     yield "Measured or estimated", NOT_KNOWN if share is None else word + part
     yield "Boundary (the form names none)", _boundary_text(totals)
-    yield "Computation (FLOP)", _figure(totals.flops)
-    yield "How the computation is known", escape_markdown(totals.common("flops_provenance"))
+    yield "Computation (FLOP)", NOT_KNOWN if totals.flops is None else f"{totals.flops:.3g}"
+    known = "declared" if totals.training.flops is not None else totals.common("flops_provenance")
+    yield "How the computation is known", escape_markdown(known)
     starts, ends = zip(*(_interval(bundle) for bundle, _ in totals.runs), strict=True)
     yield "Wall-clock days with a run under way", _figure(totals.wall_days)
     yield "Period (UTC)", f"{min(starts):%Y-%m-%d %H:%M:%S} to {max(ends):%Y-%m-%d %H:%M:%S}"

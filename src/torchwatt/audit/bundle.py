@@ -201,6 +201,16 @@ def counted_devices(bundle: Bundle, *kinds: str) -> list[Row]:
     return [row for row in rows if not kinds or row["kind"] in kinds]
 
 
+def count_tokens(bundle: Bundle) -> tuple[int, int, int] | None:
+    """Return all tokens, those without cached input, and output tokens of a run; None if some are unknown."""
+    requests = {row["request"]: row for row in bundle["token"]}.values()  # each row has the request's counts
+    counts = [tuple(row[f"{kind}_tokens"] for kind in ("input", "cached", "output")) for row in requests]
+    if any(not isinstance(value, int) for row in counts for value in row):
+        return None
+    given, cached, output = (sum(row[i] for row in counts) for i in range(3))  # type: ignore[misc]
+    return given + output, given - cached + output, output
+
+
 def pue_of(bundle: Bundle) -> float | None:
     """Return the PUE used for the grams, else the declared one; None if there is neither."""
     used = first_of_kind(factors_of(bundle, impact(bundle, "gwp")), "pue")

@@ -2,7 +2,7 @@
 
 A meter includes every process on its device, so concurrent runs on one GPU report the same energy, a meter of a whole
 machine includes its GPUs, and a copied bundle repeats its original. `count_once` counts all energy in exactly one run.
-It reads no files, and the result does not depend on the order of the runs.
+`count_once` reads no files, and the result does not depend on the order of the runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 
-from torchwatt.audit.counted_run import NOTHING, CountedDevice, CountedRun, Counter, RunShare, State
+from torchwatt.audit.bundle import Bundle
+from torchwatt.audit.counted_run import (
+    NOTHING,
+    CountedDevice,
+    CountedRun,
+    Counter,
+    RunShare,
+    State,
+    run_of_bundle,
+)
 from torchwatt.core.units import NS_PER_S
 
 # Consecutive runs may overlap by rounding: a bundle stores their ends to the microsecond.
@@ -61,6 +70,13 @@ def count_once(runs: Iterable[CountedRun]) -> dict[str, RunShare]:
         if state not in NOTHING:
             times[run.name] = (run.start_ns, run.end_ns)
     return result
+
+
+def count_bundles(bundles: Sequence[Bundle]) -> tuple[tuple[Bundle, RunShare], ...]:
+    """Return bundles in their order, each with its part in sums over all of them."""
+    names = [str(index) for index in range(len(bundles))]
+    shares = count_once(run_of_bundle(bundle, name) for bundle, name in zip(bundles, names, strict=True))
+    return tuple((bundle, shares[name]) for bundle, name in zip(bundles, names, strict=True))
 
 
 def _keys(run: CountedRun) -> Iterator[tuple[str, str]]:

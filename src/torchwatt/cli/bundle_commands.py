@@ -76,14 +76,21 @@ def _float_or_none(value: Any) -> float | None:
 
 
 def export_bundles(
-    directories: Sequence[str], to: str, out: str | None, pairs: Sequence[str], scenario: str
-) -> int:  # fmt: skip
+    directories: Sequence[str],
+    to: str,
+    out: str | None,
+    pairs: Sequence[str],
+    scenario: str,
+    training: str | None = None,
+) -> int:
     """Write the file and print its path.
 
     Raises:
         BundleError: A bundle cannot be read, something is missing, or the target exists.
         ConfigError: A `--set` is not NAME=VALUE.
     """
+    if to == PERFETTO and training is not None:
+        raise BundleError(f"{PERFETTO} has no form about a training")
     if to == PERFETTO:
         print(escape_unprintable(str(_export_trace(directories, Path(out or PERFETTO_FILE)))))
         return 0
@@ -95,7 +102,7 @@ def export_bundles(
         if not equals or not value:
             raise ConfigError(f"--set {pair}: give NAME=VALUE, such as organisation=ACME")
         declared[name] = value
-    print(escape_unprintable(str(export(directories, to, out, declared, scenario))))
+    print(escape_unprintable(str(export(directories, to, out, declared, scenario, training=training))))
     return 0
 
 

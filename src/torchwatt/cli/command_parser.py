@@ -179,7 +179,13 @@ def _add_bundle_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
         "--to",
         required=True,
         metavar="FORMAT",
-        help="perfetto, codecarbon, boamps, huggingface, sci, ai-act, xlsx, parquet",
+        help="perfetto, codecarbon, boamps, huggingface, sci, sci-ai, ai-act, spdx, cyclonedx, xlsx, parquet",
+    )
+    out.add_argument(
+        "--training",
+        metavar="NAME",
+        help="with sci-ai and ai-act: DIR holds many runs; take all that have this name, project or parent_run_id, "
+        "also partial and aborted ones",
     )
     out.add_argument("--out", metavar="PATH", help="the new file; default: the format's usual name, here")
     out.add_argument("--scenario", default="as_run", help="which carbon numbers: as_run, or repriced:NAME")

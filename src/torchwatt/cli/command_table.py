@@ -104,7 +104,9 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    return export_bundles(arguments.directories, arguments.to, arguments.out, arguments.pairs, arguments.scenario)
+    return export_bundles(
+        arguments.directories, arguments.to, arguments.out, arguments.pairs, arguments.scenario, arguments.training
+    )
 
 
 def _reprice(arguments: argparse.Namespace) -> int:

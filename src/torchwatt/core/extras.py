@@ -20,6 +20,7 @@ EXTRA_OF: Mapping[str, str] = {
     "prometheus_client": "prometheus",
     "pytorch_lightning": "lightning",
     "sklearn": "demo",
+    "spdx_python_model": "spdx",
     "tensorboard": "tensorboard",
     "trackio": "trackio",
     "transformers": "trainer",

@@ -1,10 +1,12 @@
-"""Text for terminals: no control characters, and ASCII for what a stream cannot encode; nothing raises."""
+"""Text for terminals and Markdown: no control characters, ASCII for what a stream cannot encode; nothing raises."""
 
 from __future__ import annotations
 
 import codecs
 import locale
+import re
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 PLAIN_ERRORS = "torchwatt.plain"  # name of the error handler, as in `stream.reconfigure(errors=PLAIN_ERRORS)`
@@ -13,6 +15,9 @@ ASCII_FOR = {
     "→": "->", "²": "2", "₂": "2", "°": "deg", "’": "'", "“": '"', "”": '"', "\N{NO-BREAK SPACE}": " ",
     "●": "m", "◆": "d", "◐": "a", "■": "s", "○": "o", "◇": "u", "□": "x",
 }  # fmt: skip
+
+DASH = "—"
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:
@@ -59,3 +64,14 @@ def replace_unencodable(stream: Any) -> None:
     """Make a text stream replace characters that it cannot encode; other streams stay unchanged."""
     if hasattr(stream, "reconfigure") and getattr(stream, "errors", None) == "strict":
         stream.reconfigure(errors=PLAIN_ERRORS)
+
+
+def escape_markdown(text: str) -> str:
+    """Return untrusted text on one line with Markdown syntax escaped; a dash if empty."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split())) or DASH
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table; cells must already be escaped by `escape_markdown`."""
+    lines = [f"| {' | '.join(header)} |", f"|{'|'.join(' --- ' for _ in header)}|"]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]

@@ -37,8 +37,9 @@ def test_no_text_breaks_out_of_the_block_or_the_table(name, tmp_path):
     bundle = write_bundle(priced(named_report(name), intensity_g_per_kwh=50), tmp_path / "b")
     card = yaml.safe_load(export([bundle], "huggingface", tmp_path / "c", {"zone": name}).read_text())
     assert card["co2_eq_emissions"]["geographical_location"] == name
-    for to in ("sci", "ai-act"):
-        text = export([bundle], to, tmp_path / to).read_text()
+    for to in ("sci", "ai-act", "sci-ai"):
+        declared = {"persona": "provider"} if to == "sci-ai" else {}
+        text = export([bundle], to, tmp_path / to, declared).read_text()
         assert "<script" not in text.replace("\\<script", "")
         tables = [line for line in text.splitlines() if line.startswith("|")]
         assert all(line.endswith("|") for line in tables)
@@ -69,7 +70,7 @@ def test_components_add_up_to_the_whole(bundle, tmp_path):
 def test_the_form_says_megawatt_hours_with_enough_figures(bundle, tmp_path):
     text = export([bundle], "ai-act", tmp_path / "a.md").read_text()
     golden.check("ai_act.md", text)
-    said = re.search(r"Energy of this run \(MWh\) \| ([0-9.]+)", text)[1]
+    said = re.search(r"Energy \(MWh\) \| ([0-9.]+)", text)[1]
     assert float(said) == pytest.approx(ENERGY_J / 3.6e9, rel=5e-3)
     assert len(said.strip("0.")) >= 2
     assert "estimated" in text  # the RAM is modelled, so the whole is
@@ -79,7 +80,7 @@ def test_the_form_says_megawatt_hours_with_enough_figures(bundle, tmp_path):
 def test_the_form_of_an_unmetered_run_says_what_is_missing(unmetered, tmp_path):
     text = export([unmetered], "ai-act", tmp_path / "a.md").read_text()
     assert "energy: nothing was metered" in text
-    assert "| Energy of this run (MWh) | — |" in text
+    assert "| Energy (MWh) | N/A |" in text
 
 
 @pytest.mark.parametrize("to", ["sci", "ai-act", "codecarbon", "huggingface", "parquet"])

@@ -1,14 +1,18 @@
-"""Report of Software Carbon Intensity (ISO/IEC 21031:2024): SCI = ((E * I) + M) / R, with the required disclosures."""
+"""Reports of Software Carbon Intensity, SCI = ((E * I) + M) / R, with the required disclosures.
+
+Of one run by ISO/IEC 21031:2024, and of runs of models by its extension, SCI for AI.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
+from math import fsum
 
 from torchwatt.audit.bundle import (
-    SYSTEMATIC,
     Bundle,
+    count_tokens,
     counted_devices,
     factors_of,
     impact,
@@ -18,31 +22,27 @@ from torchwatt.audit.bundle import (
     text,
     timestamp,
 )
+from torchwatt.audit.counted_run import ADDED, NOTHING, RunShare
+from torchwatt.audit.deduplication import count_bundles
 from torchwatt.audit.schema import Row
+from torchwatt.core.errors import BundleError
+from torchwatt.core.plain_text import DASH, escape_markdown, markdown_table
 
-DASH = "—"
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~])")
+CountedBundle = tuple[Bundle, RunShare]
 
-
-def escape_markdown(text: str) -> str:
-    """Return untrusted text on one line with Markdown syntax escaped; a dash if empty."""
-    return _SPECIAL.sub(r"\\\1", " ".join(text.split())) or DASH
+UNKNOWN = "unknown"
 
 
-def format_figure(value: float | None, digits: int = 3) -> str:
-    """Return a number with `digits` significant figures and no exponent; a dash if unknown."""
-    return DASH if value is None else format(Decimal(f"{value:.{digits}g}"), "f")
+def format_figure(value: float | None, digits: int = 3, *, padded: bool = False) -> str:
+    """Return a number with `digits` significant figures, also zeros if `padded`, and no exponent; a dash if unknown."""
+    if value is None:
+        return DASH
+    return format(Decimal(f"{value:#.{digits}g}" if padded else f"{value:.{digits}g}"), "f")
 
 
 def format_interval(lo: float | None, hi: float | None) -> str:
     """Return an interval; a dash if unknown."""
     return DASH if lo is None or hi is None else f"{format_figure(lo)} to {format_figure(hi)}"
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a table; cells must already be escaped by `plain`."""
-    lines = [f"| {' | '.join(header)} |", f"|{'|'.join(' --- ' for _ in header)}|"]
-    return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
 # Provenance -> method in the report template of the Green Software Foundation: measured, sourced or modeled.
@@ -182,81 +182,224 @@ def _components(bundle: Bundle) -> Iterator[str]:
     yield from markdown_table(("Component", "Model", "kWh", "gCO2e in use", "Known"), (*rows, *total))
 
 
-J_PER_MWH = 3.6e9
-_MEASURED = frozenset({"measured", "derived", "apportioned"})
+# SCI for AI (Green Software Foundation, 2026): the units of its tables 8.1 and 8.2, each with what it is for there.
+CONSUMER_UNITS: Mapping[str, str] = {
+    "token": "language models are delivered and billed by token",
+    "image": "image models are delivered by image",
+    "second": "audio and video are delivered by second",
+    "page": "document analysis is delivered by page",
+    "workflow": "agents are delivered by workflow execution",
+    "inference": "classical models are delivered by inference",
+    "request": "one request is one inference",
+    "character": "translation and speech are delivered by character",
+}
+_PROVIDER_STAGES = frozenset({"data_preparation", "pretraining", "finetuning", "evaluation"})
 
 
-def ai_act_markdown(bundles: Sequence[Bundle]) -> bytes:
-    """Return the block of one run, in Markdown."""
-    (bundle,) = bundles
-    return ("\n".join(_act_lines(bundle)) + "\n").encode()
+@dataclass(frozen=True, slots=True)
+class FunctionalUnit:
+    """A unit of SCI for AI: how many there were, gross or effective, and why it was chosen.
+
+    Scores are printed per `multiple` units.
+    """
+
+    name: str
+    count: float
+    basis: str
+    reason: str
+    multiple: int = 1
+
+    @property
+    def label(self) -> str:
+        """Return the unit with its multiple: `1,000 tokens`."""
+        if self.name == "FLOP":
+            return f"{self.multiple:.0e} FLOP".replace("e+", "e")
+        return self.name if self.multiple == 1 else f"{self.multiple:,} {self.name}s"
+
+    def rate_g(self, grams: float | None) -> float | None:
+        """Return grams per `multiple` units; of both terms it is the score, (E * I + M) / R."""
+        return None if grams is None else grams / self.count * self.multiple
 
 
-def _act_lines(bundle: Bundle) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class CarbonTerms:
+    """Grams of the two terms of a score; None is unknown, and then there is no score."""
+
+    operational_g: float | None
+    embodied_g: float | None
+
+    @property
+    def total_g(self) -> float | None:
+        """Return the sum of both."""
+        return None if self.operational_g is None or self.embodied_g is None else self.operational_g + self.embodied_g
+
+
+def sci_ai_markdown(
+    bundles: Sequence[Bundle], left_out: Sequence[str] = (), persona: str = "", flops: float | None = None
+) -> bytes:
+    """Return the scores of the consumer and the provider, apart.
+
+    Args:
+        bundles: Runs; each is the consumer's or the provider's.
+        left_out: Runs that belong to these and are not in `bundles`: without them there is no score.
+        persona: Of runs that do not tell theirs.
+        flops: Operations of all runs together; None: the sum of theirs.
+
+    Raises:
+        BundleError: It is unknown whose view a run is.
+    """
+    counted = [(bundle, share) for bundle, share in count_bundles(bundles) if share.state not in NOTHING]
+    by_persona = [(_persona_of(bundle, persona), bundle, share) for bundle, share in counted]
+    lines = ["# Software Carbon Intensity for AI", ""]
+    lines += ["The two scores have different boundaries and units; they are never added.", ""]
+    for whose, title in (("consumer", "Consumer"), ("provider", "Provider")):
+        runs = [(bundle, share) for name, bundle, share in by_persona if name == whose]
+        lines += [f"## {title}", ""]
+        lines += _sci_ai_section(whose, runs, left_out, flops) if runs else ["No run is about this view."]
+        lines += [""]
+    return "\n".join(lines).encode()
+
+
+def _persona_of(bundle: Bundle, persona: str) -> str:
+    """Return `consumer` or `provider`.
+
+    Raises:
+        BundleError: Neither `persona`, nor `lifecycle_stage`, nor requests in token.csv tell it.
+    """
     run = bundle.run
-    joules, provenance = number(run, "energy_it_j"), text(run, "energy_it_provenance")
-    bounds = [None if (n := number(run, name)) is None else n / J_PER_MWH for name in SYSTEMATIC]
-    gpus = counted_devices(bundle, "gpu")
-    hardware = ", ".join(f"{escape_markdown(text(row, 'model'))}" for row in gpus)
-    rows = [
-        ("Energy of this run (MWh)", format_figure(None if joules is None else joules / J_PER_MWH)),
-        ("What another meter would say (MWh, 90 %)", format_interval(*bounds)),
-        ("Measured or estimated", DASH if joules is None else "measured" if provenance in _MEASURED else "estimated"),
-        ("Compute of this run (FLOP)", format_figure(number(run, "flops_total"))),
-        ("How the compute is known", text(run, "flops_provenance") or DASH),
-        ("Wall time (s)", format_figure(number(run, "duration_s"), 6)),
+    said, stage = text(run, "persona"), text(run, "lifecycle_stage")
+    if said in {"consumer", "provider"}:
+        return said
+    if stage in _PROVIDER_STAGES:
+        return "provider"
+    if stage == "inference" or (not persona and bundle["token"]):
+        return "consumer"
+    if persona:
+        return persona
+    raise BundleError(
+        f"SCI for AI keeps consumer and provider apart, and run {text(run, 'run_id')} is neither: declare it by "
+        "--set persona=consumer or --set persona=provider"
+    )
+
+
+def _sci_ai_section(
+    whose: str, runs: Sequence[CountedBundle], left_out: Sequence[str], flops: float | None
+) -> Iterator[str]:
+    unclear = [text(bundle.run, "run_id") for bundle, share in runs if share.state not in ADDED]
+    gaps = [*left_out, *(f"run {name} may share devices with others, which are not identified" for name in unclear)]
+    terms = CarbonTerms(
+        None if gaps else _sum_g(runs, "usage", "location"), None if gaps else _sum_g(runs, "embodied", "na")
+    )
+    units, refused = _consumer_units(runs) if whose == "consumer" else _provider_units(runs, flops)
+    yield from markdown_table(
+        ("Functional unit", "Values", "Count", "Operational, gCO2e", "Embodied, gCO2e", "Score, gCO2e per unit", "Why"),
         (
-            "Period (UTC)",
-            f"{timestamp(run, 'started_at'):%Y-%m-%d %H:%M:%S} to {timestamp(run, 'ended_at'):%Y-%m-%d %H:%M:%S}",
+            (
+                escape_markdown(unit.label),
+                unit.basis,
+                format_figure(unit.count, 6),
+                *(
+                    UNKNOWN if (rate_g := unit.rate_g(grams)) is None else format_figure(rate_g, padded=True)
+                    for grams in (terms.operational_g, terms.embodied_g, terms.total_g)
+                ),
+                escape_markdown(unit.reason),
+            )
+            for unit in units
         ),
-        ("Accelerators", f"{len(gpus)}: {hardware}" if gpus else DASH),
-        ("Stage", text(run, "lifecycle_stage") or DASH),
-        ("Model", escape_markdown(text(run, "model_id"))),
-    ]
-    yield "## Energy consumption (EU AI Act, Annex XI, section 1, 2(d)-(e))"
-    yield ""
-    yield from markdown_table(("Item", "Value"), rows)
-    yield ""
-    yield f"**Method.** {_act_method(bundle)}"
-    yield ""
-    missing = list(_act_missing(bundle))
-    yield f"**Missing information.** {'; '.join(missing) if missing else 'none'}."
-    yield ""
-    yield (
-        "One run only: the form asks for the whole training, earlier and failed runs included. Inference is asked for "
-        "as FLOP of a named benchmark, not as energy."
     )
+    yield ""
+    for reason in (*gaps, *refused):
+        yield f"- no score: {escape_markdown(reason)}"
+    if terms.operational_g is None and not gaps:
+        yield "- no score: no grid was named for all of the runs, so the operational term is unknown"
+    if terms.embodied_g is None and not gaps:
+        yield "- no score: the embodied term shall be included, and the runs have no embodied factors"
+    yield from (f"- {line}" for line in _assumptions(whose, runs))
 
 
-def _act_method(bundle: Bundle) -> str:
-    run = bundle.run
-    if number(run, "energy_it_j") is None:
-        return "Nothing could be metered on this machine."
-    parts = [
-        f"{text(row, 'device_id')} by {text(row, 'sensor')} ({text(row, 'provenance')})"
-        for row in counted_devices(bundle)
+def _sum_g(runs: Sequence[CountedBundle], phase: str, method: str) -> float | None:
+    """Return the grams of one term, in proportion to the joules that are counted; None if a run has none."""
+    rows = [(impact(bundle, "gwp", phase=phase, method=method), share.share) for bundle, share in runs]
+    values = [None if row is None else (number(row, "value") or 0.0) * share for row, share in rows]
+    return None if None in values else fsum(value for value in values if value is not None)
+
+
+def _consumer_units(runs: Sequence[CountedBundle]) -> tuple[list[FunctionalUnit], list[str]]:
+    tokens = [count_tokens(bundle) for bundle, _ in runs]
+    if any(bundle["token"] for bundle, _ in runs):
+        if None in tokens or not all(bundle["token"] for bundle, _ in runs):
+            return [], ["the tokens of some requests are unknown"]
+        counts = [count for count in tokens if count is not None]
+        gross, effective, output = (sum(column) for column in zip(*counts, strict=True))
+        why = CONSUMER_UNITS["token"]
+        units = [
+            FunctionalUnit("token", gross, "gross", f"input and output; {why}", 10**6),
+            FunctionalUnit("token", effective, "effective", "without input that a cache already held", 10**6),
+            FunctionalUnit(
+                "output token", output, "effective", "generated; input is in the grams, not in the count", 10**6
+            ),
+        ]
+        return [unit for unit in units if unit.count > 0], []
+    names = {text(bundle.run, "functional_unit") for bundle, _ in runs}
+    if len(names) > 1 or names == {"run"}:
+        return [], [f"the runs counted {', '.join(sorted(names))}: count one unit of service, such as a token"]
+    name = names.pop()
+    count = fsum(number(bundle.run, "functional_unit_count") or 0.0 for bundle, _ in runs)
+    if count <= 0:
+        return [], [f"no {name} was counted"]
+    why = CONSUMER_UNITS.get(name, "what the program counted; not among the examples of the standard")
+    return [FunctionalUnit(name, count, _basis(runs), why, 10**6 if name in {"token", "character"} else 1)], []
+
+
+def _sum_of(runs: Sequence[CountedBundle], name: str) -> float | None:
+    values = [number(bundle.run, name) for bundle, _ in runs]
+    return None if None in values else fsum(value or 0.0 for value in values)
+
+
+def _basis(runs: Sequence[CountedBundle]) -> str:
+    return "; ".join(sorted({text(bundle.run, "functional_unit_basis") or "gross" for bundle, _ in runs}))
+
+
+def _provider_units(runs: Sequence[CountedBundle], flops: float | None) -> tuple[list[FunctionalUnit], list[str]]:
+    """Return what can be stated of the standard's three units."""
+    units, refused = [], []
+    flops = _sum_of(runs, "flops_total") if flops is None else flops
+    if flops:
+        units.append(FunctionalUnit("FLOP", flops, _basis(runs), "efficiency of algorithm and hardware", 10**15))
+    tokens = _sum_of(runs, "functional_unit_count")
+    if tokens and {text(bundle.run, "functional_unit") for bundle, _ in runs} == {"token"}:
+        units.append(FunctionalUnit("training token", tokens, _basis(runs), "efficiency of the use of data", 10**3))
+    for name, basis in (("params_total", "gross"), ("params_active", "effective")):
+        counts = {number(bundle.run, name) for bundle, _ in runs}
+        if len(counts) == 1 and (count := counts.pop()):
+            units.append(FunctionalUnit("parameter", count, basis, "efficiency of the model's architecture", 10**9))
+        elif len(counts - {None}) > 1:
+            refused.append(f"per parameter: the runs have models of different sizes ({name})")
+    if not units:
+        refused.append("FLOP, training tokens and parameters are unknown: declare --set flops_total= or params_total=")
+    return units, refused
+
+
+def _assumptions(whose: str, runs: Sequence[CountedBundle]) -> Iterator[str]:
+    statuses = [text(bundle.run, "status") for bundle, _ in runs]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses)))
+    yield f"runs: {len(runs)} ({counts}); each joule is counted once, partial and aborted runs are included"
+    inside = sorted({name for bundle, _ in runs for name in text(bundle.run, "boundary").split(";")} - {""})
+    outside = sorted({name for bundle, _ in runs for name in text(bundle.run, "boundary_excluded").split(";")} - {""})
+    yield escape_markdown(f"inside: {', '.join(inside)}; left out: {', '.join((*outside, 'network', 'storage'))}")
+    if whose == "consumer":
+        yield "whole runs are included: loading and idle time of the model, too; gateways and the client are left out"
+    else:
+        yield "training is included as far as it was metered; data collection, design and deployment are left out"
+    yield "gross: all units that were counted; effective: those that needed work, or that work on one token"
+    terms = [
+        (bundle, impact(bundle, "gwp", phase=phase, method=method))
+        for bundle, _ in runs
+        for phase, method in (("usage", "location"), ("embodied", "na"))
     ]
-    coverage = number(run, "coverage_ratio")
-    coverage_text = "" if coverage is None else f" Meters covered {coverage:.1%} of the run."
-    excluded = text(run, "boundary_excluded").replace(";", ", ") or "nothing that was found"
-    pue = pue_of(bundle)
-    building = f"PUE {pue:g} is not in the energy above." if pue else "No PUE was given: cooling is not in it."
-    return (
-        f"Energy was taken by torchwatt {text(run, 'tool_version')} from the meters of the machine itself: "
-        f"{escape_markdown(', '.join(parts))}.{coverage_text} "
-        f"Not metered: {escape_markdown(excluded)}; network and storage. {building} "
-        f"Every counter reading and the joules of each layer are in the audit bundle of run {text(run, 'run_id')}."
-    )
-
-
-def _act_missing(bundle: Bundle) -> Iterator[str]:
-    run = bundle.run
-    if number(run, "energy_it_j") is None:
-        yield "energy: nothing was metered"
-    if number(run, "flops_total") is None:
-        yield "compute in FLOP was not counted"
-    for name in ("lifecycle_stage", "model_id", "organisation"):
-        if not text(run, name):
-            yield f"{name} was not declared"
-    if text(run, "status") != "complete":
-        yield f"the run is {text(run, 'status')}"
+    factors = {text(factor, "factor_id"): factor for bundle, term in terms for factor in factors_of(bundle, term)}
+    for factor in factors.values():
+        figure = f"{text(factor, 'kind')} = {format_figure(number(factor, 'value'), 6)} {text(factor, 'unit')}"
+        yield escape_markdown(f"{figure}, {text(factor, 'source_name')} {text(factor, 'data_year')}")
+    if all(pue_of(bundle) is None for bundle, _ in runs):
+        yield "no PUE: energy is that of the parts inside"

@@ -1,4 +1,6 @@
-"""A BoAmps report (Boavizta's schema for sharing measures of AI tasks), from measurements and declarations.
+"""Cards of a model's run: BoAmps, Hugging Face, and bills of materials of SPDX 3 and CycloneDX.
+
+BoAmps is Boavizta's schema for sharing measures of AI tasks; the report is made from measurements and declarations.
 
 Required by its JSON Schema: header.reportDatetime, publisher.confidentialityLevel, task.taskStage, taskFamily,
 algorithms, dataset (dataUsage and dataType), measures (measurementMethod, powerConsumption in kWh), infrastructure
@@ -10,7 +12,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from io import BytesIO
 from typing import Any
+from uuid import UUID, uuid5
 
 from torchwatt.audit.bundle import (
     SYSTEMATIC,
@@ -27,6 +32,7 @@ from torchwatt.audit.bundle import (
 )
 from torchwatt.audit.schema import Row
 from torchwatt.core.errors import BundleError
+from torchwatt.core.extras import MissingPackageError, import_optional
 
 FORMAT_VERSION = "0.1"
 SPECIFICATION = "https://github.com/Boavizta/BoAmps/tree/main/model"
@@ -213,3 +219,133 @@ def card_yaml(bundles: Sequence[Bundle]) -> bytes:
 
 def _quote(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if value else ""
+
+
+# `run.lifecycle_stage` -> activity of CycloneDX 1.6, and property of SPDX 3.0.1 (which has these three only).
+_ACTIVITIES = {
+    "data_preparation": "data-preparation", "pretraining": "training", "finetuning": "fine-tuning",
+    "evaluation": "validation", "inference": "inference", "other": "other",
+}  # fmt: skip
+_SPDX_STAGES = {"pretraining": "training", "finetuning": "finetuning", "inference": "inference"}
+_NAMESPACE = UUID("0d9f6a52-6a3c-5d0e-9c53-6f5b8f6d7c11")  # ours: a run's documents have the same ids each time
+
+
+def _document_uuid(bundle: Bundle, kind: str) -> str:
+    return str(uuid5(_NAMESPACE, f"{kind} {text(bundle.run, 'run_id')}"))
+
+
+def _energy_of_activity(bundle: Bundle, form: str, stages: Mapping[str, str]) -> tuple[float, str]:
+    """Return the energy in kWh and the form's word for the stage.
+
+    Raises:
+        BundleError: Nothing was metered, or the form has no word for the stage.
+    """
+    energy_kwh, stage = kwh(bundle.run, "energy_it_j"), text(bundle.run, "lifecycle_stage")
+    if energy_kwh is None:
+        raise BundleError(f"{form} needs metered energy, and nothing could be metered in this run")
+    if stage not in stages:
+        raise BundleError(f"{form} asks what the energy was for: --set lifecycle_stage= one of {', '.join(stages)}")
+    return energy_kwh, stages[stage]
+
+
+def cyclonedx_json(bundles: Sequence[Bundle]) -> bytes:
+    """Return a bill of materials of CycloneDX 1.6: the model with `energyConsumptions` of one run.
+
+    Raises:
+        BundleError: Nothing was metered, or the stage is unknown.
+    """
+    (bundle,) = bundles
+    run, grams = bundle.run, impact(bundle, "gwp")
+    energy_kwh, activity = _energy_of_activity(bundle, "CycloneDX", _ACTIVITIES)
+    measure = {"value": energy_kwh, "unit": "kWh"}
+    consumption: dict[str, Any] = {"activity": activity, "energyProviders": [], "activityEnergyCost": measure}
+    if grams is not None:
+        consumption["co2CostEquivalent"] = {"value": (number(grams, "value") or 0.0) / 1e6, "unit": "tCO2eq"}
+    facts = {
+        "run_id": text(run, "run_id"),
+        "energy_provenance": text(run, "energy_it_provenance"),
+        "boundary": text(run, "boundary"),
+        "boundary_excluded": text(run, "boundary_excluded"),
+        "co2": "" if grams is None else "location-based, use phase",
+    }
+    properties = [{"name": f"torchwatt:{name}", "value": value} for name, value in facts.items() if value]
+    component = {
+        "type": "machine-learning-model",
+        "bom-ref": "model",
+        "name": text(run, "model_id") or text(run, "name") or text(run, "run_id"),
+        "version": text(run, "model_revision"),
+        "modelCard": {
+            "considerations": {
+                "environmentalConsiderations": {"energyConsumptions": [{**consumption, "properties": properties}]}
+            }
+        },
+    }
+    document = {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{_document_uuid(bundle, 'cyclonedx')}",
+        "version": 1,
+        "metadata": {
+            "timestamp": f"{timestamp(run, 'ended_at'):%Y-%m-%dT%H:%M:%SZ}",
+            "tools": {
+                "components": [{"type": "application", "name": "torchwatt", "version": text(run, "tool_version")}]
+            },
+        },
+        "components": [component],
+    }
+    return (json.dumps(_without_empty(document), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def spdx_json(bundles: Sequence[Bundle]) -> bytes:
+    """Return a document of SPDX 3.0.1: an `ai_AIPackage` with `ai_energyConsumption` of one run.
+
+    Raises:
+        BundleError: Nothing was metered, SPDX has no word for the stage, or spdx-python-model is not installed.
+    """
+    (bundle,) = bundles
+    run = bundle.run
+    energy_kwh, stage = _energy_of_activity(bundle, "SPDX", _SPDX_STAGES)
+    try:
+        spdx = import_optional("spdx_python_model.bindings.v3_0_1", "export --to spdx")
+    except MissingPackageError as error:
+        raise BundleError(str(error)) from error
+    base = f"urn:uuid:{_document_uuid(bundle, 'spdx')}"
+    info = spdx.CreationInfo(specVersion="3.0.1", created=timestamp(run, "ended_at").replace(microsecond=0))
+    tool = spdx.SoftwareAgent(
+        spdxId=f"{base}#torchwatt", name=f"torchwatt {text(run, 'tool_version')}", creationInfo=info
+    )
+    info.createdBy.append(tool)
+    energy = spdx.ai_EnergyConsumption()
+    getattr(energy, f"ai_{stage}EnergyConsumption").append(
+        spdx.ai_EnergyConsumptionDescription(
+            ai_energyQuantity=energy_kwh, ai_energyUnit=spdx.ai_EnergyUnitType.kilowattHour
+        )
+    )
+    model = spdx.ai_AIPackage(
+        spdxId=f"{base}#model",
+        name=text(run, "model_id") or text(run, "name") or text(run, "run_id"),
+        creationInfo=info,
+        ai_energyConsumption=energy,
+        software_primaryPurpose=spdx.software_SoftwarePurpose.model,
+        comment=f"energy of run {text(run, 'run_id')}, {text(run, 'energy_it_provenance')}; inside: "
+        f"{text(run, 'boundary')}; left out: {text(run, 'boundary_excluded')}",
+    )
+    if text(run, "model_revision"):
+        model.software_packageVersion = text(run, "model_revision")
+    document = spdx.SpdxDocument(spdxId=f"{base}#document", creationInfo=info)
+    document.profileConformance.append(spdx.ProfileIdentifierType.core)
+    document.rootElement.append(model)
+    document.element.extend([model, tool])
+    objects, stream = spdx.SHACLObjectSet(), BytesIO()
+    for item in (info, tool, model, document):
+        objects.add(item)
+    spdx.JSONLDSerializer().write(objects, stream)
+    made = json.loads(stream.getvalue(), object_hook=_in_plain_decimals)
+    return (json.dumps(made, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _in_plain_decimals(item: dict[str, Any]) -> dict[str, Any]:
+    """Write a quantity without an exponent: the serializer writes `str` of a float, the format has digits alone."""
+    if "ai_energyQuantity" in item:
+        item["ai_energyQuantity"] = format(Decimal(item["ai_energyQuantity"]), "f")
+    return item

@@ -23,8 +23,8 @@ from torchwatt.audit.bundle import (
     timestamp,
 )
 from torchwatt.audit.bundle_limits import is_plain_file, read_bundle_file
-from torchwatt.audit.counted_run import RunTotals, run_of_bundle, sum_runs
-from torchwatt.audit.deduplication import count_once
+from torchwatt.audit.counted_run import RunTotals, sum_runs
+from torchwatt.audit.deduplication import count_bundles
 from torchwatt.audit.schema import SCHEMA_VERSION, TABLES, Column, Row, Table
 from torchwatt.core.errors import BundleError
 from torchwatt.core.extras import install_command
@@ -140,11 +140,9 @@ def totals_of_bundle(bundle: Bundle) -> RunTotals:
 
 
 def _sum_cells(bundles: Sequence[Bundle]) -> list[Any]:
-    names = [str(number) for number in range(len(bundles))]
-    shares = count_once(run_of_bundle(bundle, name) for bundle, name in zip(bundles, names, strict=True))
     sums = sum_runs(
-        replace(totals_of_bundle(bundle), name=name, share=shares[name])
-        for bundle, name in zip(bundles, names, strict=True)
+        replace(totals_of_bundle(bundle), name=str(index), share=share)
+        for index, (bundle, share) in enumerate(count_bundles(bundles))
     )
     cells: dict[str, Any] = dict.fromkeys(HEADER)
     cells["entity"] = "sum"

@@ -8,9 +8,9 @@ from math import fsum, isclose
 
 import pytest
 import torch
+from examples import smollm2
 
 import torchwatt as tw
-from examples import smollm2
 from tests.support.lazy_module import LazyModule, skip_without
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -139,8 +139,7 @@ def assert_shares_are_those_of_hooks(model, generate, calls):
             true, told = (statistics.median(each[key] for each in part) for part in (truths, reported))
             table.append(f"{column:14} {key[0]:8} {key[1]:22} {true:6.2f} {told:6.2f} {told - true:+6.2f}")
             wrong += [table[-1]] if abs(told - true) > POINTS else []
-    print("\n".join(table))
-    assert not wrong, "\n".join(wrong)
+    assert not wrong, "\n".join(table)
     return runs
 
 

@@ -73,7 +73,7 @@ def main(kind, tokens, folder=None, traced=False):
             if traced:
                 heap.append(tracemalloc.get_traced_memory()[0])
             if traced and i == 0:
-                tracemalloc.start(8)
+                tracemalloc.start()
                 before = tracemalloc.take_snapshot()
         if traced:
             after = tracemalloc.take_snapshot()

@@ -23,7 +23,7 @@ from torchwatt.journal.journal_directory import JOURNALS_FOLDER, WORK_FILE
 from torchwatt.journal.journal_reader import read_journal
 from torchwatt.journal.recovery import recover_report
 from torchwatt.reports.output_files import write_csv
-from torchwatt.sensors.ring_journal import READINGS_FILE
+from torchwatt.sensors.ring_journal import READINGS_FILE, WRITE_S, JournalFile
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KILLS = 6  # each of five ways once, and one for the tests of its journal; benchmarks/kills.py kills hundreds
@@ -224,6 +224,23 @@ def test_requests_are_in_the_journal_while_the_run_goes_on_and_after_it(powercap
         (row.request, row.stage, row.input_tokens, row.output_tokens, row.cached_tokens) for row in early.tokens
     ] == [(request, stage, 100, 7, 3) for request in range(3) for stage in ("prefill", "decode")]
     assert len(run.report.tokens) == 8
+    assert tw.recover(tmp_path / "run").tokens == run.report.tokens
+
+
+def test_requests_that_are_longer_than_the_bound_are_not_written_again_each_time(powercap, tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_writer, "MAX_WORK_BYTES", 20_000)
+    rewritten, replace = [], JournalFile.replace
+
+    def counted(file, *args):
+        rewritten.append(file.size)
+        return replace(file, *args)
+
+    monkeypatch.setattr(JournalFile, "replace", counted)
+    with tw.profile(journal=tmp_path / "run", powercap_root=powercap.root, live="off", layers="off") as run:
+        for _ in range(500):
+            run.add_tokens(100, 7)
+        time.sleep(12 * WRITE_S)
+    assert 1 <= len(rewritten) <= 2
     assert tw.recover(tmp_path / "run").tokens == run.report.tokens
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from torchwatt.core.requests import RequestBatch
 from torchwatt.core.trace import ModelSize
@@ -65,6 +67,28 @@ def merge_neighbours(stretches: Sequence[Stretch]) -> list[Stretch]:
     return merged
 
 
+@dataclass(frozen=True, slots=True)
+class _PackedBatch:
+    """A batch whose times are in arrays: 24 bytes a stretch and 8 a token, where tuples take 170."""
+
+    batch: RequestBatch  # without stretches and times of tokens
+    stages: tuple[str, ...]
+    stretches: array[int]  # index of the stage, start and end of each
+    token_ns: array[int]
+
+    @classmethod
+    def pack(cls, batch: RequestBatch) -> _PackedBatch:
+        stages = tuple(dict.fromkeys(stage for stage, _, _ in batch.stretches))
+        index = {stage: i for i, stage in enumerate(stages)}
+        flat = [value for stage, start, end in batch.stretches for value in (index[stage], start, end)]
+        return cls(replace(batch, stretches=(), token_ns=()), stages, array("q", flat), array("q", batch.token_ns))
+
+    def unpack(self) -> RequestBatch:
+        names = (self.stages[i] for i in self.stretches[::3])
+        stretches = tuple(zip(names, self.stretches[1::3], self.stretches[2::3], strict=True))
+        return replace(self.batch, stretches=stretches, token_ns=tuple(self.token_ns))
+
+
 class RequestLog:
     """Collects the requests of one session; all methods are thread-safe.
 
@@ -76,7 +100,7 @@ class RequestLog:
         self._clock_ns = clock_ns
         self._lock = threading.Lock()
         self._threads: dict[int, _ThreadStages] = {}
-        self._batches: list[RequestBatch] = []
+        self._batches: list[_PackedBatch] = []
         self._ended_tokens = self._summed = 0  # of the first batches
         self._open_tokens: dict[int, int] = {}  # output tokens so far of each call in progress
         self._models: dict[ModelSize, None] = {}
@@ -120,7 +144,8 @@ class RequestLog:
     def live_output_tokens(self) -> int:
         """Output tokens so far, for live views; a call in progress counts its finished sequences with the others."""
         with self._lock:
-            ended = sum(n for batch in self._batches[self._summed :] for n in batch.output_tokens if n is not None)
+            added = self._batches[self._summed :]
+            ended = sum(n for packed in added for n in packed.batch.output_tokens if n is not None)
             self._ended_tokens, self._summed = self._ended_tokens + ended, len(self._batches)
             return self._ended_tokens + sum(self._open_tokens.values())
 
@@ -129,7 +154,7 @@ class RequestLog:
         with self._lock:
             self._open_tokens.pop(call, None)
             if batch.start_ns >= self._start_ns:
-                self._batches.append(batch)
+                self._batches.append(_PackedBatch.pack(batch))
 
     def add_model(self, model: ModelSize) -> None:
         """Record the size of a model that generated tokens; models of one size count once."""
@@ -150,4 +175,5 @@ class RequestLog:
     def batches(self, first: int = 0) -> tuple[RequestBatch, ...]:
         """Return the batches of requests that ended so far, from the `first` one on."""
         with self._lock:
-            return tuple(self._batches[first:])
+            packed = self._batches[first:]
+        return tuple(each.unpack() for each in packed)

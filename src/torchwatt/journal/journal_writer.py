@@ -149,6 +149,7 @@ class JournalWriter:
         self._trace_cost_s = 0.0
         self._writes = 0
         self._requests = 0  # batches written
+        self._shortest = 0  # bytes of the work file when it was last written anew
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: HelperThread | None = None
         self._warned = False
@@ -280,8 +281,11 @@ class JournalWriter:
             self._look_at_spans(session)
         if self._writes % WRITES_PER_SYNC == 0:
             self._file.sync()
-        if self._file.size > MAX_WORK_BYTES + (0 if self._sampler_writes else MAX_READINGS_BYTES):
+        # Requests are all kept: where they alone exceed the bound, the file is written anew each time it has doubled.
+        bound = MAX_WORK_BYTES + (0 if self._sampler_writes else MAX_READINGS_BYTES)
+        if self._file.size > max(bound, 2 * self._shortest):
             self._file.replace(self._shorter(session), self._place.folder, WORK_FILE)
+            self._shortest = self._file.size
 
     def _take_over(self, session: JournalledSession) -> None:
         """Start writing readings here if no sampler process writes them, or it has stopped."""

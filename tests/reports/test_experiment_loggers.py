@@ -194,6 +194,7 @@ def test_wandb_has_written_totals_series_and_the_layers(tmp_path, monkeypatch):
     RUN.log_to("wandb")
     assert connections() == []
     run.finish()
+    wandb.teardown()  # its process has written all by then
     (path,) = tmp_path.rglob("offline-run-*/run-*.wandb")
     summary, points, axes = {}, [], {}
     for record in wandb_records(path):

@@ -109,6 +109,14 @@ def test_the_largest_change_is_named():
     assert comparison.explanation in " ".join(repr(comparison).split())
 
 
+def test_a_decrease_counts_by_its_size():
+    comparison = compared(CPU, RAM)
+    lower = tuple(each for each in comparison.assumptions if each.log_ratio < 0)
+    assert {"hardware", "PUE"} <= {each.name for each in lower}
+    largest = min(lower, key=lambda each: each.log_ratio)
+    assert replace(comparison, assumptions=lower).main_assumption is largest
+
+
 def test_a_change_away_from_the_run_explains_nothing():
     towards = compared(CPU, RAM)  # 4 J a token, batch 2: more than the estimate
     assert towards.explanation.startswith("batch explains most of the difference: with 2 instead of 64")

@@ -206,7 +206,7 @@ class TokenEstimator:
         self.batch = float(self._llm.BATCH_SIZE)
 
     def estimate(self, replaced: Mapping[str, Any] | None = None) -> TokenEstimate:
-        """Return the package's estimate of one token; `replaced` are arguments in place of its own values."""
+        """Return the package's estimate of one token; `replaced` has arguments that differ from the defaults."""
         impacts = self._llm.compute_llm_impacts(**{**self._request, **(replaced or {})})
         return TokenEstimate(
             _range(impacts.energy.value).times(J_PER_KWH),

@@ -104,17 +104,17 @@ def _export_training(
 ) -> Path:
     file_format = FORMATS[to]
     if file_format.of_training is None:
-        able = ", ".join(other for other, form in FORMATS.items() if form.of_training is not None)
+        able = ", ".join(name for name, form in FORMATS.items() if form.of_training is not None)
         raise BundleError(f"{to} has no form about a training; --training is for {able}")
     values = {column: _parse_declaration(column, text) for column, text in declared.items()}
-    found = find_training(directories, name)
+    selected = find_training(directories, name)
     # The other declarations hold for every run; operations are those of the training as a whole.
-    for bundle in found.bundles:
+    for bundle in selected.bundles:
         _declare(bundle, values)  # refuses what a bundle states itself
     flops = values.pop("flops_total", None)
-    bundles = tuple(select_scenario(_declare(bundle, values), scenario) for bundle in found.bundles)
+    bundles = tuple(select_scenario(_declare(bundle, values), scenario) for bundle in selected.bundles)
     target = Path(out) if out is not None else Path(file_format.file)
-    return _write(target, file_format.of_training(replace(found, bundles=bundles, flops=flops)))
+    return _write(target, file_format.of_training(replace(selected, bundles=bundles, flops=flops)))
 
 
 def _with_declarations(bundle: Bundle, declared: Mapping[str, str]) -> Bundle:

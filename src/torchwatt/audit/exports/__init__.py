@@ -13,7 +13,13 @@ from torchwatt.audit.cell_codec import from_cell
 from torchwatt.audit.exports.emissions_csv import emissions_csv
 from torchwatt.audit.exports.markdown_reports import sci_ai_markdown, sci_markdown
 from torchwatt.audit.exports.model_cards import boamps_json, card_yaml, cyclonedx_json, spdx_json
-from torchwatt.audit.exports.training_runs import TrainingRuns, ai_act_markdown, find_training, training_markdown
+from torchwatt.audit.exports.training_runs import (
+    TrainingRuns,
+    TrainingTotals,
+    ai_act_markdown,
+    find_training,
+    training_markdown,
+)
 from torchwatt.audit.exports.workbook import parquet_files, rollup_xlsx
 from torchwatt.audit.schema import DECLARED, TABLE_BY_NAME
 from torchwatt.core.errors import BundleError
@@ -38,7 +44,8 @@ class ExportFormat:
 
 
 def _sci_ai_of_training(training: TrainingRuns) -> bytes:
-    reasons = [f"{item.directory.name} is left out: {item.reason}" for item in training.left_out if item.ours]
+    left_out = [f"{item.directory.name} is left out: {item.reason}" for item in training.left_out if item.ours]
+    reasons = [*left_out, *TrainingTotals(training).why_unknown()]
     return sci_ai_markdown(training.bundles, reasons, "provider", training.flops)
 
 

@@ -275,10 +275,8 @@ def _persona_of(bundle: Bundle, persona: str) -> str:
         return "consumer"
     if persona:
         return persona
-    raise BundleError(
-        f"SCI for AI keeps consumer and provider apart, and run {text(run, 'run_id')} is neither: declare it by "
-        "--set persona=consumer or --set persona=provider"
-    )
+    neither = f"SCI for AI keeps consumer and provider apart, and run {text(run, 'run_id')} is neither"
+    raise BundleError(f"{neither}: --set persona=consumer or --set persona=provider")
 
 
 def _sci_ai_section(
@@ -286,10 +284,13 @@ def _sci_ai_section(
 ) -> Iterator[str]:
     unclear = [text(bundle.run, "run_id") for bundle, share in runs if share.state not in ADDED]
     gaps = [*left_out, *(f"run {name} may share devices with others, which are not identified" for name in unclear)]
-    terms = CarbonTerms(
-        None if gaps else _sum_g(runs, "usage", "location"), None if gaps else _sum_g(runs, "embodied", "na")
-    )
+    grams = (None, None) if gaps else (_sum_g(runs, "usage", "location"), _sum_g(runs, "embodied", "na"))
+    terms = CarbonTerms(*grams)
     units, refused = _consumer_units(runs) if view == "consumer" else _provider_units(runs, flops)
+    if not gaps and terms.operational_g is None:
+        gaps.append("no grid was named for all of the runs, so the operational term is unknown")
+    if terms.embodied_g is None and not left_out and not unclear:
+        gaps.append("the embodied term shall be included, and the runs have no embodied factors")
     yield from markdown_table(
         ("Functional unit", "Values", "Count", "Operational, gCO2e", "Embodied, gCO2e", "Score, gCO2e per unit", "Why"),
         (
@@ -298,8 +299,8 @@ def _sci_ai_section(
                 unit.basis,
                 format_figure(unit.count, 6),
                 *(
-                    UNKNOWN if (rate_g := unit.rate_g(grams)) is None else format_figure(rate_g, padded=True)
-                    for grams in (terms.operational_g, terms.embodied_g, terms.total_g)
+                    UNKNOWN if (rate_g := unit.rate_g(term_g)) is None else format_figure(rate_g, padded=True)
+                    for term_g in (terms.operational_g, terms.embodied_g, terms.total_g)
                 ),
                 escape_markdown(unit.reason),
             )
@@ -307,12 +308,7 @@ def _sci_ai_section(
         ),
     )
     yield ""
-    for reason in (*gaps, *refused):
-        yield f"- no score: {escape_markdown(reason)}"
-    if terms.operational_g is None and not gaps:
-        yield "- no score: no grid was named for all of the runs, so the operational term is unknown"
-    if terms.embodied_g is None and not gaps:
-        yield "- no score: the embodied term shall be included, and the runs have no embodied factors"
+    yield from (f"- no score: {escape_markdown(reason)}" for reason in (*gaps, *refused))
     yield from (f"- {line}" for line in _assumptions(view, runs))
 
 
@@ -337,7 +333,7 @@ def _consumer_units(runs: Sequence[CountedBundle]) -> tuple[list[FunctionalUnit]
                 "output token", output, "effective", "generated; input is in the grams, not in the count", 10**6
             ),
         ]
-        return [unit for unit in units if unit.count > 0], []
+        return [unit for unit in units if unit.count > 0], [] if gross else ["no token was counted"]
     names = {text(bundle.run, "functional_unit") for bundle, _ in runs}
     if len(names) > 1 or names == {"run"}:
         return [], [f"the runs counted {', '.join(sorted(names))}: count one unit of service, such as a token"]

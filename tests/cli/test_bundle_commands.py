@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import ready
 from tests.support.bundles import rich_report
-from tests.support.reports import START_NS, sample_report
+from tests.support.reports import START_NS, another_report, sample_report
 from torchwatt.audit import verify, write_bundle
 from torchwatt.audit.report_loader import load_priced_report
 from torchwatt.cli import doctor
@@ -66,8 +66,25 @@ def test_a_bundle_is_exported_for_perfetto_with_its_epochs_and_without_modules(t
     assert document["otherData"]["energy_j"] == report.energy_j
 
 
+def test_all_runs_of_a_training_are_exported_by_its_name(tmp_path):
+    for number, status, reason in ((1, "complete", ""), (2, "aborted", "KeyboardInterrupt")):
+        report = another_report(number, name="gpt", status=status, exit_reason=reason)
+        write_bundle(report, tmp_path / "runs" / report.run_id)
+    out = tmp_path / "form.md"
+    done = torchwatt("export", tmp_path / "runs", "--to", "ai-act", "--training", "gpt", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(out)
+    assert "| Runs | 2: 1 aborted, 1 complete |" in out.read_text()
+
+
 def test_a_mistake_is_one_line_and_exit_code_2(bundle, joules_only):
     for args, said in (
+        (("export", bundle, "--to", "ai-act", "--training", "none"), "no run of training 'none'"),
+        (("export", bundle, "--to", "xlsx", "--training", "x"), "xlsx has no form about a training"),
+        (("export", bundle, "--to", "perfetto", "--training", "x"), "perfetto has no form about a training"),
+        (("export", bundle.with_name("no"), "--to", "ai-act", "--training", "x"), "is no folder"),
+        (("export", bundle, "--to", "sci-ai"), "--set persona=consumer"),
+        (("export", bundle, "--to", "cyclonedx"), "--set lifecycle_stage="),
         (("reprice", bundle), "no factors to price with"),
         (("export", bundle, "--to", "pdf"), "no format 'pdf'"),
         (("export", bundle, bundle, "--to", "perfetto"), "perfetto is about one run; 2 bundles were given"),

@@ -111,6 +111,14 @@ def test_two_views_have_two_scores_and_no_sum(bundle, factors, tmp_path):
     assert both.isdisjoint(re.findall(r"[0-9.]+", text))
 
 
+def test_tokens_that_are_unknown_are_no_unit(factors, tmp_path):
+    unknown = tuple(replace(row, output_tokens=None) for row in requests())
+    bundle = write_bundle(priced(sample_report(tokens=unknown), factors=factors), tmp_path / "b")
+    text = export([bundle], "sci-ai", tmp_path / "s.md").read_text()
+    assert rows(text, "Consumer") == []
+    assert "no score: the tokens of some requests are unknown" in text
+
+
 def test_without_embodied_factors_the_term_is_unknown_and_there_is_no_score(tmp_path):
     report = priced(sample_report(), intensity_g_per_kwh=50)
     bundle = write_bundle(report, tmp_path / "b")

@@ -7,7 +7,7 @@ import pytest
 
 from tests.audit.exports import golden
 from tests.distributed.test_job_once import placed
-from tests.support.ranks import record
+from tests.support.ranks import lost, record
 from tests.support.reports import another_report, bare_report, named_report, sample_report
 from torchwatt.audit import write_bundle
 from torchwatt.audit.exports import export
@@ -95,6 +95,14 @@ def test_a_merged_job_is_not_counted_again_with_its_ranks(tmp_path):
     assert together.hardware_days() == alone.hardware_days()
     assert sum(together.hardware_days().values()) == pytest.approx(2 * 4.0 / DAY_S)  # two cards for four seconds
     assert "| part of a job |" in form(tmp_path / "runs", tmp_path, name="made")
+
+
+def test_a_process_that_left_nothing_is_missing_from_the_total(tmp_path):
+    job = merge_job(merge_records([placed(record(0, 2)), lost(1, 2)]))
+    write_bundle(job, tmp_path / "runs" / "job", samples="csv.gz")
+    text = form(tmp_path / "runs", tmp_path, name="made")
+    assert row(text, "Energy (MWh)") == "N/A"
+    assert "energy: 1 processes of merged jobs left nothing to count" in text
 
 
 def test_a_bundle_that_fails_verify_is_listed_and_the_total_is_not_known(runs, tmp_path):

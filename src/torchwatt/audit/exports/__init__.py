@@ -13,7 +13,13 @@ from torchwatt.audit.cell_codec import from_cell
 from torchwatt.audit.exports.emissions_csv import emissions_csv
 from torchwatt.audit.exports.markdown_reports import sci_ai_markdown, sci_markdown
 from torchwatt.audit.exports.model_cards import boamps_json, card_yaml, cyclonedx_json, spdx_json
-from torchwatt.audit.exports.training_runs import TrainingRuns, ai_act_markdown, find_training, training_markdown
+from torchwatt.audit.exports.training_runs import (
+    TrainingRuns,
+    TrainingTotals,
+    ai_act_markdown,
+    find_training,
+    training_markdown,
+)
 from torchwatt.audit.exports.workbook import parquet_files, rollup_xlsx
 from torchwatt.audit.schema import DECLARED, TABLE_BY_NAME
 from torchwatt.core.errors import BundleError
@@ -38,7 +44,8 @@ class ExportFormat:
 
 
 def _sci_ai_of_training(training: TrainingRuns) -> bytes:
-    reasons = [f"{item.directory.name} is left out: {item.reason}" for item in training.left_out if item.ours]
+    left_out = [f"{item.directory.name} is left out: {item.reason}" for item in training.left_out if item.ours]
+    reasons = [*left_out, *TrainingTotals(training).why_unknown()]
     return sci_ai_markdown(training.bundles, reasons, "provider", training.flops)
 
 
@@ -104,17 +111,17 @@ def _export_training(
 ) -> Path:
     file_format = FORMATS[to]
     if file_format.of_training is None:
-        able = ", ".join(other for other, form in FORMATS.items() if form.of_training is not None)
+        able = ", ".join(name for name, form in FORMATS.items() if form.of_training is not None)
         raise BundleError(f"{to} has no form about a training; --training is for {able}")
     values = {column: _parse_declaration(column, text) for column, text in declared.items()}
-    found = find_training(directories, name)
+    selected = find_training(directories, name)
     # The other declarations hold for every run; operations are those of the training as a whole.
-    for bundle in found.bundles:
+    for bundle in selected.bundles:
         _declare(bundle, values)  # refuses what a bundle states itself
     flops = values.pop("flops_total", None)
-    bundles = tuple(select_scenario(_declare(bundle, values), scenario) for bundle in found.bundles)
+    bundles = tuple(select_scenario(_declare(bundle, values), scenario) for bundle in selected.bundles)
     target = Path(out) if out is not None else Path(file_format.file)
-    return _write(target, file_format.of_training(replace(found, bundles=bundles, flops=flops)))
+    return _write(target, file_format.of_training(replace(selected, bundles=bundles, flops=flops)))
 
 
 def _with_declarations(bundle: Bundle, declared: Mapping[str, str]) -> Bundle:

@@ -250,13 +250,12 @@ def sci_ai_markdown(
     """
     counted = [(bundle, share) for bundle, share in count_bundles(bundles) if share.state not in NOTHING]
     by_persona = [(_persona_of(bundle, persona), bundle, share) for bundle, share in counted]
-    lines = ["# Software Carbon Intensity for AI", ""]
-    lines += ["The two scores have different boundaries and units; they are never added.", ""]
-    for whose, title in (("consumer", "Consumer"), ("provider", "Provider")):
-        runs = [(bundle, share) for name, bundle, share in by_persona if name == whose]
-        lines += [f"## {title}", ""]
-        lines += _sci_ai_section(whose, runs, left_out, flops) if runs else ["No run is about this view."]
-        lines += [""]
+    separation = "The two scores have different boundaries and units; they are never added."
+    lines = ["# Software Carbon Intensity for AI", "", separation, ""]
+    for view, title in (("consumer", "Consumer"), ("provider", "Provider")):
+        runs = [(bundle, share) for name, bundle, share in by_persona if name == view]
+        section = _sci_ai_section(view, runs, left_out, flops) if runs else ["No run is about this view."]
+        lines += [f"## {title}", "", *section, ""]
     return "\n".join(lines).encode()
 
 
@@ -267,30 +266,31 @@ def _persona_of(bundle: Bundle, persona: str) -> str:
         BundleError: Neither `persona`, nor `lifecycle_stage`, nor requests in token.csv tell it.
     """
     run = bundle.run
-    said, stage = text(run, "persona"), text(run, "lifecycle_stage")
-    if said in {"consumer", "provider"}:
-        return said
+    declared, stage = text(run, "persona"), text(run, "lifecycle_stage")
+    if declared in {"consumer", "provider"}:
+        return declared
     if stage in _PROVIDER_STAGES:
         return "provider"
     if stage == "inference" or (not persona and bundle["token"]):
         return "consumer"
     if persona:
         return persona
-    raise BundleError(
-        f"SCI for AI keeps consumer and provider apart, and run {text(run, 'run_id')} is neither: declare it by "
-        "--set persona=consumer or --set persona=provider"
-    )
+    neither = f"SCI for AI keeps consumer and provider apart, and run {text(run, 'run_id')} is neither"
+    raise BundleError(f"{neither}: --set persona=consumer or --set persona=provider")
 
 
 def _sci_ai_section(
-    whose: str, runs: Sequence[CountedBundle], left_out: Sequence[str], flops: float | None
+    view: str, runs: Sequence[CountedBundle], left_out: Sequence[str], flops: float | None
 ) -> Iterator[str]:
     unclear = [text(bundle.run, "run_id") for bundle, share in runs if share.state not in ADDED]
     gaps = [*left_out, *(f"run {name} may share devices with others, which are not identified" for name in unclear)]
-    terms = CarbonTerms(
-        None if gaps else _sum_g(runs, "usage", "location"), None if gaps else _sum_g(runs, "embodied", "na")
-    )
-    units, refused = _consumer_units(runs) if whose == "consumer" else _provider_units(runs, flops)
+    grams = (None, None) if gaps else (_sum_g(runs, "usage", "location"), _sum_g(runs, "embodied", "na"))
+    terms = CarbonTerms(*grams)
+    units, refused = _consumer_units(runs) if view == "consumer" else _provider_units(runs, flops)
+    if not gaps and terms.operational_g is None:
+        gaps.append("no grid was named for all of the runs, so the operational term is unknown")
+    if terms.embodied_g is None and not left_out and not unclear:
+        gaps.append("the embodied term shall be included, and the runs have no embodied factors")
     yield from markdown_table(
         ("Functional unit", "Values", "Count", "Operational, gCO2e", "Embodied, gCO2e", "Score, gCO2e per unit", "Why"),
         (
@@ -299,8 +299,8 @@ def _sci_ai_section(
                 unit.basis,
                 format_figure(unit.count, 6),
                 *(
-                    UNKNOWN if (rate_g := unit.rate_g(grams)) is None else format_figure(rate_g, padded=True)
-                    for grams in (terms.operational_g, terms.embodied_g, terms.total_g)
+                    UNKNOWN if (rate_g := unit.rate_g(term_g)) is None else format_figure(rate_g, padded=True)
+                    for term_g in (terms.operational_g, terms.embodied_g, terms.total_g)
                 ),
                 escape_markdown(unit.reason),
             )
@@ -308,17 +308,12 @@ def _sci_ai_section(
         ),
     )
     yield ""
-    for reason in (*gaps, *refused):
-        yield f"- no score: {escape_markdown(reason)}"
-    if terms.operational_g is None and not gaps:
-        yield "- no score: no grid was named for all of the runs, so the operational term is unknown"
-    if terms.embodied_g is None and not gaps:
-        yield "- no score: the embodied term shall be included, and the runs have no embodied factors"
-    yield from (f"- {line}" for line in _assumptions(whose, runs))
+    yield from (f"- no score: {escape_markdown(reason)}" for reason in (*gaps, *refused))
+    yield from (f"- {line}" for line in _assumptions(view, runs))
 
 
 def _sum_g(runs: Sequence[CountedBundle], phase: str, method: str) -> float | None:
-    """Return the grams of one term, in proportion to the joules that are counted; None if a run has none."""
+    """Return the grams of one term, in proportion to the counted joules; None if a run has none."""
     rows = [(impact(bundle, "gwp", phase=phase, method=method), share.share) for bundle, share in runs]
     values = [None if row is None else (number(row, "value") or 0.0) * share for row, share in rows]
     return None if None in values else fsum(value for value in values if value is not None)
@@ -331,24 +326,23 @@ def _consumer_units(runs: Sequence[CountedBundle]) -> tuple[list[FunctionalUnit]
             return [], ["the tokens of some requests are unknown"]
         counts = [count for count in tokens if count is not None]
         gross, effective, output = (sum(column) for column in zip(*counts, strict=True))
-        why = CONSUMER_UNITS["token"]
         units = [
-            FunctionalUnit("token", gross, "gross", f"input and output; {why}", 10**6),
+            FunctionalUnit("token", gross, "gross", f"input and output; {CONSUMER_UNITS['token']}", 10**6),
             FunctionalUnit("token", effective, "effective", "without input that a cache already held", 10**6),
             FunctionalUnit(
                 "output token", output, "effective", "generated; input is in the grams, not in the count", 10**6
             ),
         ]
-        return [unit for unit in units if unit.count > 0], []
+        return [unit for unit in units if unit.count > 0], [] if gross else ["no token was counted"]
     names = {text(bundle.run, "functional_unit") for bundle, _ in runs}
     if len(names) > 1 or names == {"run"}:
         return [], [f"the runs counted {', '.join(sorted(names))}: count one unit of service, such as a token"]
     name = names.pop()
-    count = fsum(number(bundle.run, "functional_unit_count") or 0.0 for bundle, _ in runs)
-    if count <= 0:
+    count = _sum_of(runs, "functional_unit_count")
+    if not count:
         return [], [f"no {name} was counted"]
-    why = CONSUMER_UNITS.get(name, "what the program counted; not among the examples of the standard")
-    return [FunctionalUnit(name, count, _basis(runs), why, 10**6 if name in {"token", "character"} else 1)], []
+    reason = CONSUMER_UNITS.get(name, "counted by the program; not among the examples of the standard")
+    return [FunctionalUnit(name, count, _basis(runs), reason, 10**6 if name in {"token", "character"} else 1)], []
 
 
 def _sum_of(runs: Sequence[CountedBundle], name: str) -> float | None:
@@ -380,14 +374,14 @@ def _provider_units(runs: Sequence[CountedBundle], flops: float | None) -> tuple
     return units, refused
 
 
-def _assumptions(whose: str, runs: Sequence[CountedBundle]) -> Iterator[str]:
+def _assumptions(view: str, runs: Sequence[CountedBundle]) -> Iterator[str]:
     statuses = [text(bundle.run, "status") for bundle, _ in runs]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses)))
     yield f"runs: {len(runs)} ({counts}); each joule is counted once, partial and aborted runs are included"
-    inside = sorted({name for bundle, _ in runs for name in text(bundle.run, "boundary").split(";")} - {""})
+    included = sorted({name for bundle, _ in runs for name in text(bundle.run, "boundary").split(";")} - {""})
     outside = sorted({name for bundle, _ in runs for name in text(bundle.run, "boundary_excluded").split(";")} - {""})
-    yield escape_markdown(f"inside: {', '.join(inside)}; left out: {', '.join((*outside, 'network', 'storage'))}")
-    if whose == "consumer":
+    yield escape_markdown(f"inside: {', '.join(included)}; left out: {', '.join((*outside, 'network', 'storage'))}")
+    if view == "consumer":
         yield "whole runs are included: loading and idle time of the model, too; gateways and the client are left out"
     else:
         yield "training is included as far as it was metered; data collection, design and deployment are left out"

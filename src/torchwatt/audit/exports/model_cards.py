@@ -340,8 +340,8 @@ def spdx_json(bundles: Sequence[Bundle]) -> bytes:
     for item in (info, tool, model, document):
         objects.add(item)
     spdx.JSONLDSerializer().write(objects, stream)
-    made = json.loads(stream.getvalue(), object_hook=_in_plain_decimals)
-    return (json.dumps(made, indent=2, ensure_ascii=False) + "\n").encode()
+    document_fields = json.loads(stream.getvalue(), object_hook=_in_plain_decimals)
+    return (json.dumps(document_fields, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _in_plain_decimals(item: dict[str, Any]) -> dict[str, Any]:

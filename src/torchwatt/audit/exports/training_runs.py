@@ -45,7 +45,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRuns:
-    """Runs of a training and what was left out; without a name, the runs of a command."""
+    """Runs of a training, and the bundles that are not in the sums; without a name, the runs of a command."""
 
     bundles: tuple[Bundle, ...]
     name: str = ""
@@ -68,17 +68,17 @@ def find_training(places: Sequence[str | os.PathLike[str]], name: str) -> Traini
 
     left_out: list[LeftOut] = []
     sound: list[Bundle] = []
-    seen: set[Path] = set()
+    visited: set[Path] = set()
     for reference in chain.from_iterable(bundles_below(Path(place)) for place in places):
         folder = Path(reference.directory)
-        if folder.resolve() in seen:
+        if folder.resolve() in visited:
             continue
-        seen.add(folder.resolve())
-        found = _check_bundle(folder, Path(reference.root), name)
-        if isinstance(found, Bundle):
-            sound.append(found)
-        elif found is not None:
-            left_out.append(found)
+        visited.add(folder.resolve())
+        result = _check_bundle(folder, Path(reference.root), name)
+        if isinstance(result, Bundle):
+            sound.append(result)
+        elif result is not None:
+            left_out.append(result)
     bundles = _select_runs(sound, name)
     if not bundles:
         failed = f"; {len(left_out)} folders have no sound bundle: {left_out[0].reason}" if left_out else ""
@@ -147,10 +147,10 @@ class TrainingTotals:
         self.counted: tuple[tuple[Bundle, RunShare], ...] = count_bundles(training.bundles)
         self.runs = [(bundle, share) for bundle, share in self.counted if share.state not in NOTHING]
         self.added = [(bundle, share) for bundle, share in self.runs if share.state in ADDED]
-        known = [(bundle, joules) for bundle, share in self.added if (joules := _once_j(bundle, share)) is not None]
-        self.known_j = fsum(joules for _, joules in known)
-        self.known_runs = len(known)
-        self.kinds = sorted({_kinds(bundle) for bundle, _ in known})
+        metered = [(bundle, joules) for bundle, share in self.added if (joules := _once_j(bundle, share)) is not None]
+        self.known_j = fsum(joules for _, joules in metered)
+        self.known_runs = len(metered)
+        self.kinds = sorted({_kinds(bundle) for bundle, _ in metered})
 
     def why_unknown(self) -> Iterator[str]:
         """Yield why the energy of the whole training is unknown; nothing if it is known."""
@@ -174,7 +174,7 @@ class TrainingTotals:
 
     @property
     def measured_share(self) -> float | None:
-        """Return the part of the joules that meters measured; the rest is modelled."""
+        """Return the measured part of the energy; the rest is modelled."""
         parts = [
             (
                 (number(row, "energy_j") or 0.0) * share.shares.get(text(row, "device_id"), share.share),
@@ -184,7 +184,7 @@ class TrainingTotals:
             for row in counted_devices(bundle)
         ]
         total_j = fsum(joules for joules, _ in parts)
-        return fsum(joules for joules, how in parts if how in MEASURED) / total_j if total_j > 0 else None
+        return fsum(joules for joules, provenance in parts if provenance in MEASURED) / total_j if total_j > 0 else None
 
     def bound_j(self, column: str) -> float | None:
         """Return a bound of what other meters would measure; errors of meters are the same in all runs and add up."""
@@ -258,8 +258,8 @@ def _figure(value: float | None) -> str:
 
 
 def _form_lines(training: TrainingRuns, totals: TrainingTotals) -> Iterator[str]:
-    whole = f"training {escape_markdown(training.name)}" if training.name else "one run"
-    yield f"## Energy consumption of {whole} (EU AI Act, Annex XI, section 1, 2(d)-(e))"
+    subject = f"training {escape_markdown(training.name)}" if training.name else "one run"
+    yield f"## Energy consumption of {subject} (EU AI Act, Annex XI, section 1, 2(d)-(e))"
     yield ""
     yield from markdown_table(("Item", "Value"), _form_rows(totals))
     yield ""
@@ -295,8 +295,8 @@ def _form_rows(totals: TrainingTotals) -> Iterator[tuple[str, str]]:
     yield "Measured or estimated", NOT_KNOWN if share is None else word + part
     yield "Boundary (the form names none)", _boundary_text(totals)
     yield "Computation (FLOP)", NOT_KNOWN if totals.flops is None else f"{totals.flops:.3g}"
-    known = "declared" if totals.training.flops is not None else totals.common("flops_provenance")
-    yield "How the computation is known", escape_markdown(known)
+    flops_provenance = "declared" if totals.training.flops is not None else totals.common("flops_provenance")
+    yield "How the computation is known", escape_markdown(flops_provenance)
     starts, ends = zip(*(_interval(bundle) for bundle, _ in totals.runs), strict=True)
     yield "Wall-clock days with a run under way", _figure(totals.wall_days)
     yield "Period (UTC)", f"{min(starts):%Y-%m-%d %H:%M:%S} to {max(ends):%Y-%m-%d %H:%M:%S}"
@@ -316,9 +316,9 @@ def _excluded(totals: TrainingTotals) -> str:
 
 
 def _boundary_text(totals: TrainingTotals) -> str:
-    inside = " or ".join(totals.kinds) or "nothing"
+    kinds = " or ".join(totals.kinds) or "nothing"
     left_out = f"left out: {_excluded(totals)}; network, storage, cooling, idle machines between the runs"
-    return escape_markdown(f"inside: {inside}; {left_out}")
+    return escape_markdown(f"inside: {kinds}; {left_out}")
 
 
 def _method_text(totals: TrainingTotals) -> str:
@@ -329,15 +329,15 @@ def _method_text(totals: TrainingTotals) -> str:
         for bundle, _ in totals.added
         for row in counted_devices(bundle)
     }
-    known = [number(bundle.run, "coverage_ratio") for bundle, _ in totals.added]
-    coverage = min((value for value in known if value is not None), default=None)
+    ratios = [number(bundle.run, "coverage_ratio") for bundle, _ in totals.added]
+    coverage = min((value for value in ratios if value is not None), default=None)
     least = "" if coverage is None else f" Meters covered {coverage:.1%} of each run or more."
     versions = ", ".join(sorted({text(bundle.run, "tool_version") for bundle, _ in totals.runs}))
     pues = {pue for bundle, _ in totals.runs if (pue := pue_of(bundle)) is not None}
     building = (
         f"A PUE of {', '.join(f'{pue:g}' for pue in sorted(pues))} is not applied." if pues else "No PUE is applied."
     )
-    whole = (
+    checks = (
         "All runs that belong to the training are added, also partial and aborted ones; energy that several runs "
         "metered on one device, copies of a run, and processes beside the merged job they are a part of are counted "
         "once. Each bundle was checked by `torchwatt verify`, which computes the sums again."
@@ -348,7 +348,7 @@ def _method_text(totals: TrainingTotals) -> str:
     return (
         f"torchwatt {escape_markdown(versions)} read the meters of the machines while the runs were under way: "
         f"{escape_markdown(', '.join(sorted(devices)))}.{least} {building} What is neither measured nor modelled, by "
-        f"the boundary above, is in no figure. {whole} The raw counter readings are in the bundles."
+        f"the boundary above, is in no figure. {checks} The raw counter readings are in the bundles."
     )
 
 

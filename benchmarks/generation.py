@@ -1,12 +1,12 @@
 """Generation under torchwatt: what a decode step costs, and whether the latencies are those of a stopwatch.
 
-    python benchmarks/generation.py [--pairs 12] [--calls 4] [--tokens 48] [--width 384] [--batch 4]
+    python benchmarks/generation.py [--rounds 12] [--calls 20] [--tokens 48] [--width 384] [--batch 4]
 
-A random Llama generates with transformers' `generate`, in blocks of some calls, bare and in a session by turns (ABBA).
-The first table is the ratio of a block with torchwatt to the bare block beside it, as the median over the pairs with
-its 90 % bootstrap interval: of the thread's CPU time and of wall time, for one decode step and for the time to the
-first token. Both are read by a stopwatch of the benchmark, which is a forward hook on the model: from the call of
-`generate` to the end of its first pass, and from there to the end of the last one. The second table sets what
+A random Llama generates with transformers' `generate`, in blocks of some calls: bare, in a session, bare. The first table
+is the ratio of the block with torchwatt to the mean of its two neighbours, as the median over the rounds with its 90 %
+bootstrap interval: of the thread's CPU time and of wall time, for one decode step and for the time to the first token.
+`noise` is the second neighbour to the first, which says what the machine does by itself. Times are those of a stopwatch
+of the benchmark, which is a streamer: `generate` gives it each token when it is sampled. The second table sets what
 `run.generation` says of a session beside that stopwatch in the same session.
 """
 
@@ -43,14 +43,17 @@ class Block:
 
 @dataclass
 class Stopwatch:
-    """Notes the end of each forward pass."""
+    """Notes when each token was sampled; a streamer, which gets the prompt first."""
 
     wall_s: list = field(default_factory=list)
     cpu_s: list = field(default_factory=list)
 
-    def __call__(self, *_):
+    def put(self, _):
         self.wall_s.append(time.perf_counter())
         self.cpu_s.append(time.thread_time())
+
+    def end(self):
+        pass
 
 
 def llama(width, layers, tokens):
@@ -68,13 +71,12 @@ def calls(model, ids, n):
     firsts, steps, steps_cpu = [], [], []
     for _ in range(n):
         watch = Stopwatch()
-        handle = model.register_forward_hook(watch)
         begun_s = time.perf_counter()
-        model.generate(ids, do_sample=False)
-        handle.remove()
-        firsts.append(watch.wall_s[0] - begun_s)
-        steps.append((watch.wall_s[-1] - watch.wall_s[0]) / (len(watch.wall_s) - 1))
-        steps_cpu.append((watch.cpu_s[-1] - watch.cpu_s[0]) / (len(watch.cpu_s) - 1))
+        model.generate(ids, do_sample=False, streamer=watch)
+        _, first_s, *_, last_s = watch.wall_s
+        firsts.append(first_s - begun_s)
+        steps.append((last_s - first_s) / (len(watch.wall_s) - 2))
+        steps_cpu.append((watch.cpu_s[-1] - watch.cpu_s[1]) / (len(watch.cpu_s) - 2))
     return [1e3 * statistics.fmean(each) for each in (firsts, steps, steps_cpu)]
 
 
@@ -106,8 +108,8 @@ def line(name, ratios, note=""):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--calls", type=int, default=4, help="of generate in a block")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--calls", type=int, default=20, help="of generate in a block")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--batch", type=int, default=4)
@@ -120,20 +122,24 @@ def main():
     model = llama(asked.width, asked.layers, asked.tokens)
     ids = torch.randint(3, 4000, (asked.batch, asked.prompt))
     profiled(model, ids, 1)  # first uses load libraries
-    pairs = []
-    for i in range(asked.pairs):
-        order = (bare, profiled) if i % 4 in {0, 3} else (profiled, bare)
-        blocks = [each(model, ids, asked.calls) for each in order]
-        pairs.append(blocks if order[0] is bare else blocks[::-1])
-    plain, with_us = zip(*pairs, strict=True)
+    rounds = [[each(model, ids, asked.calls) for each in (bare, profiled, bare)] for _ in range(asked.rounds)]
+    plain = [block for before, _, after in rounds for block in (before, after)]
+    with_us = [block for _, block, _ in rounds]
     modules = sum(1 for _ in model.modules())
-    print(f"{modules} modules, batch {asked.batch}, prompt {asked.prompt}, {asked.pairs} pairs of {asked.calls} calls")
-    step, first = (statistics.median(getattr(each, name) for each in plain) for name in ("step", "first"))
-    print(f"bare: {step:.2f} ms a decode step, {first:.2f} ms to the first token\n")
+    print(
+        f"{modules} modules, batch {asked.batch}, prompt {asked.prompt}, {asked.rounds} rounds of {asked.calls} calls"
+    )
+    step, cpu, first = (statistics.median(getattr(x, name) for x in plain) for name in ("step", "step_cpu", "first"))
+    print(f"bare: {step:.2f} ms a decode step ({cpu:.2f} ms CPU), {first:.2f} ms to the first token\n")
     print(f"{'with torchwatt / bare':44} {'median':>7} 90 %")
-    for name, column in (("decode step, thread CPU", "step_cpu"), ("decode step, wall", "step")):
-        line(name, [getattr(b, column) / getattr(a, column) for a, b in pairs], f"  budget {1 + BUDGET}")
-    line("time to first token, wall", [b.first / a.first for a, b in pairs])
+    for name, column, note in (
+        ("decode step, thread CPU", "step_cpu", f"  budget {1 + BUDGET}"),
+        ("decode step, wall", "step", f"  budget {1 + BUDGET}"),
+        ("time to first token, wall", "first", ""),
+    ):
+        values = [[getattr(block, column) for block in each] for each in rounds]
+        line(name, [2 * with_us / (before + after) for before, with_us, after in values], note)
+        line("    noise", [after / before for before, _, after in values])
     print(f"booked by torchwatt itself: {statistics.median(each.booked for each in with_us):.4f} of the run\n")
     print(f"{'run.generation / stopwatch':44} {'median':>7} 90 %")
     line("time_to_first_token", [each.reported_first / each.first for each in with_us])

@@ -28,7 +28,7 @@ def stretches(draw):
         if draw(st.booleans()):
             run, t = run + 1, t + 1
     table = np.array(sorted(rows, key=lambda r: (r[1], -r[2])), dtype=np.int64)
-    return AggregatedSpans(*table.T, _units(table[:, 1], table[:, 2]))
+    return AggregatedSpans(*table.T, _units(table[:, 1], table[:, 2]), 0 * table[:, 0])
 
 
 def own_by_kind(records):
@@ -63,7 +63,7 @@ def test_merged_records_lie_apart_inside_their_run(records, g):
 def test_a_merge_worked_out_by_hand():
     #                 kind start end count run unit
     table = [(7, 0, 10, 1, 0, 0), (8, 2, 5, 1, 0, 0), (7, 12, 20, 1, 0, 1), (8, 30, 31, 1, 1, 2)]
-    merged = merge_spans(AggregatedSpans(*np.array(table, dtype=np.int64).T), 2)
+    merged = merge_spans(AggregatedSpans(*np.array(table, dtype=np.int64).T, np.zeros(len(table), dtype=np.int64)), 2)
     assert merged.kind.tolist() == [7, 8, 8]
     assert merged.start.tolist() == [0, 15, 30]  # 7 for 7 + 8 ns, then 8 for 3 ns; the other run stays apart
     assert merged.end.tolist() == [15, 18, 31]

@@ -273,7 +273,9 @@ def test_a_window_that_slows_its_call_down_more_than_it_says_is_found_out():
 
 def records(n):
     column = np.arange(n, dtype=np.int64)
-    return AggregatedSpans(column * 0, column, column + 1, column * 0 + 1, column, column)  # each in a run of its own
+    return AggregatedSpans(
+        column * 0, column, column + 1, column * 0 + 1, column, column, column * 0
+    )  # each in a run of its own
 
 
 def test_records_that_cannot_be_put_together_count_as_what_is_kept():

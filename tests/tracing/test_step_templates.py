@@ -637,7 +637,7 @@ def filled_shares(parts_ns, sizes, *, waits_ns=(0, 0), waits=()):
     kind = np.array([kinds.number(("row", STEP_KEY, 0, OUTERMOST_TASK - 2 - i)) for i in range(number)])
     start = at + 1_000 * np.arange(number)
     zero, one = np.zeros(number, dtype=np.int64), np.ones(number, dtype=np.int64)
-    records = AggregatedSpans(kind, start, start + 1_000, one, zero, np.arange(number))
+    records = AggregatedSpans(kind, start, start + 1_000, one, zero, np.arange(number), zero)
     book = StepTemplates(
         np.array(spans, dtype=np.int64),
         bounds,
@@ -769,7 +769,7 @@ def test_a_step_of_several_rounds_has_the_optimizer_of_each(rounds):
     counts = Counter(rounds) + Counter({1: len(rounds), BACKWARD_KEY: len(rounds)})
     kinds, one = SpanKinds(), np.ones(1, dtype=np.int64)
     kind = np.array([kinds.number(("row", STEP_KEY, 0, OUTERMOST_TASK - 2))])
-    records = AggregatedSpans(kind, 9_000 * one, (9_000 + 1_000 * len(rounds)) * one, one, 0 * one, 0 * one)
+    records = AggregatedSpans(kind, 9_000 * one, (9_000 + 1_000 * len(rounds)) * one, one, *[0 * one] * 3)
     modules = ModuleCalls(called, slots=ModuleSlots({**slots, 2: OPTIMIZER_KEY}))
     book = StepTemplates(np.array(spans, dtype=np.int64), bounds, (), modules, excluded=())
     signatures = [CallSignature(), CallSignature(), CallSignature(counts, outside)]

@@ -147,7 +147,8 @@ class Trace:
         if len(self.step_stages) not in {0, len(self.steps)}:
             raise TraceError("stages are for all steps or for none")
         if len(self.thread_between) not in {0, len(self.thread_busy)}:
-            raise TraceError("use of the CPU between spans is known for all threads or for none")
+            text = f"{len(self.thread_between)} values for {len(self.thread_busy)} threads"
+            raise TraceError(f"thread_between has {text}: give one for each thread, or none")
         if not all(0.0 <= part <= 1.0 for part in (*self.thread_busy, *self.thread_between)):
             raise TraceError("a thread is on a CPU for less than none or more than all of its time")
 

@@ -56,6 +56,7 @@ class AggregatedSpans:
     count: IntArray
     run: IntArray
     unit: IntArray  # number of the outermost record that is or contains this one
+    own_ns: IntArray  # the profiler's work in it, which `take_out_own` separates
 
     def __len__(self) -> int:
         return len(self.kind)
@@ -186,7 +187,9 @@ def split_log(
         _evaluations(start, numbers, unit, kinds),
     )))  # fmt: skip
     run = np.searchsorted(edges, start, side="right")
-    records = AggregatedSpans(numbers, start, end, np.ones(len(start), dtype=np.int64), run, unit)
+    around_ns = margins.answer_before_ns + margins.answer_after_ns
+    own_ns = (np.append(_are_answers(table[mine]), np.zeros(len(backward), dtype=np.bool_)) * around_ns)[order]
+    records = AggregatedSpans(numbers, start, end, np.ones(len(start), dtype=np.int64), run, unit, own_ns)
     return LogParts(
         np.flatnonzero(~rows), tuple(c for c, own in zip(calls, light, strict=True) if not own), records, len(edges),
         within_step,
@@ -331,16 +334,8 @@ def _holds(start: IntArray, end: IntArray, starts: IntArray) -> NDArray[np.bool_
     return np.asarray(np.searchsorted(starts, end) > np.searchsorted(starts, start), dtype=np.bool_)
 
 
-_ANSWER = "answered"
-
-
-def is_answer(kind: tuple[Hashable, ...]) -> bool:
-    """Return whether calls of a kind are outermost ones of which only the bounds were recorded, without a decision."""
-    return _ANSWER in kind[4:]
-
-
 def _are_answers(rows: IntArray) -> NDArray[np.bool_]:
-    """Return for each row of a log whether it is such a call: others have a row of profiler work before them."""
+    """Return for each row whether it is an answered call: other outermost calls have profiler work before them."""
     bare = ~np.isin(rows[:, START], rows[rows[:, KEY] == PROFILER_KEY, END])
     return np.asarray(bare & (rows[:, KEY] > 0) & (rows[:, TASK] <= OUTERMOST_TASK), dtype=np.bool_)
 
@@ -350,15 +345,13 @@ def _row_kinds(rows: IntArray, kinds: SpanKinds, stages: IntArray) -> list[int]:
     task = np.minimum(rows[:, TASK], 0)
     # A step of which only the end is recorded may have begun before its stage.
     stage = stages_at(stages, np.where(rows[:, KEY] == STEP_KEY, rows[:, END] - 1, rows[:, START]))
-    number, columns = np.zeros(len(rows), dtype=np.int64), (rows[:, KEY], size, task, _are_answers(rows), stage)
+    number, columns = np.zeros(len(rows), dtype=np.int64), (rows[:, KEY], size, task, stage)
     for column in columns:  # column by column: sorting whole rows takes many times as long
         distinct, place = np.unique(column, return_inverse=True)
         number = np.unique(number * len(distinct) + place, return_inverse=True)[1]
     _, examples = np.unique(number, return_index=True)
     kind_rows = np.column_stack(columns)[examples]
-    numbers = [
-        kinds.number(("row", *kind, *[_ANSWER] * answered), stage) for *kind, answered, stage in kind_rows.tolist()
-    ]
+    numbers = [kinds.number(("row", *kind), stage) for *kind, stage in kind_rows.tolist()]
     return [numbers[i] for i in number.tolist()]
 
 
@@ -380,14 +373,14 @@ def merge_spans(records: AggregatedSpans, g: int) -> AggregatedSpans:
     _, starts_of, where = np.unique(code, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(starts_of))  # in order of first appearance
     total = np.bincount(rank[where], own).astype(np.int64)
-    count = np.bincount(rank[where], records.count).astype(np.int64)
+    count, own_ns = (np.bincount(rank[where], each).astype(np.int64) for each in (records.count, records.own_ns))
     starts_of = np.sort(starts_of)
     begins = np.flatnonzero(np.diff(group[starts_of], prepend=-1))  # the first record of each group
     before = np.cumsum(total) - total
     offset = before - np.repeat(before[begins], np.diff(np.append(begins, len(starts_of))))
     start = np.repeat(records.start[starts_of[begins]], np.diff(np.append(begins, len(starts_of)))) + offset
     return AggregatedSpans(
-        records.kind[starts_of], start, start + total, count, records.run[starts_of], merged[starts_of] * g
+        records.kind[starts_of], start, start + total, count, records.run[starts_of], merged[starts_of] * g, own_ns
     )
 
 

@@ -34,6 +34,7 @@ from torchwatt.tracing.log_rows import (
     SEQ1,
     START,
     UNKNOWN_KEY,
+    AutogradNodes,
     BackwardCall,
     CallSignature,
     is_partial,
@@ -127,7 +128,7 @@ class BackwardTemplates:
         self.unseen: set[int] = set()  # the same for backward calls
         self.untold = False  # there are calls of which nothing inside is known
         self._models: dict[Hashable, list[BackwardTemplate]] = defaultdict(list)
-        self._lanes: list[IntArray] = []
+        self._set_aside: set[int] = set()  # ids of recorded calls that are filled from others
         self.mismatched = 0
         self.unfilled = 0
         self._counts: dict[int, Mapping[int, int]] = {}  # calls of each module before a backward call, by the call's id
@@ -142,17 +143,31 @@ class BackwardTemplates:
                 model = self._study(log, call)
                 if model is not None:
                     recorded[plain_structures(call.cache["keys"])[:1]].append((call, model))
+        self._set_aside_bare(recorded)
         self._recorded = {key: [model for _, model in calls] for key, calls in recorded.items()}  # not evened
         for key, calls in recorded.items():
             for (call, _), model in zip(calls, _drop_disturbance(calls), strict=True):
                 self._catalogue.add(plain_structures(call.cache["keys"]), call.start_ns, model)
                 self._models[key].append(model)
 
+    def _set_aside_bare(self, recorded: dict[Hashable, list[tuple[BackwardCall, BackwardTemplate]]]) -> None:
+        """Drop recorded calls that go through the modules of an untraced step, where others of their structure do not.
+
+        What ran inside these modules is known of the others only.
+        """
+        for key, calls in recorded.items():
+            bare = {id(call) for call, _ in calls if _reaches_back(call)}
+            if len(bare) < len(calls):
+                recorded[key] = [each for each in calls if id(each[0]) not in bare]
+                self._set_aside |= bare
+            else:
+                known = set[int]().union(*(model.counts for _, model in calls))
+                self.unseen |= set(self._tree.parent) - known
+
     def _study(self, log: ThreadLog, call: BackwardCall) -> BackwardTemplate | None:
         """Return the model of a recorded call; None if it was not recorded."""
         if call.nodes is None:
             return None
-        self._lanes += self.pieces(log, call)
         if "model" not in call.cache:
             call.cache["model"] = self._model(log, call)
         model: BackwardTemplate | None = call.cache["model"]
@@ -219,7 +234,7 @@ class BackwardTemplates:
         columns.add(slots, *bounds, thread=thread, filled=False, calls=1)
         filler, ones = SpanFiller(columns, thread, slot_of), np.ones(1, dtype=np.int64)
         for call, stage in zip(calls, stages, strict=True):
-            if call.nodes is not None:
+            if call.nodes is not None and id(call) not in self._set_aside:
                 for lane, table in enumerate(self.pieces(log, call)):
                     slot = np.array([slot_of(key, stage) for key in table[:, 2].tolist()], dtype=np.int64)
                     where = thread if lane == 0 else 1000 * (thread + 1) + lane
@@ -345,6 +360,16 @@ class BackwardTemplates:
         after = relative_sd([_shares(models, slot_of) for models in self._models.values()])
         count = max(sum(map(len, self._models.values())), 1)
         return {slot: math.hypot(after[slot], sd / count) for slot, sd in before.items()}
+
+
+def _reaches_back(call: BackwardCall) -> bool:
+    """Return whether a recorded call has nodes that were made before the traced steps in which it lies."""
+    nodes = call.nodes if call.nodes is None or isinstance(call.nodes, AutogradNodes) else call.nodes.nodes()
+    if nodes is None:
+        return False
+    numbered = nodes.seq >= 0
+    is_of_one_thread = len(np.unique(nodes.forward_thread[numbered])) == 1  # each thread has numbers of its own
+    return is_of_one_thread and bool((nodes.seq[numbered] < call.cache["traced_from"]).any())
 
 
 def _shares(models: Sequence[BackwardTemplate], slot_of: Callable[[int], int]) -> list[Mapping[int, float]]:

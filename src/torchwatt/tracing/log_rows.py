@@ -180,7 +180,7 @@ OutermostRow = tuple[int, int, int]
 
 
 def keys_of(table: IntArray, call: BackwardCall, before: BackwardCall | None) -> tuple[StructureKey, ...]:
-    """Return a call's structures, the finest first; stored in its cache."""
+    """Return a call's structures, the finest first; stored in its cache, as is where its traced steps begin."""
     keys: tuple[StructureKey, ...] | None = call.cache.get("keys")
     if keys is None:
         fine, coarse = forward_structure(table[call.since : call.first])
@@ -191,8 +191,15 @@ def keys_of(table: IntArray, call: BackwardCall, before: BackwardCall | None) ->
             keys = (() if fine is None else (("fine", fine, call.reduces, 0),)) + (
                 () if coarse is None else (("coarse", coarse, call.reduces, 0),)
             )
-        call.cache["keys"] = keys
+        call.cache["keys"], call.cache["traced_from"] = keys, _traced_from(table[: call.first])
     return keys
+
+
+def _traced_from(rows: IntArray) -> int:
+    """Return autograd's number at the start of the traced steps that rows end with; 0 if all are traced."""
+    untraced = np.flatnonzero(rows[:, TASK] <= OUTERMOST_TASK)[-1:]
+    numbers = rows[untraced[0] + 1 :, SEQ0] if len(untraced) else rows[:0, SEQ0]
+    return int(numbers.min()) if len(numbers) else 0
 
 
 def is_repeat(keys: Sequence[object]) -> bool:

@@ -82,8 +82,7 @@ class SpanAssembly:
             )  # fmt: skip
             shown = [c for c in parts.calls if self._shows(c)]
             self.looks[log], self.calls[log], self.kept[log] = snapshot, shown, parts.kept
-            around_ns = log.margins.answer_before_ns + log.margins.answer_after_ns
-            self.records[log] = take_out_own(self._shown_records(snapshot, parts), snapshot.kinds, around_ns)
+            self.records[log] = take_out_own(self._shown_records(snapshot, parts), snapshot.kinds)
         used = [snapshot.table[:, KEY] for snapshot in self.looks.values()] + [
             self._keys(snapshot) for snapshot in self.looks.values()
         ]

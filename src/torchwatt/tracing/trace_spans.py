@@ -14,7 +14,7 @@ from torch import nn
 from torchwatt.core.intervals import NO_INDEX, enclosing_indices, extend_to_siblings, innermost, top_level
 from torchwatt.core.meter import IntArray
 from torchwatt.core.terms import Phase, Slot
-from torchwatt.tracing.aggregated_spans import AggregatedSpans, SpanKinds, is_answer
+from torchwatt.tracing.aggregated_spans import AggregatedSpans, SpanKinds
 from torchwatt.tracing.call_template import (
     CallTemplate,
     ElasticTemplate,
@@ -359,25 +359,20 @@ def is_forward_kind(kind: tuple[Hashable, ...]) -> bool:
     return kind[0] == "row" and isinstance(kind[1], int) and kind[1] > 0 and kind[3] != 0
 
 
-def take_out_own(records: AggregatedSpans, kinds: SpanKinds, around_ns: int) -> AggregatedSpans:
-    """Return records with the profiler's work around each answered call as a record of its own, before it.
-
-    Args:
-        records: In order.
-        kinds: Gets the kinds of that work.
-        around_ns: How long it takes at a call.
-    """
-    answers = [number for number, kind in enumerate(kinds.of) if is_answer(kind)]
-    calls = np.flatnonzero(np.isin(records.kind, answers))
-    if not len(calls) or around_ns <= 0:
+def take_out_own(records: AggregatedSpans, kinds: SpanKinds) -> AggregatedSpans:
+    """Return records with the profiler's work in each as a record of its own before it; `kinds` gets its kinds."""
+    which = np.flatnonzero(records.own_ns > 0)
+    if not len(which):
         return records
-    of = {n: kinds.number(("row", PROFILER_KEY, 0, OUTERMOST_TASK), kinds.stage[n]) for n in answers}
+    stages = [kinds.stage[n] for n in records.kind[which].tolist()]
+    number = {stage: kinds.number(("row", PROFILER_KEY, 0, OUTERMOST_TASK), stage) for stage in set(stages)}
     latest_ns = np.minimum(records.end, np.append(records.start[1:], records.end[-1:]))  # what is inside stays whole
-    begun_ns, rest_ns = np.minimum(records.start + around_ns * records.count, latest_ns)[calls], records.start.copy()
-    own = replace(records.take(calls), kind=np.array([of[n] for n in records.kind[calls].tolist()]), end=begun_ns)
-    rest_ns[calls] = begun_ns
-    rest = replace(records, start=rest_ns)
-    return AggregatedSpans(*(np.insert(getattr(rest, f.name), calls, getattr(own, f.name)) for f in fields(rest)))
+    begun_ns = np.minimum(records.start + records.own_ns, latest_ns)
+    own = replace(records, end=begun_ns).take(which)
+    own = replace(own, kind=np.array([number[stage] for stage in stages]))
+    start_ns = np.where(records.own_ns > 0, begun_ns, records.start)
+    rest = replace(records, start=start_ns)
+    return AggregatedSpans(*(np.insert(getattr(rest, f.name), which, getattr(own, f.name)) for f in fields(rest)))
 
 
 def _led_ns(snapshot: LogSnapshot) -> IntArray:

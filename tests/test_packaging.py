@@ -12,7 +12,7 @@ from tests.conftest import REPOSITORY
 
 LABEXTENSION = ".data/data/share/jupyter/labextensions/torchwatt/"
 MAX_FRONT_END = 120_000
-MAX_WHEEL = 1_150_000  # three quarters are our Python, as it is read
+MAX_WHEEL = 1_200_000  # three quarters are our Python, as it is read
 MAX_SDIST = 2_300_000  # 80 KB are recordings of an H100, 180 KB bundles and journals of earlier versions
 WASTE = (".map", ".pyc", ".tsbuildinfo", "__pycache__", "node_modules", "/.yarn/", "test-output")
 ONLY_SOURCE = (".ts", "tests/", "extension/", "benchmarks/", "docs/")

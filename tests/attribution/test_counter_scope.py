@@ -61,7 +61,8 @@ def test_the_joules_of_a_module_are_never_booked_to_a_gpu_beyond_its_interval(gp
     gpu = assign_counter_scopes(read).recording.meters[0]
     booked_w = gpu_w if gpu.channel("counter") is None else (module_w if whole else gpu_w)
     # Below APART_REL the two are not told apart; over five seconds the counter must then agree with the power.
-    slack = 1.0 if seconds >= 6.0 else 1.0 + MIN_DIFFERENCE_REL
+    # The compared seconds are known to a reading at each end, 1.3 % of six seconds.
+    slack = 1.013 if seconds >= 6.0 else 1.0 + MIN_DIFFERENCE_REL
     assert booked_w * (1 + gpu.accuracy_rel[0]) <= gpu_w * slack
 
 

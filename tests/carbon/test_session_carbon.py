@@ -81,8 +81,9 @@ def test_the_whole_way_opens_no_socket(no_sockets, metered, tmp_path):
     assert verify(again).ok, str(verify(again))
     declared = {"confidentiality": "public", "lifecycle_stage": "training", "task_family": "imageClassification",
                 "quantity_unit": "image", "infra_type": "onPremise"}  # fmt: skip
+    stages = dict.fromkeys(("cyclonedx", "spdx"), {"lifecycle_stage": "pretraining"}) | {"boamps": declared}
     for to in FORMATS.keys() - {"xlsx"}:
-        export([again], to, tmp_path / f"x-{to}", declared if to == "boamps" else None)
+        export([again], to, tmp_path / f"x-{to}", stages.get(to))
     store = Store(tmp_path / "store")
     run.keep(store.root, project="p")
     assert [kept.run_id for kept in store.runs()] == [run.report.run_id]

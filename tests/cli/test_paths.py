@@ -62,6 +62,7 @@ COMMANDS = {
     "run, store": "run --no-journal -q --layers off --keep --store {} {script}",
     "run, factors": "run --no-journal -q --layers off --factors {} {script}",
     "run, textfile": "run --no-journal -q --layers off --metrics textfile:{}/x.prom {script}",
+    "watch, csv": "watch --url http://127.0.0.1:9/metrics --csv {}",
     "demo, csv": "demo --factors {}",
 }
 

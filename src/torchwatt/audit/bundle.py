@@ -207,8 +207,8 @@ def count_tokens(bundle: Bundle) -> tuple[int, int, int] | None:
     counts = [tuple(row[f"{kind}_tokens"] for kind in ("input", "cached", "output")) for row in requests]
     if any(not isinstance(value, int) for row in counts for value in row):
         return None
-    given, cached, output = (sum(row[i] for row in counts) for i in range(3))  # type: ignore[misc]
-    return given + output, given - cached + output, output
+    prompt, cached, output = (sum(row[i] for row in counts) for i in range(3))  # type: ignore[misc]
+    return prompt + output, prompt - cached + output, output
 
 
 def pue_of(bundle: Bundle) -> float | None:

@@ -2,12 +2,12 @@
 
     python benchmarks/generation.py [--rounds 12] [--calls 20] [--tokens 48] [--width 384] [--batch 4]
 
-A random Llama generates with transformers' `generate`, in blocks of some calls: bare, in a session, bare. The first table
-is the ratio of the block with torchwatt to the mean of its two neighbours, as the median over the rounds with its 90 %
-bootstrap interval: of the thread's CPU time and of wall time, for one decode step and for the time to the first token.
-`noise` is the second neighbour to the first, which says what the machine does by itself. Times are those of a stopwatch
-of the benchmark, which is a streamer: `generate` gives it each token when it is sampled. The second table sets what
-`run.generation` says of a session beside that stopwatch in the same session.
+A random Llama generates with transformers' `generate`, in blocks of some calls: bare, in a session, bare. The first
+table is the ratio of the block with torchwatt to the mean of its two neighbours, as the median over the rounds with its
+90 % bootstrap interval: of the thread's CPU time and of wall time, for one decode step and for the time to the first
+token. `noise` is the second neighbour to the first, which says what the machine does by itself. Times are those of a
+stopwatch of the benchmark, which is a streamer: `generate` gives it each token when it is sampled. The second table
+sets what `run.generation` says of a session beside that stopwatch in the same session.
 """
 
 import argparse

@@ -81,7 +81,8 @@ def test_the_whole_way_opens_no_socket(no_sockets, metered, tmp_path):
     assert verify(again).ok, str(verify(again))
     declared = {"confidentiality": "public", "lifecycle_stage": "training", "task_family": "imageClassification",
                 "quantity_unit": "image", "infra_type": "onPremise"}  # fmt: skip
-    stages = dict.fromkeys(("cyclonedx", "spdx"), {"lifecycle_stage": "pretraining"}) | {"boamps": declared}
+    pretraining = {"lifecycle_stage": "pretraining"}
+    stages = {"cyclonedx": pretraining, "spdx": pretraining, "boamps": declared}
     for to in FORMATS.keys() - {"xlsx"}:
         export([again], to, tmp_path / f"x-{to}", stages.get(to))
     store = Store(tmp_path / "store")

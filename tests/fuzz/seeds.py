@@ -92,7 +92,8 @@ def sidecars() -> list[bytes]:
 def exchanges() -> list[bytes]:
     """Return what a worker writes."""
     out = io.BytesIO()
-    word = {"device": "gpu:0", "signatures": ["gemm"], "covered": [[0, 9]], "notes": [], "slots": [["fc", "forward", "decode"]]}
+    slots = [["fc", "forward", "decode"]]
+    word = {"device": "gpu:0", "signatures": ["gemm"], "covered": [[0, 9]], "notes": [], "slots": slots}
     told = np.frombuffer(json.dumps({"activities": [word]}).encode(), dtype=np.uint8)
     columns = {f"0_{name}": np.arange(1) for name in ("slot", "start_ns", "end_ns", "stream", "signature")}
     np.savez(out, _words=told, **columns)

@@ -82,9 +82,9 @@ def test_the_whole_way_opens_no_socket(no_sockets, metered, tmp_path):
     declared = {"confidentiality": "public", "lifecycle_stage": "training", "task_family": "imageClassification",
                 "quantity_unit": "image", "infra_type": "onPremise"}  # fmt: skip
     pretraining = {"lifecycle_stage": "pretraining"}
-    stages = {"cyclonedx": pretraining, "spdx": pretraining, "boamps": declared}
-    for to in FORMATS.keys() - {"xlsx"}:
-        export([again], to, tmp_path / f"x-{to}", stages.get(to))
+    asked = {"cyclonedx": pretraining, "sci-ai": {"persona": "consumer"}, "boamps": declared}
+    for to in FORMATS.keys() - {"xlsx", "spdx"}:  # need packages of their own
+        export([again], to, tmp_path / f"x-{to}", asked.get(to))
     store = Store(tmp_path / "store")
     run.keep(store.root, project="p")
     assert [kept.run_id for kept in store.runs()] == [run.report.run_id]

@@ -63,6 +63,8 @@ COMMANDS = {
     "run, factors": "run --no-journal -q --layers off --factors {} {script}",
     "run, textfile": "run --no-journal -q --layers off --metrics textfile:{}/x.prom {script}",
     "watch, csv": "watch --url http://127.0.0.1:9/metrics --csv {}",
+    "watch, factors": "watch --url http://127.0.0.1:9/metrics --factors {}",
+    "watch, html": "watch --url http://127.0.0.1:9/metrics --html {}",
     "demo, csv": "demo --factors {}",
 }
 

@@ -155,7 +155,7 @@ def test_profiler_work_beside_batches_of_data_is_no_work_of_the_program(budget, 
     found = shares_of_time(run.trace)
     for phase in ("forward", "data", "other"):
         readings = (found[phase] - STEPS * WORK_NS[phase]) / READING_NS / (STEPS + 2)  # the loader begins and ends
-        assert -0.1 <= readings <= (4.0 if phase == "other" else 1.1), (phase, readings)
+        assert -0.1 <= readings <= (4.5 if phase == "other" else 1.1), (phase, readings)
 
 
 @pytest.mark.parametrize("budget", [1.0, 1e-9])

@@ -84,11 +84,16 @@ class _TraceBuilder(SpanAssembly):
             activities=activities,
             cost_s=s_from_ns(self.view.cost_ns),
             untold_calls=self._untold_slots(),
-            traced_steps=sum(len(snapshot.traced) // 2 for snapshot in self.looks.values()),
+            traced_steps=self._traced_steps(sum(step.count for step in steps)),
             thread_busy=tuple(in_spans for in_spans, _ in busy),
             thread_between=tuple(between for _, between in busy),
             windows=sum(c.nodes is not None for calls in self.calls.values() for c in calls),
         )
+
+    def _traced_steps(self, steps: int) -> int:
+        """Return how many steps were traced; a step of which several threads traced a part is one step."""
+        parts = sum(len(snapshot.traced) // 2 for snapshot in self.looks.values())
+        return min(parts, steps) if steps else parts
 
     def _in_any_stage(self, carried: Mapping[int, float]) -> dict[int, float]:
         """Return the standard deviations of slots, with those of a slot in other stages where it has none there."""

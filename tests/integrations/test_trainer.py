@@ -68,6 +68,13 @@ def test_every_part_is_what_the_machine_really_used(trained, world):
     assert_every_part_is_true(run, world)
 
 
+def test_traced_calls_of_an_evaluation_are_no_traced_steps(world, tmp_path):
+    energy = callback(world, overhead_budget=1.0)
+    trainer(world, tmp_path, energy, eval_strategy="epoch").train()
+    report = energy.run.report
+    assert 0 < report.traced_steps <= report.step_count == 16
+
+
 def test_a_step_is_one_of_the_optimizer_with_all_its_batches_and_no_evaluation(trained, world):
     energy, used, clock, _ = trained
     steps = energy.run.report.steps

@@ -84,16 +84,18 @@ class _TraceBuilder(SpanAssembly):
             activities=activities,
             cost_s=s_from_ns(self.view.cost_ns),
             untold_calls=self._untold_slots(),
-            traced_steps=self._traced_steps(sum(step.count for step in steps)),
+            traced_steps=self._traced_steps(steps),
             thread_busy=tuple(in_spans for in_spans, _ in busy),
             thread_between=tuple(between for _, between in busy),
             windows=sum(c.nodes is not None for calls in self.calls.values() for c in calls),
         )
 
-    def _traced_steps(self, steps: int) -> int:
-        """Return how many steps were traced; a step of which several threads traced a part is one step."""
-        parts = sum(len(snapshot.traced) // 2 for snapshot in self.looks.values())
-        return min(parts, steps) if steps else parts
+    def _traced_steps(self, steps: Sequence[LoopStep]) -> int:
+        """Return in how many steps something was traced; calls of an evaluation may be traced that are no step."""
+        traced_ns = [end for snapshot in self.looks.values() for end in snapshot.traced[1::2]]
+        at = np.searchsorted([step.end_ns for step in steps], traced_ns)
+        traced = np.bincount(at, minlength=len(steps)).tolist()
+        return sum(min(count, step.count) for count, step in zip(traced, steps, strict=False))
 
     def _in_any_stage(self, carried: Mapping[int, float]) -> dict[int, float]:
         """Return the standard deviations of slots, with those of a slot in other stages where it has none there."""

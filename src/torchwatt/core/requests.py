@@ -204,15 +204,15 @@ def token_positions(batches: Sequence[RequestBatch], curves: Sequence[EnergyCurv
     for batch in timed:
         marks = np.array(batch.token_ns, dtype=np.int64)
         starts = np.concatenate(([batch.stretches[0][1] if batch.stretches else batch.start_ns], marks[:-1]))
-        inside = np.isin(starts, shared.edges_ns) & np.isin(marks, shared.edges_ns)
-        energy_j = np.where(inside, shared.between(starts, marks), np.nan)
+        has_edges = np.isin(starts, shared.edges_ns) & np.isin(marks, shared.edges_ns)
+        energy_j = np.where(has_edges, shared.between(starts, marks), np.nan)
         for k, (long_ns, part_j) in enumerate(zip((marks - starts).tolist(), energy_j.tolist(), strict=True)):
             first, last = (k - 1) * batch.token_stride + 1 if k else 0, k * batch.token_stride
-            made = sum(_tokens_between(n or 0, first, last) for n in batch.output_tokens)
+            token_count = sum(_tokens_between(n or 0, first, last) for n in batch.output_tokens)
             times, parts, counts = sums.setdefault(_position_group(first), ([], [], []))
             times.append(long_ns / NS_PER_S)
             parts.append(part_j)
-            counts.append(made)
+            counts.append(token_count)
     return tuple(
         TokenPosition(
             *_group_bounds(group), sum(counts), fsum(times), None if any(map(isnan, parts)) else fsum(parts)
@@ -265,7 +265,7 @@ def generation_figures(rows: Sequence[TokenRow]) -> tuple[Figure, ...]:
     prefill_j, decode_j = by_stage[PREFILL], by_stage[DECODE]
     latency_s = _mean(request.latency_s for request in requests)
     busy_s = _busy_s(rows)
-    both = None if inputs is None or outputs is None else inputs + outputs
+    all_tokens = None if inputs is None or outputs is None else inputs + outputs
     per_request_j = _ratio(total_j, len(requests))
     return (
         Figure("requests", "1", len(requests)),
@@ -275,7 +275,7 @@ def generation_figures(rows: Sequence[TokenRow]) -> tuple[Figure, ...]:
         Figure("prefill_energy", "J", prefill_j),
         Figure("decode_energy", "J", decode_j),
         Figure("energy_per_output_token", "mJ", _ratio(total_j, outputs, 1e3)),
-        Figure("energy_per_total_token", "mJ", _ratio(total_j, both, 1e3)),
+        Figure("energy_per_total_token", "mJ", _ratio(total_j, all_tokens, 1e3)),
         Figure("energy_per_request", "J", per_request_j),
         Figure("prefill_energy_per_input_token", "mJ", _ratio(prefill_j, inputs, 1e3)),
         Figure("decode_energy_per_output_token", "mJ", _ratio(decode_j, later, 1e3)),
@@ -320,12 +320,12 @@ def _requests(rows: Sequence[TokenRow]) -> Iterator[_Request]:
     for parts in grouped.values():
         starts = [row.start_ns for row in parts if row.start_ns is not None]
         ends = [row.end_ns for row in parts if row.end_ns is not None]
-        first = next((row.end_ns for row in parts if row.stage == PREFILL), None)
+        prefill_end = next((row.end_ns for row in parts if row.stage == PREFILL), None)
         start = min(starts, default=None)
         yield _Request(
             parts[0].input_tokens,
             parts[0].output_tokens,
-            None if first is None or start is None else (first - start) / NS_PER_S,
+            None if prefill_end is None or start is None else (prefill_end - start) / NS_PER_S,
             None if start is None else (start, max(ends)),
         )
 
@@ -341,8 +341,7 @@ def _busy_s(rows: Sequence[TokenRow]) -> float | None:
 
 def _total(counts: Iterable[int | None]) -> int | None:
     values = list(counts)
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+    return None if None in values else sum(value for value in values if value is not None)
 
 
 def _total_j(rows: Sequence[TokenRow]) -> float | None:
@@ -364,8 +363,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _mean_of_known(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fsum(known) / len(known) if known else None
+    numbers = [value for value in values if value is not None]
+    return fsum(numbers) / len(numbers) if numbers else None
 
 
 def _most(values: Iterable[int | None]) -> int | None:
@@ -386,10 +385,10 @@ def rows_by_part(rows: Sequence[TokenRow]) -> Mapping[str, tuple[TokenRow, ...]]
 
     The first call of a program allocates, tunes and compiles. With one batch there is no steady state.
     """
-    last = max((row.batch for row in rows), default=-1)
+    last_batch = max((row.batch for row in rows), default=-1)
     parts = {"all": tuple(rows)}
-    if last > 0:
-        parts |= {"warm_up": select_rows(rows, range(1)), "steady": select_rows(rows, range(1, last + 1))}
+    if last_batch > 0:
+        parts |= {"warm_up": select_rows(rows, range(1)), "steady": select_rows(rows, range(1, last_batch + 1))}
     return parts
 
 

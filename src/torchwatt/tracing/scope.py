@@ -297,7 +297,7 @@ def _extend_entry(entries: MarkColumns, end_ns: int, count: int) -> None:
 
 
 def listen_to_stages(listener: StageListener) -> None:
-    """Notify a listener of stages from now on."""
+    """Start to notify a listener of stages."""
     ACTIVE.listeners = (*ACTIVE.listeners, listener)
 
 

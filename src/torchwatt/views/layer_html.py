@@ -206,7 +206,7 @@ def _node_line(node: ModuleNode, scale_j: float, run_j: float) -> str:
 
 
 def _details(node: ModuleNode) -> str:
-    """Return the module's own entries, one line per domain, phase and stage; without stages there is no such column."""
+    """Return the module's own entries: one line per domain, phase and stage."""
     if node.layer is None:
         return ""
     entries = node.layer.entries

@@ -348,7 +348,7 @@ def open_lake(place: str | os.PathLike[str], system: FileSystem | None = None, *
 
 
 def check_reachable(address: str) -> None:
-    """Ask an object store for information on the path of an address, in a process of its own.
+    """Ask an object store for information on the path of an address, in a separate process.
 
     Raises:
         ConfigError: It does not answer within `ANSWER_S` seconds, or its client fails.

@@ -39,18 +39,19 @@ class TokenChecks:
 
     def _request(self, row: int, cells: Row) -> None:
         request, stage = int(number(cells, "request") or 0), text(cells, "stage")
-        _, first, stages = self.requests.setdefault(request, (row, cells, set()))
+        _, of_request, stages = self.requests.setdefault(request, (row, cells, set()))
         stages.add(stage)
-        same = self.batches.setdefault((int(number(cells, "batch") or 0), stage), cells)
-        for column, other, of in (
-            *((name, first, "request") for name in _OF_REQUEST), *((name, same, "batch") for name in _OF_BATCH),
-        ):  # fmt: skip
-            if cells[column] != other[column]:
-                self._find(row, f"differs from another row of the {of}", column, cells, expected=other[column])
-        for part, whole in (("accepted_tokens", "drafted_tokens"), ("cached_tokens", "input_tokens")):
-            least, most = number(cells, part), number(cells, whole)
-            if least is not None and most is not None and least > most:
-                self._find(row, f"are more than {whole}", part, cells, expected=most)
+        of_batch = self.batches.setdefault((int(number(cells, "batch") or 0), stage), cells)
+        for column, reference, group in (
+            *((name, of_request, "request") for name in _OF_REQUEST),
+            *((name, of_batch, "batch") for name in _OF_BATCH),
+        ):
+            if cells[column] != reference[column]:
+                self._find(row, f"differs from another row of the {group}", column, cells, expected=reference[column])
+        for part, total in (("accepted_tokens", "drafted_tokens"), ("cached_tokens", "input_tokens")):
+            part_count, total_count = number(cells, part), number(cells, total)
+            if part_count is not None and total_count is not None and part_count > total_count:
+                self._find(row, f"are more than {total}", part, cells, expected=total_count)
 
     def _times(self, row: int, cells: Row) -> None:
         start, end, time_s = number(cells, "t_start_ns"), number(cells, "t_end_ns"), number(cells, "time_s")

@@ -87,6 +87,16 @@ def test_a_call_that_no_backward_pass_follows_is_none_of_a_backward_pass(budget)
     assert not wrong(run.trace, true)
 
 
+def play(generator, critic, optimizers, rounds):
+    """Train a critic and a generator by turns; the generator's part runs backward in the step after its forward."""
+    for _ in range(rounds):
+        fake = generator(torch.randn(16, 48))
+        (critic(torch.randn(16, 48)).mean() - critic(fake.detach()).mean()).backward()
+        optimizers[0].step()
+        critic(fake).mean().backward()
+        optimizers[1].step()
+
+
 @pytest.mark.parametrize("budget", [0.01, THRIFTY])
 def test_what_ran_backward_in_the_step_after_is_told_right(budget, monkeypatch):
     # On a busy machine the budget may be spent before both backward calls of a step are recorded once.
@@ -95,12 +105,7 @@ def test_what_ran_backward_in_the_step_after_is_told_right(budget, monkeypatch):
     true = hooked(generator=generator, critic=critic)
     optimizers = [torch.optim.SGD(model.parameters(), 0.01) for model in (critic, generator)]
     with traced(overhead_budget=budget) as run:
-        for _ in range(300):
-            fake = generator(torch.randn(16, 48))
-            (critic(torch.randn(16, 48)).mean() - critic(fake.detach()).mean()).backward()
-            optimizers[0].step()
-            critic(fake).mean().backward()
-            optimizers[1].step()
+        play(generator, critic, optimizers, 300)
     assert not wrong(run.trace, true)
     assert counts(run.trace, "backward")["generator.0"] == 300  # what always runs is told
 
@@ -123,12 +128,7 @@ def test_a_recorded_call_through_an_untraced_forward_pass_hides_nothing_that_oth
         monkeypatch.setattr(OverheadBudget, name, each)
     monkeypatch.setattr(TracingPolicy, "wants_window", records)
     with traced(overhead_budget=0.01) as run:
-        for _ in range(30):
-            fake = generator(torch.randn(16, 48))
-            (critic(torch.randn(16, 48)).mean() - critic(fake.detach()).mean()).backward()
-            optimizers[0].step()
-            critic(fake).mean().backward()
-            optimizers[1].step()
+        play(generator, critic, optimizers, 30)
     assert not wrong(run.trace, true)
     assert counts(run.trace, "backward")["generator.0"] == 30
 

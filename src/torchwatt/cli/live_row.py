@@ -20,7 +20,7 @@ from torchwatt.disk.descriptors import HeldDescriptor
 from torchwatt.disk.helper_thread import HelperThread
 from torchwatt.helper_process import helper_command
 from torchwatt.metrics.server_tally import ServerTally, sum_windows
-from torchwatt.session.live_rate import CostLimiter, LookTimer, UnitRates
+from torchwatt.session.live_rate import RECENT_NS, CostLimiter, LookTimer, UnitRates
 from torchwatt.views import DASH, LiveLayersView, format_energy, format_power
 
 if TYPE_CHECKING:
@@ -140,12 +140,10 @@ class LiveRow:
         """Return the row: watts, joules, rate, largest groups, and the age of old values."""
         pulse = self._pulse
         point = pulse.points[-1]
-        watts = list(point.power_w.values())
-        power_w = fsum(w for w in watts if w is not None) if watts and None not in watts else None
         joules = pulse.energy_j
         parts = [
             f"{point.t_s:.0f} s",
-            format_power(power_w),
+            format_power(point.total_w),
             format_energy(fsum(joules.values())) if joules else DASH,
             *self._work_parts(point.t_s),
         ]
@@ -172,7 +170,7 @@ class LiveRow:
         return parts + ([", ".join(f"{name} {share:.0%}" for name, share in self._top)] if self._top else [])
 
 
-RECENT_NS, LONGEST_NS = 10 * NS_PER_S, 60 * NS_PER_S  # of windows with tokens: this long, longer if they have none
+LONGEST_NS = 60 * NS_PER_S  # of the windows of a row, where those of `RECENT_NS` have no tokens
 
 
 class ServerRow(LiveRow):
@@ -185,11 +183,10 @@ class ServerRow(LiveRow):
 
     def _text(self) -> str:
         point = self._pulse.points[-1]
-        watts = list(point.power_w.values())
         sums, page = sum_windows(self._recent_windows()), self._tally.page
         parts = [
             f"{point.t_s:.0f} s",
-            format_power(fsum(w for w in watts if w is not None) if watts and None not in watts else None),
+            format_power(point.total_w),
             f"{sums.output / sums.time_s:.3g} tok/s" if sums.time_s > 0 else f"{DASH} tok/s",
             f"{format_energy(sums.per_output_j())}/output",
             f"{format_energy(sums.per_token_j())}/token",

@@ -6,8 +6,10 @@ wrapper that removes its frames in a handler leaves none, and has no cost withou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from types import TracebackType
+from typing import Any
 
 from torchwatt.core.errors import TorchwattError
 
@@ -24,6 +26,19 @@ def skip_own_frames(trace: TracebackType | None) -> TracebackType | None:
 def drop_own_frames(error: BaseException) -> None:
     """Remove the outermost frames of this package, unless the traceback has no others: then the error is ours."""
     error.__traceback__ = skip_own_frames(error.__traceback__) or error.__traceback__
+
+
+def without_own_frames(wrapper: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a wrapper of a function of the program whose errors have no frames of this package."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return wrapper(*args, **kwargs)
+        except BaseException as error:
+            drop_own_frames(error)
+            raise
+
+    return call
 
 
 def hide_own_frames(error: BaseException) -> None:

@@ -60,7 +60,7 @@ def count_tokens(call: GenerateCall, result: Any, args: Sequence[Any], kwargs: M
     ends = _token_ids(kwargs.get("eos_token_id", getattr(config, "eos_token_id", None)))
     ends = ends or _token_ids(getattr(model.generation_config, "eos_token_id", None))
     pad = kwargs.get("pad_token_id", getattr(config, "pad_token_id", None))
-    ids = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+    ids = given_ids(args, kwargs)
     inputs = _input_tokens(ids, kwargs, ends, pad)
     sequences = getattr(result, "sequences", result)
     if not hasattr(sequences, "tolist"):
@@ -75,6 +75,11 @@ def count_tokens(call: GenerateCall, result: Any, args: Sequence[Any], kwargs: M
     else:
         outputs = _lengths_by_criteria(call, len(rows)) or [_output_length(row[begin:], ends) for row in rows]
     return Counts(tuple(n for n in inputs for _ in range(each)), tuple(outputs))
+
+
+def given_ids(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return the prompts that `generate` was called with; None without any."""
+    return args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
 
 
 def _token_ids(ids: Any) -> frozenset[int]:

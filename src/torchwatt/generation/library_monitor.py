@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torchwatt.core.tracebacks import drop_own_frames
+from torchwatt.core.tracebacks import without_own_frames
 from torchwatt.generation.request_log import RequestLog
 from torchwatt.generation.transformers_adapter import CONTINUOUS_MODULE, GENERATION_MODULE, TransformersAdapter
 
@@ -78,7 +78,7 @@ class LibraryMonitor:
         self._lock = threading.RLock()
 
     def join(self, log: RequestLog, tools: LibraryTools) -> None:
-        """Pass requests to a session's log from now on."""
+        """Start to pass requests to a session's log."""
         with self._lock:
             self.logs = (*self.logs, log)
             if len(self.logs) == 1:
@@ -115,8 +115,15 @@ class LibraryMonitor:
         with self._lock:
             if self.logs:
                 self._removables += (
-                    tools.patch(owner, name, wrap) for owner, name, wrap in patches if hasattr(owner, name)
+                    tools.patch(owner, name, functools.partial(_wrap_unseen, wrap))
+                    for owner, name, wrap in patches
+                    if hasattr(owner, name)
                 )
+
+
+def _wrap_unseen(wrap: Callable[[Any], Any], original: Any) -> Callable[..., Any]:
+    """Return a wrapper of a library's method that leaves no frames in tracebacks."""
+    return without_own_frames(wrap(original))
 
 
 def stage_wrapper(
@@ -127,12 +134,8 @@ def stage_wrapper(
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def staged(owner: Any, *args: Any, **kwargs: Any) -> Any:
             is_test = getattr(getattr(owner, "_stage", None), "value", "") == "test"
-            try:
-                with stage("test" if is_test else name):
-                    return original(owner, *args, **kwargs)
-            except BaseException as error:
-                drop_own_frames(error)
-                raise
+            with stage("test" if is_test else name):
+                return original(owner, *args, **kwargs)
 
         return staged
 

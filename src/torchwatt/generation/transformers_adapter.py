@@ -18,12 +18,12 @@ from typing import Any
 from torchwatt.core.requests import RequestBatch
 from torchwatt.core.terms import DECODE, DRAFT, ENCODE, PREFILL
 from torchwatt.core.trace import ModelSize
-from torchwatt.core.tracebacks import drop_own_frames
 from torchwatt.generation.generate_call import (
     COUNTED_CRITERIA,
     Counts,
     GenerateCall,
     count_tokens,
+    given_ids,
     measure_model,
     tensor_bytes,
 )
@@ -82,18 +82,22 @@ class TransformersAdapter:
             calls = self._local.calls = []
         return calls
 
+    @property
+    def _main_call(self) -> GenerateCall | None:
+        """The call in progress on this thread; None outside of one, and in one of an assistant."""
+        calls = self._calls
+        return calls[-1] if calls and not calls[-1].is_draft else None
+
     def _wrap_generate(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def generate(model: Any, *args: Any, **kwargs: Any) -> Any:
             call = self._begin(model)
             if call is not None:
                 with contextlib.suppress(Exception):
-                    ids: Any = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
-                    call.sequences = int(ids.shape[0])
+                    call.sequences = int(given_ids(args, kwargs).shape[0])
             try:
                 result = original(model, *args, **kwargs)
-            except BaseException as error:
+            except BaseException:
                 self._end(call, None, args, kwargs)
-                drop_own_frames(error)
                 raise
             self._end(call, result, args, kwargs)
             return result
@@ -171,25 +175,16 @@ class TransformersAdapter:
 
     def _wrap_encoder(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def prepare(model: Any, *args: Any, **kwargs: Any) -> Any:
-            is_own = bool(self._calls) and not self._calls[-1].is_draft
-            try:
-                with self._stage(ENCODE) if is_own else contextlib.nullcontext():
-                    return original(model, *args, **kwargs)
-            except BaseException as error:
-                drop_own_frames(error)
-                raise
+            with self._stage(ENCODE) if self._main_call is not None else contextlib.nullcontext():
+                return original(model, *args, **kwargs)
 
         return prepare
 
     def _wrap_cache(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def prepare(model: Any, *args: Any, **kwargs: Any) -> Any:
-            try:
-                result = original(model, *args, **kwargs)
-            except BaseException as error:
-                drop_own_frames(error)
-                raise
-            call = self._calls[-1] if self._calls else None
-            if call is not None and not call.is_draft:
+            result = original(model, *args, **kwargs)
+            call = self._main_call
+            if call is not None:
                 with contextlib.suppress(Exception):
                     inputs = next(
                         (each for each in (*args, *kwargs.values()) if isinstance(each, dict) and CACHE in each), {}
@@ -202,13 +197,9 @@ class TransformersAdapter:
 
     def _wrap_candidates(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def get(model: Any, *args: Any, **kwargs: Any) -> Any:
-            try:
-                generator = original(model, *args, **kwargs)
-            except BaseException as error:
-                drop_own_frames(error)
-                raise
-            call = self._calls[-1] if self._calls else None
-            if call is not None and not call.is_draft:
+            generator = original(model, *args, **kwargs)
+            call = self._main_call
+            if call is not None:
                 with contextlib.suppress(Exception):
                     generator.update_candidate_strategy = _counting(call, generator.update_candidate_strategy)
                     call.is_assisted = True
@@ -218,13 +209,9 @@ class TransformersAdapter:
 
     def _wrap_criteria(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def decide(criteria: Any, *args: Any, **kwargs: Any) -> Any:
-            try:
-                done = original(criteria, *args, **kwargs)
-            except BaseException as error:
-                drop_own_frames(error)
-                raise
-            call = self._calls[-1] if self._calls else None
-            if call is not None and not call.is_draft:
+            done = original(criteria, *args, **kwargs)
+            call = self._main_call
+            if call is not None:
                 if not call.sampled:
                     self._enter(call, DECODE)
                 call.mark(self._clock_ns())
@@ -241,11 +228,7 @@ class TransformersAdapter:
 
         def generate_batch(model: Any, *args: Any, **kwargs: Any) -> Any:
             start_ns = self._clock_ns()
-            try:
-                results = original(model, *args, **kwargs)
-            except BaseException as error:
-                drop_own_frames(error)
-                raise
+            results = original(model, *args, **kwargs)
             with contextlib.suppress(Exception):
                 self._record_results(list(results.values()), start_ns)
             self._record_model(model)
@@ -268,12 +251,8 @@ class TransformersAdapter:
             stage = PREFILL_AND_DECODE
             with contextlib.suppress(Exception):
                 stage = pass_stage(processor.inputs_and_outputs.requests_in_batch)
-            try:
-                with self._stage(stage):
-                    return original(processor, *args, **kwargs)
-            except BaseException as error:
-                drop_own_frames(error)
-                raise
+            with self._stage(stage):
+                return original(processor, *args, **kwargs)
 
         return run
 

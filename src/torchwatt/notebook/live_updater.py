@@ -161,15 +161,15 @@ class LiveUpdater:
         self._handle.update(self._widget)
 
     def _record(self) -> RunRecord:
-        watts = list(self._pulse.points[-1].power_w.values())
+        point = self._pulse.points[-1]
         joules = self._pulse.energy_j
         return RunRecord(
             run_id=self._run.run_id,
             name=self._run.name,
             cell_id=self._cell_id,
             status="running",
-            t_s=self._pulse.points[-1].t_s,
+            t_s=point.t_s,
             energy_j=fsum(joules.values()) if joules else None,
             carbon_g=self._carbon_g,
-            power_w=fsum(w for w in watts if w is not None) if watts and None not in watts else None,
+            power_w=point.total_w,
         )

@@ -28,7 +28,7 @@ from torchwatt.core.terms import (
     UNATTRIBUTED,
 )
 from torchwatt.views import report_summary
-from torchwatt.views.energy_rates import energy_rates, generation_sentence, stage_energy_j
+from torchwatt.views.energy_rates import generation_sentence, stage_energy_j, step_rates, unit_rates
 from torchwatt.views.layer_groups import fold_names
 from torchwatt.views.layer_sums import LayerSum, entries_by_stage, module_kinds, sum_layers
 from torchwatt.views.module_tree import TOP_CONTAINER, NameTree
@@ -94,7 +94,7 @@ def _total_sentence(report: Report) -> str:
     energy = " ".join((format_energy(report.energy_j), f"({_band_text(report)})"))
     energy = ", ".join(filter(None, (energy, report_summary.coverage_text(report))))
     parts = [f"{energy} in {format_time(report.duration_s)}"]
-    rates = energy_rates(report)
+    rates = (*step_rates(report), *unit_rates(report))
     steps = [rate for rate in rates if rate.label.endswith(" step")][:1]
     units = [rate for rate in rates if rate.label.removeprefix("per ") in report.units][:1]
     parts += [f"{rate.value} {rate.label}" for rate in (*steps, *units)]

@@ -36,7 +36,13 @@ class EnergyRate:
 
 def energy_rates(report: Report) -> tuple[EnergyRate, ...]:
     """Return joules per step, counted unit and token, and of each stage, and the cost."""
-    rates = list(step_rates(report))
+    rates = (*step_rates(report), *unit_rates(report), *token_rates(report), *_stage_figures(report))
+    return (*rates, *([] if report.cost is None else [_cost_rate(report, report.cost)]))
+
+
+def unit_rates(report: Report) -> tuple[EnergyRate, ...]:
+    """Return joules per counted unit."""
+    rates = []
     for unit, count in report.sorted_units:
         formula = f"{format_count(count)} counted, total / count"
         outputs = report.units.get(OUTPUT_UNIT)
@@ -44,8 +50,7 @@ def energy_rates(report: Report) -> tuple[EnergyRate, ...]:
             unit, count = "total token", count + outputs  # noqa: PLW2901
             formula = f"{format_count(count)} input and output tokens counted, total / count"
         rates.append(EnergyRate(f"per {unit}", format_energy(report.energy_per(count)), formula))
-    rates += token_rates(report)
-    return (*rates, *_stage_figures(report), *([] if report.cost is None else [_cost_rate(report, report.cost)]))
+    return tuple(rates)
 
 
 # Label, figure of `requests.generation_figures`, and what it is divided by.
@@ -57,30 +62,36 @@ _TOKEN_RATES = (
 )
 
 
-def main_figures(report: Report) -> tuple[dict[str, Figure], str]:
-    """Return the figures of generation by name, and of which calls: those after the first, if there are any.
+AFTER_THE_FIRST, ONE_CALL = "calls after the first", "one call"
 
-    The first call of a program allocates, tunes and compiles.
+
+def _generation_figures(report: Report) -> tuple[dict[str, Figure], dict[str, Figure], str]:
+    """Return figures of generation by name, those of the first call, and of which calls the former are.
+
+    They are those of the calls after the first, if there are any: the first call of a program allocates, tunes and
+    compiles.
     """
-    parts = figures_by_part(report.tokens) if report.tokens else {}
-    which = "calls after the first" if "steady" in parts else "one call" if parts else ""
-    return {figure.name: figure for figure in parts.get("steady", parts.get("all", ()))}, which
+    parts = {
+        part: {figure.name: figure for figure in figures} for part, figures in figures_by_part(report.tokens).items()
+    }
+    if "steady" in parts:
+        return parts["steady"], parts["warm_up"], AFTER_THE_FIRST
+    return parts["all"], {}, ONE_CALL
 
 
 def token_rates(report: Report) -> list[EnergyRate]:
     """Return joules per output token and per total token side by side, per token of each stage, and the latencies."""
-    figures, which = main_figures(report)
-    if not figures:
+    if not report.tokens:
         return []
-    first = {figure.name: figure.value for figure in figures_by_part(report.tokens).get("warm_up", ())}
+    figures, first_call, which = _generation_figures(report)
     rates = []
     for label, name, counted, formula in _TOKEN_RATES:
         value = figures[name].value
         words = [f"{formula}, {which}"]
         if counted:
             words.insert(0, f"{format_count(figures[counted].value)} tokens of {_requests_text(figures)}")
-        if first.get(name) is not None:
-            words.append(f"first call {format_energy((first[name] or 0.0) / 1e3)}")
+        if name in first_call and (first_mj := first_call[name].value) is not None:
+            words.append(f"first call {format_energy(first_mj / 1e3)}")
         words.append(report.boundary)
         if value is not None:
             rates.append(EnergyRate(label, format_energy(value / 1e3), " · ".join(filter(None, words))))
@@ -100,18 +111,20 @@ def _requests_text(figures: Mapping[str, Figure]) -> str:
 
 def generation_sentence(report: Report) -> str:
     """Return joules per token in one sentence; "" without requests of known tokens and joules."""
-    figures, which = main_figures(report)
-    values = {label: figures[name].value for label, name, _, _ in _TOKEN_RATES if figures}
-    known = {label: format_energy(value / 1e3) for label, value in values.items() if value is not None}
-    if "per output token" not in known:
+    if not report.tokens:
+        return ""
+    figures, _, which = _generation_figures(report)
+    values = {label: figures[name].value for label, name, _, _ in _TOKEN_RATES}
+    texts = {label: format_energy(value / 1e3) for label, value in values.items() if value is not None}
+    if "per output token" not in texts:
         return ""
     inputs, outputs = (format_count(figures[name].value) for name in ("input_tokens", "output_tokens"))
-    of_calls = f" ({which})" if which != "one call" else ""
+    of_calls = f" ({which})" if which != ONE_CALL else ""
     text = f"{_requests_text(figures)} with {inputs} input and {outputs} output tokens{of_calls}"
-    text += f": {known['per output token']} per output token"
-    if "per total token" in known:
-        text += f", {known['per total token']} per input or output token"
-    stages = [label.replace(", per", f" {value} per") for label, value in known.items() if ", per" in label]
+    text += f": {texts['per output token']} per output token"
+    if "per total token" in texts:
+        text += f", {texts['per total token']} per input or output token"
+    stages = [label.replace(", per", f" {value} per") for label, value in texts.items() if ", per" in label]
     return "; ".join(filter(None, (text, ", ".join(stages)))) + "."
 
 

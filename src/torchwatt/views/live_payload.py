@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isnan
+from math import fsum, isnan
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,12 @@ class LivePoint:
 
     t_s: float
     power_w: Mapping[str, float | None]
+
+    @property
+    def total_w(self) -> float | None:
+        """Return the watts of all domains; None if those of one are unknown."""
+        watts = list(self.power_w.values())
+        return fsum(w for w in watts if w is not None) if watts and None not in watts else None
 
 
 def start_payload(

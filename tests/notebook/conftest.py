@@ -35,16 +35,16 @@ def _one_kernel(_own_places: None, request: pytest.FixtureRequest) -> Iterator[K
     with Kernel(OLD_KERNEL if oldest else None) as kernel:
         version = kernel.value("__import__('ipykernel').__version__")
         assert version.startswith("6.29." if oldest else "7.")
-        kernel.run(
-            "%load_ext torchwatt", "import asyncio, torch\nmodel = torch.nn.Linear(8, 8)\nones = torch.ones(2, 8)"
-        )
+        kernel.run("%load_ext torchwatt")
         yield kernel
 
 
 @pytest.fixture
 def kernel(_one_kernel: Kernel) -> Kernel:
-    """Return the kernel that the tests share, with torchwatt loaded: each test takes names of its own."""
-    _one_kernel.run("%reload_ext torchwatt")
+    """Return the kernel that the tests share, with torchwatt loaded and a model that no other test has changed."""
+    _one_kernel.run(
+        "%reload_ext torchwatt", "import asyncio, torch\nmodel = torch.nn.Linear(8, 8)\nones = torch.ones(2, 8)"
+    )
     return _one_kernel
 
 

@@ -120,6 +120,7 @@ def compiled_train_step(parts: Parts):
     """`torch.compile(train_step)`: forward, backward and optimizer in one call, which nobody can take apart."""
     model = fresh()
     optimizer = torch.optim.AdamW(model.parameters())
+    parts.functions.add("train_step")
 
     @torch.compile
     def train_step(x):

@@ -22,12 +22,17 @@ def decode(parts, prompts, generate):
     print(text.shape[1], text[0, -1].item())
 
 
+def stage_by_cache(*_args, past_key_values=None, **_kwargs):
+    """Return the stage of a call of a language model: the first one of a prompt finds an empty cache."""
+    return "decode" if past_key_values is not None and past_key_values.get_seq_length() else "prefill"
+
+
 @program(heavy=True)
 def transformers_generate(parts: Parts):
     """`generate` with a cache; each call of the model is a step."""
     model = language_model(128, 4)
     parts.count(model)
-    parts.time_calls(model, "inference")
+    parts.time_calls(model, stage_by_cache)
     return model, lambda: decode(parts, 6, model.generate)
 
 
@@ -35,8 +40,8 @@ def transformers_generate(parts: Parts):
 def transformers_generate_with_assistant(parts: Parts):
     """`generate(assistant_model=...)`: each call of either model is a step."""
     model, assistant = language_model(192, 6), language_model(64, 2)
-    parts.time_calls(model, "inference")
-    parts.time_calls(assistant, "inference")
+    parts.time_calls(model, stage_by_cache)
+    parts.time_calls(assistant, lambda *_, **__: "draft")
 
     def generate(prompt, **options):
         return model.generate(prompt, assistant_model=assistant, **options)

@@ -55,7 +55,7 @@ class Result:
     groups: dict[str, Pair]
     steps: dict[str, Pair]
     calls: dict[str, Pair]  # `module/phase`
-    strange_names: list[str]  # in the report, and no module's
+    strange_names: list[str]  # in the report, and neither a module's nor a compiled function's
     missing_names: list[str]  # modules with parameters that ran in most steps, and are not in the report
     unequal_parents: list[str]
     profiler: float  # percent of the run's joules
@@ -91,6 +91,7 @@ def compare(name: str, parts: Parts, models: nn.Module | dict[str, nn.Module], r
     rows = of_cpu[of_cpu.fqn != PROFILER]
     steps = sum(parts.steps.values())
     modules = module_names(models)
+    named = {fqn for fqn in everything.fqn if not fqn.startswith("(")}
     return Result(
         program=name,
         seconds=parts.total_s,
@@ -99,7 +100,7 @@ def compare(name: str, parts: Parts, models: nn.Module | dict[str, nn.Module], r
         groups=dict(groups(parts, rows)),
         steps=dict(stages(parts, run.steps)),
         calls=dict(calls(parts, rows, PROGRAMS[name].counts)),
-        strange_names=sorted({fqn for fqn in everything.fqn if not fqn.startswith("(")} - set(modules)),
+        strange_names=sorted(named - set(modules) - parts.functions),
         missing_names=missing(parts, rows, modules),
         unequal_parents=[*unequal_totals(everything, set(modules)), *unequal_views(run)],
         profiler=100 * (1 - rows.energy_self_j.sum() / of_cpu.energy_self_j.sum()),
@@ -179,13 +180,13 @@ def missing(parts: Parts, rows: pd.DataFrame, modules: dict[str, nn.Module]) -> 
 
 def unequal_totals(rows: pd.DataFrame, modules: set[str]) -> Iterable[str]:
     """Yield the rows of `run.layers` whose total is not the sum of what is inside."""
-    inside: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    inside: dict[tuple[str, str, str, str], list[float]] = defaultdict(list)
     for row in rows.itertuples():
         for top in {row.fqn, *outer_names(row.fqn), *([ROOT] if row.fqn in modules else [])}:
-            inside[row.domain, top, row.phase].append(row.energy_self_j)
+            inside[row.domain, top, row.phase, row.stage].append(row.energy_self_j)
     for row in rows.itertuples():
-        if not is_close(math.fsum(inside[row.domain, row.fqn, row.phase]), row.energy_total_j):
-            yield f"run.layers: {row.domain} {row.fqn} {row.phase}"
+        if not is_close(math.fsum(inside[row.domain, row.fqn, row.phase, row.stage]), row.energy_total_j):
+            yield f"run.layers: {row.domain} {row.fqn} {row.phase} {row.stage}"
 
 
 def outer_names(fqn: str) -> list[str]:

@@ -38,6 +38,7 @@ class Parts:
         self.calls: Counter[str] = Counter()
         self.graded_calls: Counter[str] = Counter()  # those that a backward pass follows
         self.steps: Counter[str] = Counter()
+        self.functions: set[str] = set()  # compiled as a whole: each is one row by its name
         self._phase = "other"
         self._since = self._called = self.clock()  # `_called`: where the latest `start` was called
         self._open: tuple[str, float] | None = None  # a group whose backward has begun
@@ -115,16 +116,19 @@ class Parts:
 
         return counted
 
-    def time_calls(self, model: nn.Module, stage: str) -> None:
-        """Time each call of a model as forward, and count it as a step: for loops that a library writes."""
+    def time_calls(self, model: nn.Module, stage: Callable[..., str]) -> None:
+        """Time each call of a model as forward, and count it as a step: for loops that a library writes.
+
+        `stage` tells the stage of a call from its arguments, before it is made.
+        """
         forward = forward_of(model)
 
         @wraps(forward)
         def timed(*args: Any, **kwargs: Any) -> Any:
+            self.steps[stage(*args, **kwargs)] += 1
             self.start("forward")
             y = forward(*args, **kwargs)
             self.start("other")
-            self.steps[stage] += 1
             return y
 
         model.forward = timed

@@ -312,8 +312,11 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("program", "small"), CASES)
-@pytest.mark.parametrize("seed", [1])
+# Schedules in which a backward pass goes through calls of a step before, or through calls that were not recorded.
+SEEDS = [(adversaries, False, 11), (adversaries, False, 14), (adversaries, True, 15), (adversaries, True, 28)]
+
+
+@pytest.mark.parametrize(("program", "small", "seed"), [*((*case.values, 1) for case in CASES), *SEEDS])
 def test_steps_are_exact_and_calls_exact_or_open_whatever_is_traced_when(program, seed, small):
     torch.manual_seed(seed)
     truth = Truth(seed)

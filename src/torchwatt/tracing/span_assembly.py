@@ -246,10 +246,9 @@ class SpanAssembly:
         filled = {int(key) for i, _ in chosen if isinstance(key := kinds.of[int(records.kind[i])][1], int)}
         self.filled_calls += int(records.count[[i for i, _ in chosen]].sum()) if chosen else 0
         self.carried |= forward.carry_rel_sd(self._forward_slot, filled)
-        self.untold |= forward.uncertain | book.uncertain
+        self.untold |= forward.uncertain
         self.unlike |= forward.unlike
         self.unlike_calls += forward.unfilled
-        self.unseen |= set(self.tree.parent) | self.outermost if book.untold else book.unseen
         self.untold_calls += forward.untold
 
     def _asleep(self, log: ThreadLog, thread: int) -> None:

@@ -220,9 +220,8 @@ class _CallTimes:
                 self._time[owner] += time_ns
                 self._moment[owner] += time_ns * sample.middle[owner]
         # Time without an owner: of the call itself.
-        self._rest_ns = _usual_ns([
-            (s.total_ns - math.fsum(s.time_ns.values())) / self._calls_of(None, s.counts) for s in samples
-        ])  # fmt: skip
+        rests = [(s.total_ns - math.fsum(s.time_ns.values())) / self._calls_of(None, s.counts) for s in samples]
+        self._rest_ns = _usual_ns(rests)
         self._by_anchor: dict[int | None, list[int]] = defaultdict(list)
         self._anchor: dict[int, int | None] = {}
         for owner in self._time:
@@ -230,9 +229,8 @@ class _CallTimes:
             anchor = None if key is None else tree.anchor(key, over)
             self._by_anchor[anchor].append(owner)
             self._anchor[owner] = anchor
-            times = [
-                sample.time_ns.get(owner, 0.0) / n for sample in samples if (n := self._calls_of(anchor, sample.counts))
-            ]
+            anchored = [(sample, self._calls_of(anchor, sample.counts)) for sample in samples]
+            times = [sample.time_ns.get(owner, 0.0) / n for sample, n in anchored if n]
             # Per call of the anchor.
             self._moment[owner] /= self._time[owner] if self._time[owner] > 0 else 1.0
             self._time[owner] = _usual_ns(times)
@@ -253,12 +251,20 @@ class _CallTimes:
                 weights |= {owner: self._weight(owner, count, pattern) for owner in self._by_anchor[key]}
             elif key in self._over:
                 weights |= self._like(key, count)
-        if self._led.straddles and not any(self._led.pattern(sample.counts) == pattern for sample in self._samples):
-            remaining_owners = (owner for owner in self._anchor if self._led.owners(owner) and owner not in weights)
-            weights |= dict.fromkeys(remaining_owners, (0.0, UNKNOWN_CALLS))
+        weights |= {owner: (0.0, UNKNOWN_CALLS) for owner in self._open(pattern) if owner not in weights}
         known_ns = math.fsum(ns for ns, _ in weights.values()) + max(self._rest_ns, 0.0) * rounds
         whole_ns = max(total_ns, known_ns) if self.unlike(ran) else known_ns
         return self._laid(weights, whole_ns) if whole_ns > 0 and weights else None
+
+    def _open(self, pattern: tuple[tuple[int, int], ...]) -> set[int]:
+        """Return the led owners that calls of a model in an earlier step may have led to."""
+        alike = [sample for sample in self._samples if self._led.pattern(sample.counts) == pattern]
+        led = {owner for owner in self._anchor if self._led.owners(owner)}
+        if self._led.straddles and not alike:
+            return led
+        called = frozenset(key for key, _ in pattern)
+        earlier = {o for o in led if (key := self._module_of(o)) is not None and self._tree.anchor(key, called) is None}
+        return {owner for owner in earlier if not alike or any(sample.calls.get(owner) for sample in alike)}
 
     def unlike(self, ran: CallSignature) -> set[int]:
         """Return the counted modules that ran but are in no sample, and have no similar module there."""
@@ -289,9 +295,8 @@ class _CallTimes:
     def _like(self, key: int, count: int) -> dict[int, tuple[float, int]]:
         """Give a module that was never traced the time of similar ones, with all inside, for `count` calls."""
         name = self._tree.archetypes.get(key)
-        twins = [
-            k for k in self._over if self._anchors[k] and name is not None and self._tree.archetypes.get(k) == name
-        ]
+        alike = (k for k in self._over if name is not None and self._tree.archetypes.get(k) == name)
+        twins = [k for k in alike if self._anchors[k]]
         sums: dict[int, float] = defaultdict(float)
         counted: set[int] = set()
         for twin in twins:
@@ -318,9 +323,7 @@ class _CallTimes:
 
 def _usual_ns(times_ns: Sequence[float]) -> float:
     """Return the usual time of a call; the minimum of few, so that a disturbance does not affect all calls."""
-    if len(times_ns) < FEW_SAMPLES:
-        return min(times_ns, default=0.0)
-    return float(np.median(times_ns))
+    return min(times_ns, default=0.0) if len(times_ns) < FEW_SAMPLES else float(np.median(times_ns))
 
 
 NO_STEPS: IntArray = np.zeros((0, 2), dtype=np.int64)

@@ -130,8 +130,9 @@ def rows(**self_j):
     """Return rows of one model, with right totals."""
     total_j = {"(root)": sum(self_j.values()), "a": self_j["a"] + self_j["a.b"], "a.b": self_j["a.b"]}
     return pd.DataFrame(
-        [{"domain": "cpu", "fqn": fqn, "phase": "forward", "energy_self_j": self_j[fqn], "energy_total_j": total_j[fqn]}
-         for fqn in self_j]
+        {"domain": "cpu", "fqn": fqn, "phase": "forward", "stage": "train", "energy_self_j": self_j[fqn],
+         "energy_total_j": total_j[fqn]}
+        for fqn in self_j
     )  # fmt: skip
 
 
@@ -140,7 +141,14 @@ def test_a_parent_that_is_not_the_sum_of_its_children_is_found():
     modules = {"(root)", "a", "a.b"}
     assert not list(unequal_totals(right, modules))
     wrong = right.assign(energy_total_j=[7.0, 2.0, 4.0])
-    assert list(unequal_totals(wrong, modules)) == ["run.layers: cpu a forward"]
+    assert list(unequal_totals(wrong, modules)) == ["run.layers: cpu a forward train"]
+
+
+def test_parents_add_up_within_each_stage():
+    inside = {"(root)": 1.0, "a": 2.0, "a.b": 4.0}
+    apart = pd.concat([rows(**inside).assign(stage=stage) for stage in ("prefill", "decode")])
+    assert not list(unequal_totals(apart, set(inside)))
+    assert list(unequal_totals(apart.assign(stage="decode"), set(inside)))
 
 
 def test_the_shares_in_a_terminal_are_read():

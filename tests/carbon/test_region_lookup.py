@@ -155,3 +155,23 @@ def test_a_factor_is_named_by_its_content():
     assert resolve_intensity("FRA").factor_id == resolve_intensity("France").factor_id
     assert resolve_intensity("FRA").factor_id != resolve_intensity("DEU").factor_id
     assert resolve_pue(1.2).factor_id != resolve_pue(1.3).factor_id
+
+
+@pytest.mark.parametrize(
+    ("region", "label"),
+    [
+        ("germny", "Germany"), ("frnace", "France"), ("spian", "Spain"), ("brasil", "Brazil"),
+        ("untied kingdom", "United Kingdom"), ("korea", "South Korea"), ("czech", "Czechia"),
+        ("USA/califrnia", "USA/california"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_region_is_suggested_rightly(region, label):
+    with pytest.raises(FactorError, match=f"did you mean .*{label}"):
+        resolve_intensity(region)
+
+
+@pytest.mark.parametrize("region", ["narnia", "wakanda", "gondor", "mordor", "westeros", "nowhere", "xy"])
+def test_a_name_that_is_like_no_region_gets_no_suggestion(region):
+    with pytest.raises(FactorError, match="no grid factor") as error:
+        resolve_intensity(region)
+    assert "did you mean" not in str(error.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import unicodedata
+from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
@@ -25,6 +26,7 @@ _FIX = (
 _NAMES_TABLE = "region_names.csv"
 _CLOUD_ZONE = re.compile(r"(\d)-?[a-f]$")
 _CLOUD_CUTOFF = 0.8  # of the similarity of names of cloud regions, which are alike anyway
+_LETTERS_PER_EDIT = 3  # a name that differs in more is another word: a suggestion of it would mislead
 _CHINA_SUFFIX = re.compile(r"\s+(autonomous region|municipality|province|sheng|shi|zizhiqu)$")
 
 
@@ -111,7 +113,7 @@ def _part(code: str, part: str, region: str, countries: dict[str, GridPlace]) ->
     for place in places:
         if part_name in place.names:
             return place
-    near = get_close_matches(part_name, [name for place in places for name in place.names], n=3, cutoff=0.6)
+    near = _misspelt(part_name, (name for place in places for name in place.names))[:3]
     zones = dict.fromkeys(place.zone for name in near for place in places if name in place.names)
     suggestions = ", ".join((*_near_names(_fold(region)), *zones)) or ", ".join(place.zone for place in places)
     raise FactorError(
@@ -158,12 +160,35 @@ def _suggestions(text: str, countries: dict[str, GridPlace]) -> str:
     for table in dict.fromkeys(REGIONAL.values()):
         places.extend(table())
     by_name = {name: place for place in reversed(places) for name in place.names if len(name) > 2}
-    places_near = [by_name[name] for name in get_close_matches(text, by_name, n=4, cutoff=0.6)]
+    places_near = [by_name[name] for name in _misspelt(text, by_name)[:4]]
     places_near += [p for p in countries.values() if _initials(p.label) == text]  # "UK", "DRC"
     places_near += [by_name[text]] if text in by_name else []
     labels = dict.fromkeys(_near_names(text))
     labels |= dict.fromkeys(f"{place.zone} ({place.label})" for place in places_near)
     return f": did you mean {', '.join(labels)}?" if labels else "."
+
+
+def _misspelt(text: str, names: Iterable[str]) -> list[str]:
+    """Return the names that a text may mean, the nearest first: few edits away, or with a word that begins with it."""
+    most, edits = len(text) // _LETTERS_PER_EDIT, dict[str, int]()
+    for name in names:
+        begins = any(word == text or (most and word.startswith(text)) for word in name.split())
+        if begins or abs(len(name) - len(text)) <= most:
+            edits[name] = 0 if begins else _edits(text, name)
+    return sorted((name for name, n in edits.items() if n <= most), key=lambda name: edits[name])
+
+
+def _edits(text: str, name: str) -> int:
+    """Return how many letters are inserted, left out, replaced or swapped with their neighbour."""
+    before, last = list[int](), list(range(len(name) + 1))
+    for i, letter in enumerate(text, 1):
+        row = [i]
+        for j, other in enumerate(name, 1):
+            row.append(min(last[j] + 1, row[-1] + 1, last[j - 1] + (letter != other)))
+            if i > 1 and j > 1 and (letter, text[i - 2]) == (name[j - 2], other):
+                row[-1] = min(row[-1], before[j - 2] + 1)
+        before, last = last, row
+    return last[-1]
 
 
 def _initials(label: str) -> str:

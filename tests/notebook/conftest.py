@@ -35,7 +35,6 @@ def _one_kernel(_own_places: None, request: pytest.FixtureRequest) -> Iterator[K
     with Kernel(OLD_KERNEL if oldest else None) as kernel:
         version = kernel.value("__import__('ipykernel').__version__")
         assert version.startswith("6.29." if oldest else "7.")
-        kernel.run("%load_ext torchwatt")
         yield kernel
 
 

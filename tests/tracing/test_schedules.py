@@ -305,18 +305,15 @@ PROGRAMS = (
 )  # fmt: skip
 
 
+# Schedules in which a backward pass goes through calls of a step before, or through calls that were not recorded.
+SEEDS = [(adversaries, False, 11), (adversaries, False, 14), (adversaries, True, 15), (adversaries, True, 28)]
 CASES = [
-    pytest.param(program, small, id=f"{program.__name__}-{'small' if small else 'usual'}")
-    for program in PROGRAMS
-    for small in (False, True)
+    pytest.param(program, small, seed, id=f"{program.__name__}-{'small' if small else 'usual'}-{seed}")
+    for program, small, seed in [*((program, small, 1) for program in PROGRAMS for small in (False, True)), *SEEDS]
 ]
 
 
-# Schedules in which a backward pass goes through calls of a step before, or through calls that were not recorded.
-SEEDS = [(adversaries, False, 11), (adversaries, False, 14), (adversaries, True, 15), (adversaries, True, 28)]
-
-
-@pytest.mark.parametrize(("program", "small", "seed"), [*((*case.values, 1) for case in CASES), *SEEDS])
+@pytest.mark.parametrize(("program", "small", "seed"), CASES)
 def test_steps_are_exact_and_calls_exact_or_open_whatever_is_traced_when(program, seed, small):
     torch.manual_seed(seed)
     truth = Truth(seed)

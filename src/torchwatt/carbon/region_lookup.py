@@ -170,25 +170,25 @@ def _suggestions(text: str, countries: dict[str, GridPlace]) -> str:
 
 def _misspelt(text: str, names: Iterable[str]) -> list[str]:
     """Return the names that a text may mean, the nearest first: few edits away, or with a word that begins with it."""
-    most, edits = len(text) // _LETTERS_PER_EDIT, dict[str, int]()
+    max_edits, edits = len(text) // _LETTERS_PER_EDIT, dict[str, int]()
     for name in names:
-        begins = any(word == text or (most and word.startswith(text)) for word in name.split())
-        if begins or abs(len(name) - len(text)) <= most:
+        begins = any(word == text or (max_edits and word.startswith(text)) for word in name.split())
+        if begins or abs(len(name) - len(text)) <= max_edits:
             edits[name] = 0 if begins else _edits(text, name)
-    return sorted((name for name, n in edits.items() if n <= most), key=lambda name: edits[name])
+    return sorted((name for name, n in edits.items() if n <= max_edits), key=lambda name: edits[name])
 
 
 def _edits(text: str, name: str) -> int:
     """Return how many letters are inserted, left out, replaced or swapped with their neighbour."""
-    before, last = list[int](), list(range(len(name) + 1))
-    for i, letter in enumerate(text, 1):
+    two_rows_up, row_up = list[int](), list(range(len(name) + 1))
+    for i, text_letter in enumerate(text, 1):
         row = [i]
-        for j, other in enumerate(name, 1):
-            row.append(min(last[j] + 1, row[-1] + 1, last[j - 1] + (letter != other)))
-            if i > 1 and j > 1 and (letter, text[i - 2]) == (name[j - 2], other):
-                row[-1] = min(row[-1], before[j - 2] + 1)
-        before, last = last, row
-    return last[-1]
+        for j, name_letter in enumerate(name, 1):
+            row.append(min(row_up[j] + 1, row[-1] + 1, row_up[j - 1] + (text_letter != name_letter)))
+            if i > 1 and j > 1 and (text_letter, text[i - 2]) == (name[j - 2], name_letter):
+                row[-1] = min(row[-1], two_rows_up[j - 2] + 1)
+        two_rows_up, row_up = row_up, row
+    return row_up[-1]
 
 
 def _initials(label: str) -> str:

@@ -214,7 +214,9 @@ class _CallTimes:
         self._calls: dict[tuple[int, tuple[tuple[int, int], ...] | None], tuple[int, int] | None] = {}
         self._time: dict[int, float] = defaultdict(float)
         self._moment: dict[int, float] = defaultdict(float)
+        self._samples_by_pattern: dict[tuple[tuple[int, int], ...], list[CallSample]] = defaultdict(list)
         for sample in samples:
+            self._samples_by_pattern[self._led.pattern(sample.counts)].append(sample)
             self._anchors.update({key: sample.counts.get(key, 0) for key in over})
             for owner, time_ns in sample.time_ns.items():
                 self._time[owner] += time_ns
@@ -234,6 +236,7 @@ class _CallTimes:
             # Per call of the anchor.
             self._moment[owner] /= self._time[owner] if self._time[owner] > 0 else 1.0
             self._time[owner] = _usual_ns(times)
+        self._led_owners = {owner for owner in self._anchor if self._led.owners(owner)}
 
     def _calls_of(self, anchor: int | None, counts: Mapping[int, int]) -> int:
         """Return the calls of an anchor; without one the number of rounds, at least 1."""
@@ -258,13 +261,13 @@ class _CallTimes:
 
     def _open(self, pattern: tuple[tuple[int, int], ...]) -> set[int]:
         """Return the led owners that calls of a model in an earlier step may have led to."""
-        alike = [sample for sample in self._samples if self._led.pattern(sample.counts) == pattern]
-        led = {owner for owner in self._anchor if self._led.owners(owner)}
-        if self._led.straddles and not alike:
-            return led
+        samples = self._samples_by_pattern.get(pattern, [])
+        if self._led.straddles and not samples:
+            return self._led_owners
         called = frozenset(key for key, _ in pattern)
-        earlier = {o for o in led if (key := self._module_of(o)) is not None and self._tree.anchor(key, called) is None}
-        return {owner for owner in earlier if not alike or any(sample.calls.get(owner) for sample in alike)}
+        keys = {owner: self._module_of(owner) for owner in self._led_owners}
+        earlier = {o for o, key in keys.items() if key is not None and self._tree.anchor(key, called) is None}
+        return {owner for owner in earlier if not samples or any(sample.calls.get(owner) for sample in samples)}
 
     def unlike(self, ran: CallSignature) -> set[int]:
         """Return the counted modules that ran but are in no sample, and have no similar module there."""
@@ -273,7 +276,7 @@ class _CallTimes:
 
     def _weight(self, owner: int, count: int, pattern: tuple[tuple[int, int], ...]) -> tuple[float, int]:
         """Return the time of an owner in ns, and its calls, for `count` calls of its anchor."""
-        which = owner, pattern if self._led.owners(owner) else None
+        which = owner, pattern if owner in self._led_owners else None
         if which not in self._calls:
             self._calls[which] = self._rate(*which)
         rate = self._calls[which]
@@ -283,20 +286,17 @@ class _CallTimes:
     def _rate(self, owner: int, pattern: tuple[tuple[int, int], ...] | None) -> tuple[int, int] | None:
         """Return (calls of an owner, calls of its anchor); None where samples disagree or none has the pattern."""
         anchor = self._anchor[owner]
-        rates = [
-            (sample.calls.get(owner, 0), self._calls_of(anchor, sample.counts))
-            for sample in self._samples
-            if pattern is None or self._led.pattern(sample.counts) == pattern
-        ]
+        samples = self._samples if pattern is None else self._samples_by_pattern.get(pattern, [])
+        rates = [(sample.calls.get(owner, 0), self._calls_of(anchor, sample.counts)) for sample in samples]
         calls, of = max(rates, key=lambda each: each[1]) if rates else (0, 0)
         same = all(n >= 0 and n * of == calls * times for n, times in rates)
         return (calls, of) if of and same else None
 
     def _like(self, key: int, count: int) -> dict[int, tuple[float, int]]:
         """Give a module that was never traced the time of similar ones, with all inside, for `count` calls."""
-        name = self._tree.archetypes.get(key)
-        alike = (k for k in self._over if name is not None and self._tree.archetypes.get(k) == name)
-        twins = [k for k in alike if self._anchors[k]]
+        archetype_of = self._tree.archetypes.get
+        name = archetype_of(key)
+        twins = [k for k in self._over if name is not None and archetype_of(k) == name and self._anchors[k]]
         sums: dict[int, float] = defaultdict(float)
         counted: set[int] = set()
         for twin in twins:

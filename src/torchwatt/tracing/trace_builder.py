@@ -65,9 +65,9 @@ class _TraceBuilder(SpanAssembly):
             self._light(log, number, book)
             if self.calls[log]:
                 book.write(self.columns, self._backward_slot, log, self.calls[log], number)
-            self.untold |= book.uncertain
-            self.unseen |= set(self.tree.parent) | self.outermost if book.untold else book.unseen
             self._asleep(log, number)
+        self.untold |= book.uncertain
+        self.unseen |= set(self.tree.parent) | self.outermost if book.untold else book.unseen
         carried = book.carry_rel_sd(self._backward_slot)
         arrays: dict[str, Any] = self.columns.arrays()
         steps, calls = self._steps()

@@ -65,7 +65,7 @@ EVENTS: dict[str, dict[str, str]] = {
         "CLOCK_STEPPED": "the wall clock was set while a window was recorded; that window is left out",
         "CLOCK_REPLACED": "the program replaced `time.monotonic_ns`; times of steps and layers are of its clock",
         "READINGS_LOST": "the readings could not be collected",
-        "READINGS_LEFT_OUT": "lines of a power log could not be used",
+        "READINGS_LEFT_OUT": "lines or cells of a power log could not be used",
     },
     "Layers": {
         "NO_DEVICE_TIMELINE": "no kernels of a GPU were recorded; its joules are `(unattributed)`",

@@ -1,5 +1,6 @@
 """Power logs in the spellings that people have."""
 
+import re
 from datetime import UTC, datetime
 
 import pytest
@@ -84,6 +85,44 @@ def test_what_is_no_power_log_gives_one_error_that_names_it(tmp_path, text, word
     with pytest.raises(SensorError, match=words) as error:
         log(tmp_path, text)
     assert "p.csv" in str(error.value)
+
+
+NO_NUMBERS = ["np.float64(75.0)", "75.0 V", "75 %", "~75", "1.2.3", "0x4b", "75 W max", "75W/2", "7 5"]
+
+
+@pytest.mark.parametrize("cell", NO_NUMBERS)
+def test_a_cell_that_is_no_power_is_said_with_its_line(tmp_path, cell):
+    rows = ["t_s,power_w", "1,10", f"2,{cell}", "3,30", f"4,{cell}", "5,50", ""]
+    recording = log(tmp_path, "\n".join(rows))
+    assert recording.series[0].raw.tolist() == [10.0, 30.0, 50.0]
+    (said,) = (e.message for e in recording.events if e.code == "READINGS_LEFT_OUT")
+    assert said.startswith(f"2 cells of p.csv are no power (the first, line 3: {cell!r} in 'power_w')")
+
+
+@pytest.mark.parametrize("cell", NO_NUMBERS)
+def test_a_log_without_any_cell_that_is_a_power_names_the_first(tmp_path, cell):
+    with pytest.raises(SensorError, match=re.escape(f"p.csv, line 2: {cell!r} in 'power_w' is no power")):
+        log(tmp_path, "\n".join(["t_s,power_w", *(f"{i},{cell}" for i in range(5)), ""]))
+
+
+@pytest.mark.parametrize(
+    "cell", ["", " ", "N/A", "[N/A]", "nan", "NaN", "None", "null", "-", "ERR!", "[Not Supported]"]
+)
+def test_a_cell_that_says_that_there_is_no_reading_is_no_event(tmp_path, cell):
+    recording = log(tmp_path, f"t_s,power_w,name\n1,10,a\n2,{cell},a\n3,30,a\n")
+    assert recording.series[0].raw.tolist() == [10.0, 30.0]
+    assert not [e for e in recording.events if e.code == "READINGS_LEFT_OUT"]
+
+
+def test_a_counter_whose_cells_are_no_numbers_is_said(tmp_path):
+    recording = log(tmp_path, "t_s,energy_j\n1,10\n2,np.float64(20.0)\n3,30\n")
+    (said,) = (e.message for e in recording.events if e.code == "READINGS_LEFT_OUT")
+    assert "line 3: 'np.float64(20.0)' in 'energy_j'" in said
+
+
+def test_a_column_that_is_not_used_says_nothing(tmp_path):
+    recording = log(tmp_path, "t_s,power.draw,power_plan\n1,10,balanced\n2,20,balanced\n3,30,balanced\n")
+    assert not [e for e in recording.events if e.code == "READINGS_LEFT_OUT"]
 
 
 def test_a_log_of_nvidia_smi_of_a_minute_gives_every_reading(tmp_path):

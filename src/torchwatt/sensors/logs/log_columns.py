@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from math import nan
 
@@ -28,6 +29,9 @@ _TIME_UNITS_NS = {
     "seconds": 10**9, "milliseconds": 1_000_000, "microseconds": 1_000, "nanoseconds": 1,
 }  # fmt: skip
 _CELL = re.compile(r"([-+]?[\d.,'\u00a0\u202f]*\d[\d.,]*(?:[eE][-+]?\d+)?)\s*([^\W\d_]*)")
+_NO_READING = re.compile(
+    r"|-+|\[.*\]|n/?a\.?|n/s|nan|none|null|err!?|error!?|unknown( error)?|not supported|unavailable", re.IGNORECASE
+)
 _PLAIN = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _COMMA = re.compile(r"[-+]?\d*,\d+(?:[eE][-+]?\d+)?")
 _GROUPS = re.compile(r"[-+]?\d{1,3}(?:([.,'\u00a0\u202f])\d{3})(?:\1\d{3})*(?:[.,]\d+)?")
@@ -58,6 +62,16 @@ def parse_amount(cell: str) -> Amount | None:
         return None
     mark = grouped.group(1)
     return Amount(float(digits.replace(mark, "").replace(",", ".")), unit)
+
+
+def is_no_reading(cell: str) -> bool:
+    """Return whether a cell says that there is no reading: empty, `N/A`, `[Unknown Error]`, `ERR!`, `NaN`."""
+    return _NO_READING.fullmatch(cell.strip().strip('"').strip()) is not None
+
+
+def number_form(cell: str) -> str:
+    """Return the text after the integer digits, with each digit replaced by 0: `.00 W` for `200.25 W`."""
+    return re.sub(r"\d", "0", re.sub(r"^[-+]?\d+", "", cell))
 
 
 def power_scale(unit: str) -> float | None:
@@ -178,6 +192,30 @@ class LogQuantity:
     scale: float | None
     sensor: str
     rank: int = 0  # of several powers of one card, that of the lowest rank is read
+
+
+@dataclass(slots=True)
+class UnreadCells:
+    """Cells that are neither a number of the column's unit nor say that there is no reading."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, count: int, first: str) -> None:
+        """Add cells, of which the place and the text of the first are given."""
+        self.count += count
+        self.first = self.first or first
+
+
+@dataclass(slots=True)
+class CardReadings:
+    """The readings of one card: (t_ns, value) by column, in the order of the file."""
+
+    values: dict[LogQuantity, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
+    absurd: dict[LogQuantity, str] = field(default_factory=dict)  # the first cell outside the physical range
+    doubtful: dict[LogQuantity, str] = field(default_factory=dict)  # the first ambiguous cell, such as 1,234
+    commas: set[LogQuantity] = field(default_factory=set)  # columns with a certainly decimal comma
+    unread: dict[LogQuantity, UnreadCells] = field(default_factory=lambda: defaultdict(UnreadCells))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from errno import EFBIG
+from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +26,13 @@ from torchwatt.sensors.logs.log_clock import LogClock, parse_zone
 from torchwatt.sensors.logs.log_columns import (
     MAX_CARD_W,
     MAX_CELL_CHARS,
+    Amount,
+    CardReadings,
     LogColumns,
     LogQuantity,
+    UnreadCells,
+    is_no_reading,
+    number_form,
     parse_amount,
     parse_counter,
     parse_series,
@@ -49,27 +53,18 @@ _INCOMPLETE_LINE = "the last line was cut while it was written"
 
 
 @dataclass(slots=True)
-class _CardReadings:
-    """The readings of one card: (t_ns, value) by column, in the order of the file."""
-
-    values: dict[LogQuantity, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
-    absurd: dict[LogQuantity, str] = field(default_factory=dict)  # the first cell outside the physical range
-    doubtful: dict[LogQuantity, str] = field(default_factory=dict)  # the first ambiguous cell, such as 1,234
-    commas: set[LogQuantity] = field(default_factory=set)  # columns with a certainly decimal comma
-
-
-@dataclass(slots=True)
 class _LogState:
     """State of reading one log file."""
 
     name: str
     clock: LogClock
-    cards: dict[LogCard, _CardReadings] = field(default_factory=dict)
+    cards: dict[LogCard, CardReadings] = field(default_factory=dict)
     unread: int = 0  # lines with readings but without a valid time
     unread_time: str = ""  # the first of them
     rows: int = 0
     surplus: list[int] = field(default_factory=list)  # numbers of lines with more cells than columns
     left_out: list[str] = field(default_factory=list)
+    unread_cells: UnreadCells = field(default_factory=UnreadCells)  # of the columns that are used
 
 
 def read_power_log(path: str | os.PathLike[str], zone: str | None = None) -> Recording:
@@ -128,18 +123,13 @@ def _read_rows(log: _LogState, rows: Iterable[LogRow]) -> None:
 def _is_complete(row: LogRow, before: LogRow | None) -> bool:
     """Return whether a last line without a line end is complete, by comparison with the line before.
 
-    Both must have as many cells, and last cells of one form (`_number_form`); one without decimals or unit must also
+    Both must have as many cells, and last cells of one form (`number_form`); one without decimals or unit must also
     be at least as long as the one before.
     """
     if before is None or len(row.cells) != len(before.cells):
         return False
     mine, theirs = row.cells[-1].strip(), before.cells[-1].strip()
-    return _number_form(mine) == _number_form(theirs) and (_number_form(mine) != "" or len(mine) >= len(theirs))
-
-
-def _number_form(cell: str) -> str:
-    """Return the text after the integer digits, with each digit replaced by 0: `.00 W` for `200.25 W`."""
-    return re.sub(r"\d", "0", re.sub(r"^[-+]?\d+", "", cell))
+    return number_form(mine) == number_form(theirs) and (number_form(mine) != "" or len(mine) >= len(theirs))
 
 
 def _read_row(log: _LogState, columns: LogColumns, row: LogRow) -> None:
@@ -164,11 +154,9 @@ def _read_row(log: _LogState, columns: LogColumns, row: LogRow) -> None:
         readings = log.cards.get(row_card)
         if readings is None:
             if len(log.cards) >= MAX_LOG_CARDS:
-                raise SensorError(
-                    f"{log.name}, line {row.number}: more than {MAX_LOG_CARDS} cards: the columns that name cards "
-                    "change from line to line"
-                )
-            readings = log.cards[row_card] = _CardReadings()
+                many = f"more than {MAX_LOG_CARDS} cards: the columns that name cards change from line to line"
+                raise SensorError(f"{log.name}, line {row.number}: {many}")
+            readings = log.cards[row_card] = CardReadings()
         _add_reading(log.name, readings, quantity, t_ns, cell, row.number)
 
 
@@ -188,24 +176,23 @@ def _row_amounts(columns: LogColumns, cells: Sequence[str]) -> Iterator[tuple[Lo
             yield (named if wide is None else replace(wide, host=wide.host or named.host)), quantity, cells[place]
 
 
-def _add_reading(name: str, readings: _CardReadings, quantity: LogQuantity, t_ns: int, cell: str, number: int) -> None:
+def _add_reading(name: str, readings: CardReadings, quantity: LogQuantity, t_ns: int, cell: str, number: int) -> None:
     if quantity.kind == "counter":
         value = parse_counter(cell)
         if quantity.scale is not None and abs(value) < LARGEST_RAW:
             readings.values[quantity].append((t_ns, value))
+        elif isnan(value):
+            _add_unread(readings, quantity, cell, number)
         return
     reading = parse_amount(cell)
     if reading is None:
+        _add_unread(readings, quantity, cell, number)
         return
-    scale = power_scale(reading.unit) if reading.unit else quantity.scale
-    if scale is None:
-        if not reading.unit:
-            raise SensorError(
-                f"{name}, {_cell_location(quantity, cell, number)} names no unit: write it into the column's name, "
-                "such as [W]"
-            )
-        return  # a temperature, a share
-    power_w = reading.value * scale
+    power_w = _read_power_w(name, quantity, reading, cell, number)
+    if power_w is None:
+        if quantity.scale is not None:  # else it may be a column of temperatures or shares
+            _add_unread(readings, quantity, cell, number)
+        return
     if not 0 <= power_w <= MAX_CARD_W:
         readings.absurd.setdefault(quantity, f"{_cell_location(quantity, cell, number)} is {power_w:.6g} W")
         return
@@ -214,6 +201,20 @@ def _add_reading(name: str, readings: _CardReadings, quantity: LogQuantity, t_ns
     elif "," in cell:
         readings.commas.add(quantity)
     readings.values[quantity].append((t_ns, power_w))
+
+
+def _read_power_w(name: str, quantity: LogQuantity, reading: Amount, cell: str, number: int) -> float | None:
+    """Return the power of a cell in watts; None if its unit is not one of power."""
+    scale = power_scale(reading.unit) if reading.unit else quantity.scale
+    if scale is None and not reading.unit:
+        where = _cell_location(quantity, cell, number)
+        raise SensorError(f"{name}, {where} names no unit: write it into the column's name, such as [W]")
+    return None if scale is None else reading.value * scale
+
+
+def _add_unread(readings: CardReadings, quantity: LogQuantity, cell: str, number: int) -> None:
+    if not is_no_reading(cell):
+        readings.unread[quantity].add(1, _cell_location(quantity, cell, number))
 
 
 def _cell_location(quantity: LogQuantity, cell: str, number: int) -> str:
@@ -232,11 +233,8 @@ class _CardSeries:
 
 
 def _build_recording(log: _LogState) -> Recording:
-    cards = [
-        card_series
-        for key, readings in _merge_by_uuid(log.cards).items()
-        for card_series in _card_series(log, key, readings)
-    ]
+    merged = _merge_by_uuid(log.cards).items()
+    cards = [card_series for key, readings in merged for card_series in _card_series(log, key, readings)]
     cards = [card_series for card_series in cards if card_series.power is not None or card_series.counter is not None]
     if not cards:
         raise SensorError(_no_readings_message(log))
@@ -254,31 +252,38 @@ def _build_recording(log: _LogState) -> Recording:
 def _no_readings_message(log: _LogState) -> str:
     if log.unread:
         return f"{log.name}: no time can be read: {log.unread_time}: write times as 2026-12-31T23:59:59.500Z"
+    if log.unread_cells.count:
+        return f"{log.name}, {log.unread_cells.first} is no power: write a number such as 75.0, or 75.0 W"
     return f"{log.name} has fewer than two readings with a time and a power: {LOG_A_CARD}"
 
 
-def _merge_by_uuid(cards: Mapping[LogCard, _CardReadings]) -> Mapping[LogCard, _CardReadings]:
+def _merge_by_uuid(cards: Mapping[LogCard, CardReadings]) -> Mapping[LogCard, CardReadings]:
     """Merge the readings of cards with equal uuids, whatever their other fields."""
     by_uuid: dict[str, LogCard] = {}
-    merged: dict[LogCard, _CardReadings] = {}
+    merged: dict[LogCard, CardReadings] = {}
     for key, readings in cards.items():
         first_key = by_uuid.setdefault(key.uuid, key) if key.uuid else key
         if first_key in merged:
             for quantity, values in readings.values.items():
                 merged[first_key].values[quantity] += values
             merged[first_key].absurd |= readings.absurd
+            for quantity, cells in readings.unread.items():
+                merged[first_key].unread[quantity].add(cells.count, cells.first)
         else:
             merged[first_key] = readings
     return merged
 
 
-def _card_series(log: _LogState, key: LogCard, readings: _CardReadings) -> Iterator[_CardSeries]:
+def _card_series(log: _LogState, key: LogCard, readings: CardReadings) -> Iterator[_CardSeries]:
     """Yield each card's power and counter; unnamed cards are separated by the position of their lines in a tick."""
     power = _best_power(log, readings)
-    counters = [
-        (q, *_arrays(values)) for q, values in readings.values.items() if q.kind == "counter" and len(values) > 1
-    ]
+    counted = ((q, values) for q, values in readings.values.items() if q.kind == "counter" and len(values) > 1)
+    counters = [(q, *_arrays(values)) for q, values in counted]
     counter = counters[0] if counters else None
+    used = {each[0] for each in (power, counter) if each is not None}
+    for quantity, cells in readings.unread.items():
+        if quantity in used or not used:
+            log.unread_cells.add(cells.count, cells.first)
     if power is None:
         yield _CardSeries(key, None, counter and _sort_by_time(counter))
         return
@@ -298,7 +303,7 @@ def _card_series(log: _LogState, key: LogCard, readings: _CardReadings) -> Itera
     yield _CardSeries(key, _sort_by_time((quantity, t_ns, power_w)), counter and _sort_by_time(counter))
 
 
-def _best_power(log: _LogState, readings: _CardReadings) -> tuple[LogQuantity, IntArray, FloatArray] | None:
+def _best_power(log: _LogState, readings: CardReadings) -> tuple[LogQuantity, IntArray, FloatArray] | None:
     """Return a card's best power series: the lowest rank among columns with 90 % of the longest one's readings.
 
     Raises:
@@ -336,9 +341,7 @@ def _number_cards(cards: Sequence[_CardSeries]) -> Iterator[tuple[int, _CardSeri
     """Number cards by their indices if all have different ones, else in order of appearance."""
     indices = [card_series.card.index for card_series in cards]
     if len(set(indices)) == len(cards) and all(index and int(index) < MAX_DEVICE for index in indices):
-        yield from sorted(
-            ((int(card_series.card.index), card_series) for card_series in cards), key=lambda pair: pair[0]
-        )
+        yield from sorted(zip(map(int, indices), cards, strict=True), key=lambda pair: pair[0])
     else:
         yield from enumerate(cards)
 
@@ -349,14 +352,12 @@ def _build_meter(number: int, card_series: _CardSeries) -> tuple[Meter, list[Ser
     if card_series.counter is not None:
         quantity, t_ns, raw = card_series.counter
         scale = quantity.scale or 1.0
-        series.append(
-            _series(Channel(domain, "energy", "counter", "J", scale, _period(t_ns), quantity.sensor), t_ns, raw)
-        )
+        channel = Channel(domain, "energy", "counter", "J", scale, _period(t_ns), quantity.sensor)
+        series.append(_series(channel, t_ns, raw))
     if card_series.power is not None:
         quantity, t_ns, power_w = card_series.power
-        series.append(
-            _series(Channel(domain, "power", "power", "W", 1.0, _period(t_ns), quantity.sensor), t_ns, power_w)
-        )
+        channel = Channel(domain, "power", "power", "W", 1.0, _period(t_ns), quantity.sensor)
+        series.append(_series(channel, t_ns, power_w))
     facts = tuple((item.name, value) for item in fields(LogCard) if (value := getattr(card_series.card, item.name)))
     model = card_series.card.name or f"GPU {card_series.card.index or number}"
     meter = Meter(domain, tuple(s.channel for s in series), "measured", "device", model, facts=facts)
@@ -385,6 +386,9 @@ def _log_events(t_ns: int, log: _LogState, cards: Sequence[_CardSeries]) -> Iter
     if log.unread:
         message = f"{log.unread} lines of {log.name} have no readable time ({log.unread_time}): discarded"
         yield Event(t_ns, "warning", "READINGS_LEFT_OUT", "run", message)
+    if log.unread_cells.count:
+        unread = f"{log.unread_cells.count} cells of {log.name} are no power (the first, {log.unread_cells.first})"
+        yield Event(t_ns, "warning", "READINGS_LEFT_OUT", "run", f"{unread}: discarded")
     if log.surplus:
         surplus = f"{len(log.surplus)} lines of {log.name} (the first: {log.surplus[0]})"
         message = f"{surplus} have more cells than columns: discarded"

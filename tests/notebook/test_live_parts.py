@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.reports import bare_report, live_sums, sample_report
+from tests.views.test_answer import made_report
+from torchwatt.core.trace import ModuleInfo
 from torchwatt.notebook.run_history import HISTORY_MIME, MAX_RUNS, RunHistory, RunRecord
 from torchwatt.session.live_rate import (
     CPU_SHARE,
@@ -87,6 +89,23 @@ def test_the_largest_groups_are_those_of_the_answer():
     assert answer(report).sentences[1].startswith(f"Most of it: {top[0][0]} {top[0][1]:.0%}".replace("%", " %"))
     assert [share for _, share in top] == sorted((share for _, share in top), reverse=True)
     assert LiveLayersView().top_groups(live_sums(bare_report())) == []
+
+
+@pytest.mark.parametrize(
+    ("classes", "name"),
+    [
+        ({str(i): "Block" for i in range(12)}, "all 12 Block modules"),
+        ({"0": "Linear", "1": "GELU", "2": "Linear", "3": "GELU"}, "{0,2} (2 Linear)"),
+        ({"0": "", "1": ""}, "all numbered modules"),
+    ],
+)
+def test_groups_that_have_only_numbers_are_named_as_in_the_answer(classes, name):
+    rows = [(fqn, 10.0 if kind == "GELU" else 20.0, 1.0) for fqn, kind in classes.items()]
+    report = made_report(rows, modules=[ModuleInfo(fqn, kind) for fqn, kind in classes.items() if kind])
+    view = LiveLayersView()
+    assert view.top_groups(live_sums(report))[0][0] == name
+    assert view.payload(live_sums(report))["top"][0][0] == name
+    assert f"Most of it: {name} " in answer(report).text
 
 
 def test_a_rate_is_text_and_none_before_the_first_unit():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 
@@ -27,6 +27,7 @@ from torchwatt.core.terms import (
     TRANSFER,
     UNATTRIBUTED,
 )
+from torchwatt.core.trace import ModuleKind
 from torchwatt.views import report_summary
 from torchwatt.views.energy_rates import generation_sentence, stage_energy_j, step_rates, unit_rates
 from torchwatt.views.layer_groups import fold_names
@@ -145,13 +146,22 @@ def _group_sentence(report: Report) -> str:
 
 
 def _group_name(report: Report, layers: Sequence[LayerSum], group: str) -> str:
-    """Return the name of a group in a sentence; with the class of its modules where the name has only numbers."""
+    """Return the name of a group in a sentence."""
     if group in _ROW_NAMES:
         return _ROW_NAMES[group]
+    return modules_name(group, [layer.fqn for layer in layers if not layer.reserved], module_kinds(report))
+
+
+def modules_name(group: str, names: Sequence[str], kinds: Mapping[str, ModuleKind]) -> str:
+    """Return the name of a group of modules, with their class where the group has only numbers.
+
+    Args:
+        group: As `GroupTree.split` names it.
+        names: Of all modules.
+        kinds: Their kinds.
+    """
     if not _NUMBERS_ONLY.fullmatch(group):
         return group
-    kinds = module_kinds(report)
-    names = [layer.fqn for layer in layers if not layer.reserved]
     pattern, parts = group.removesuffix(" itself"), group.count(".") + 1
     members = {
         ".".join(name.split(".")[:parts])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torchwatt.core.meter import FloatArray, IntArray, Meter, Unavailable
 from torchwatt.core.terms import PHASES, RESERVED, ROOT, Provenance
 from torchwatt.core.trace import ModuleKind
-from torchwatt.views.answer import GroupTree
+from torchwatt.views.answer import GroupTree, modules_name
 from torchwatt.views.layer_groups import fold_names
 from torchwatt.views.module_tree import MAX_DEPTH, TOP_CONTAINER, NameTree, find_containers, smaller_label
 from torchwatt.views.number_format import format_energy
@@ -156,8 +156,9 @@ class LiveLayersView:
     def top_groups(self, sums: LiveSums) -> list[tuple[str, float]]:
         """Return names and shares of the groups with the most joules, largest first: those of the report's answer."""
         run_j = float(sums.energy_j.sum())
-        groups = sorted(self._layout_of(sums).groups(sums).items(), key=lambda item: (-item[1], item[0]))
-        return [(name, energy_j / run_j) for name, energy_j in groups[:MAX_TOP_GROUPS]] if run_j > 0 else []
+        layout = self._layout_of(sums)
+        groups = sorted(layout.groups(sums).items(), key=lambda item: (-item[1], item[0]))[:MAX_TOP_GROUPS]
+        return [(layout.group_name(name), energy_j / run_j) for name, energy_j in groups] if run_j > 0 else []
 
     def _layout_of(self, sums: LiveSums) -> _Layout:
         used = sums.energy_j > 0
@@ -191,6 +192,7 @@ class _Layout:
         self._count = tree.totals(np.ones(len(tree.names)))  # modules: itself and all inside it
         self._containers = tuple(container_of.values())
         self._heads = [""] * len(tree.names)
+        self._modules, self._group_names = names, dict[str, str]()
         folded = fold_names(names, sums.kinds)
         self._groups = GroupTree([folded[name] for name in names])
 
@@ -204,6 +206,12 @@ class _Layout:
         sum_j = sums.energy_j.sum(axis=0)
         reserved = {sums.names[column]: float(sum_j[column]) for column in self._reserved}
         return reserved | self._groups.split(sum_j[self._columns])
+
+    def group_name(self, group: str) -> str:
+        """Return the name of a group, as in the report's answer; a reserved name unchanged."""
+        if group not in self._group_names:
+            self._group_names[group] = modules_name(group, self._modules, self._kinds)
+        return self._group_names[group]
 
     def layers_text(self, sums: LiveSums) -> str:
         """Return the largest modules, those inside the others of each container as one row, and the reserved names."""

@@ -26,6 +26,19 @@ TYPES = ("embedding", "attention projections", "attention", "MLP", "norms", "lm_
 REST = "rest"  # of the model and of the library around it
 
 
+@pytest.fixture
+def one_thread():
+    """Let torch use one thread: where another program takes a core, two wait for each other in whatever layer they are.
+
+    Of 9 runs by turns beside a busy loop, the hooks' share of the MLP in prefill had a standard deviation of 6.1 points
+    with two threads, and of 1.1 with one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def layer_type(fqn):
     """Return the type of the layer that a module is, or is a part of."""
     parts = fqn.split(".")
@@ -125,11 +138,11 @@ def reported_shares(run, column):
     return found
 
 
-def assert_shares_are_those_of_hooks(model, generate, calls):
+def assert_shares_are_those_of_hooks(model, generate, calls, rounds=ROUNDS):
     """Compare medians of runs by turns; return the runs."""
     generate()  # the first call loads and allocates
     runs, truths = [], []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         truths.append(hooked(model, generate, calls))
         runs.append(profiled(model, generate, calls))
     table, wrong = [], []
@@ -170,6 +183,7 @@ def assert_tokens_are_those_of_the_tensors(run, mask, sequences, ends, calls):
     assert run.generation["all"]["output_tokens"] == calls * sum(output)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_random_llama():
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -186,7 +200,7 @@ def test_a_random_llama():
         nonlocal sequences
         sequences = model.generate(ids, attention_mask=mask, max_new_tokens=16, do_sample=False)
 
-    runs = assert_shares_are_those_of_hooks(model, generate, calls=8)
+    runs = assert_shares_are_those_of_hooks(model, generate, calls=8, rounds=5)
     for run in runs:
         assert_stages_add_up(run)
         assert_tokens_are_those_of_the_tensors(run, mask, sequences, {2}, calls=8)

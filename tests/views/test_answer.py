@@ -25,6 +25,7 @@ from torchwatt.views.answer import (
     data_hint,
     idle_hint,
     main_groups,
+    modules_name,
 )
 from torchwatt.views.layer_groups import default_view, fold_names, layer_groups, module_type
 from torchwatt.views.report_summary import missing_meters_text
@@ -137,6 +138,39 @@ def test_modules_that_have_only_numbers_are_named_with_their_class(names, classe
     params = {name: n for n, name in enumerate(names)} if classes[:2] == ("Linear", "GELU") else {}
     modules = [ModuleInfo(name, kind, params=params.get(name, 0)) for name, kind in kinds.items() if kind]
     assert f"Most of it: {said}" in " ".join(answer(made_report(rows, modules=modules)).sentences)
+
+
+def kinds_in_turn(blocks, width):
+    """Return rows and modules of a stack whose blocks are lists of a norm and a block of one of several classes."""
+    rows, modules = [], []
+    for n in range(blocks):
+        kind, inner = (("Attention", "to_q"), ("FeedForward", "proj"))[n % 2]
+        modules.append(ModuleInfo(f"net.layers.{n}", "ModuleList"))
+        for name, class_name, energy_j in (
+            ("0", "LayerNorm", 1.0), ("1", kind, 4.0), (f"1.{inner}", "Linear", width if n % 2 == 0 else 10.0),
+        ):  # fmt: skip
+            modules.append(ModuleInfo(f"net.layers.{n}.{name}", class_name, params=10))
+            rows.append((f"net.layers.{n}.{name}", energy_j, 1.0))
+    return rows, modules
+
+
+def test_blocks_of_several_kinds_in_turn_are_named_by_class():
+    rows, modules = kinds_in_turn(blocks=6, width=30.0)
+    text = " ".join(answer(made_report(rows, modules=modules)).sentences)
+    assert "Most of it: 3 Attention in net.layers 68 %, 3 FeedForward in net.layers 28 % (together 96 %)." in text
+    rows, modules = kinds_in_turn(blocks=6, width=90.0)
+    text = " ".join(answer(made_report(rows, modules=modules)).sentences)
+    assert "Most of it: to_q of 3 Attention in net.layers 82 %." in text
+
+
+def test_numbers_of_a_list_stay_where_the_class_does_not_tell_which():
+    names = [f"h.{n}.fc" for n in range(4)]
+    kinds = {name: ("Linear", 10 if n < 2 else 20) for n, name in enumerate(names)}
+    kinds |= {f"h.{n}": ("Block", 0) for n in range(4)}
+    assert modules_name("h.{0-1}", names, kinds) == "h.{0-1} (2 Block)"
+    kinds |= {f"h.{n}": ("Dense" if n < 2 else "Sparse", 0) for n in range(4)}
+    assert modules_name("h.{0-1}", names, kinds) == "2 Dense in h"
+    assert modules_name("h.{2-3}.fc", names, kinds) == "fc of 2 Sparse in h"
 
 
 def test_without_a_meter_the_answer_is_one_sentence():

@@ -37,8 +37,9 @@ from torchwatt.views.number_format import format_energy, format_time
 
 # Of the joules: as many groups are named as make this share, but no more than the most.
 _MAIN_SHARE, _MAX_GROUPS = 0.8, 5
-# A group of modules above this share is replaced by what it contains; a repeated block already above the smaller one.
-_SPLIT_SHARE, _SPLIT_BLOCK_SHARE = 0.6, 0.3
+# Of the joules of modules: a group above its share is replaced by what it contains. A repeated block, which has parts
+# of several kinds, is replaced early; a part of repeated blocks late, since its parts are many and have long names.
+_SPLIT_SHARE, _SPLIT_BLOCK_SHARE, _SPLIT_PART_SHARE = 0.6, 0.3, 0.75
 
 # PyTorch's TensorBoard plugin advises on data loading above 5 % of the step time, on communication above 10 % (kineto,
 # tb_plugin/torch_tb_profiler/profiler/run_generator.py: `dataloader_ratio > 0.05`, `communication_ratio > 0.1`).
@@ -64,6 +65,8 @@ _ROW_NAMES = {
 
 _NUMBERS_ONLY = re.compile(r"[*\d{},.-]+( itself)?")  # names of a model that is one sequence, such as `{0-4}.2`
 _ALL_NUMBERED = "*"
+# Such as `decoder.layers.{0,2}.1.to_q`: modules 1 in some modules of a list, and what is in them.
+_SOME_OF_A_LIST = re.compile(r"(?P<some>(?P<list>[^{}]+)\.\{[\d,-]+\}(?:\.\d+)*)(?:\.(?P<inner>[^{} ]+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,26 +156,51 @@ def _group_name(report: Report, layers: Sequence[LayerSum], group: str) -> str:
 
 
 def modules_name(group: str, names: Sequence[str], kinds: Mapping[str, ModuleKind]) -> str:
-    """Return the name of a group of modules, with their class where the group has only numbers.
+    """Return the name of a group of modules, with their class where the group has only numbers, or some of a list.
+
+    Where a list has modules of several kinds in turn, their class tells more than their numbers: `6 Attention in
+    decoder.layers`, `to_q of 6 Attention in decoder.layers`.
 
     Args:
         group: As `GroupTree.split` names it.
         names: Of all modules.
         kinds: Their kinds.
     """
-    if not _NUMBERS_ONLY.fullmatch(group):
+    is_numbers, match = _NUMBERS_ONLY.fullmatch(group), _SOME_OF_A_LIST.fullmatch(group)
+    if not is_numbers and match is None:
         return group
-    pattern, parts = group.removesuffix(" itself"), group.count(".") + 1
-    members = {
-        ".".join(name.split(".")[:parts])
-        for name, folded in fold_names(names, kinds).items()
-        if f"{folded}.".startswith(f"{pattern}.")
-    }
+    folded = fold_names(names, kinds)
+    if match is None or is_numbers:
+        count, kind = _count_and_class(group.removesuffix(" itself"), folded, kinds)
+        if group == _ALL_NUMBERED:
+            return f"all {count} {kind} modules" if kind else "all numbered modules"
+        return f"{group} ({kind if count == 1 else f'{count} {kind}'})" if kind else group
+    count, kind = _count_and_class(match["some"], folded, kinds)
+    if not kind:
+        return group
+    if _class_count(match, kind, folded, kinds) > count:  # the class alone does not tell which
+        return f"{group} ({count} {kind})"
+    inner = f"{match['inner']} of " if match["inner"] else ""
+    return f"{inner}{count} {kind} in {match['list']}"
+
+
+def _cut(name: str, parts: int) -> str:
+    return ".".join(name.split(".")[:parts])
+
+
+def _count_and_class(pattern: str, folded: Mapping[str, str], kinds: Mapping[str, ModuleKind]) -> tuple[int, str]:
+    """Return how many modules have a folded name, and their class; "" if they are of several, or of an unknown one."""
+    parts = pattern.count(".") + 1
+    members = {_cut(name, parts) for name, short in folded.items() if f"{short}.".startswith(f"{pattern}.")}
     classes = {kinds.get(name, ("", 0))[0] for name in members} - {""}
-    kind = classes.pop() if len(classes) == 1 else ""
-    if group == _ALL_NUMBERED:
-        return f"all {len(members)} {kind} modules" if kind else "all numbered modules"
-    return f"{group} ({kind if len(members) == 1 else f'{len(members)} {kind}'})" if kind else group
+    return len(members), classes.pop() if len(classes) == 1 else ""
+
+
+def _class_count(match: re.Match[str], kind: str, folded: Mapping[str, str], kinds: Mapping[str, ModuleKind]) -> int:
+    """Return how many modules of a class a list has, as deep as those of the matched name."""
+    parts, within = match["some"].count(".") + 1, f"{match['list']}."
+    names = {_cut(name, parts) for name, short in folded.items() if short.startswith(within)}
+    return sum(kinds.get(name, ("", 0))[0] == kind for name in names)
 
 
 def _stage_sentence(report: Report) -> str:
@@ -253,8 +281,12 @@ class GroupTree:
 
     def _is_split(self, path: str, total_j: float, modules_j: float) -> bool:
         parts = self._children.get(path, ())
-        is_block = len(parts) == 1 or path.endswith(("*", "}"))
-        return bool(parts) and total_j > (_SPLIT_BLOCK_SHARE if is_block else _SPLIT_SHARE) * modules_j
+        if path.endswith("}") and path not in self._own:  # a list in a list does nothing by itself
+            return bool(parts)
+        share = _SPLIT_PART_SHARE if "*" in path or "}" in path else _SPLIT_SHARE
+        if path.endswith(("*", "}")) or (len(parts) == 1 and path not in self._own):
+            share = _SPLIT_BLOCK_SHARE
+        return bool(parts) and total_j > share * modules_j
 
 
 @dataclass(frozen=True, slots=True)

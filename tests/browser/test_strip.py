@@ -155,7 +155,21 @@ def test_the_comparison_does_not_wrap_and_marks_what_is_not_clear(lab, golden, w
     page.get_by_label("show train tiny GPT").check()
     page.get_by_label("show the same model, with a rather long name").check()
     page.wait_for_selector(".tw-compare")
-    page.evaluate("px => { document.querySelector('.tw-compare').parentElement.style.width = `${px}px`; }", width)
+    page.evaluate(
+        """px => {
+            const panel = document.querySelector('.tw-compare').closest('.jp-SidePanel, .lm-StackedPanel');
+            const split = jupyterapp.shell._hsplitPanel;
+            const place = split.widgets.findIndex(one => one.node.contains(panel));
+            const sizes = split.widgets.map(one => one.node.offsetWidth);
+            const more = px - sizes[place];
+            sizes[place] += more;
+            sizes[1] -= more;
+            split.setRelativeSizes(sizes);
+        }""",
+        max(int(width), 250),
+    )
+    if int(width) < 250:  # JupyterLab's least width of a side panel
+        page.evaluate("px => { document.querySelector('.tw-compare').parentElement.style.width = `${px}px`; }", width)
     whole = page.locator(".tw-compare tbody[data-name='the whole run']").inner_text()
     assert "no clear difference" in whole
     assert "/step" in whole

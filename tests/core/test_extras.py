@@ -4,7 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from torchwatt.core.extras import EXTRA_OF, install_command
+from torchwatt.core.errors import EXTRA_OF, install_command
 
 ROOT = Path(__file__).parents[2]
 IMPORT_NAMES = {"opentelemetry-api": "opentelemetry", "mlflow-skinny": "mlflow", "scikit-learn": "sklearn"}
@@ -28,4 +28,4 @@ def test_a_package_without_an_extra_is_installed_by_its_own_name():
 
 def test_no_other_file_names_an_extra():
     sources = (ROOT / "src" / "torchwatt").rglob("*.py")
-    assert [path.name for path in sources if "'torchwatt[" in path.read_text(encoding="utf-8")] == ["extras.py"]
+    assert [path.name for path in sources if "'torchwatt[" in path.read_text(encoding="utf-8")] == ["errors.py"]

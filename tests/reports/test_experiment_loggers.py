@@ -13,8 +13,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.support.reports import bare_report, named_report, sample_report
-from torchwatt.core.errors import ConfigError
-from torchwatt.core.extras import MissingPackageError
+from torchwatt.core.errors import ConfigError, MissingPackageError
 from torchwatt.reports.experiment_loggers import layer_markdown, provenance_tags, step_series, total_metrics
 from torchwatt.reports.report_result import JobRun
 from torchwatt.views import layer_rows

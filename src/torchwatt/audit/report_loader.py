@@ -188,6 +188,8 @@ def _entry(domain: Domain, row: Row) -> Entry:
         stage=text(row, "stage"),
         energy_systematic_lo_j=number(row, "energy_systematic_lo_j"),
         energy_systematic_hi_j=number(row, "energy_systematic_hi_j"),
+        flops=number(row, "flops"),
+        bytes_moved=number(row, "bytes_moved"),
     )
 
 
@@ -283,7 +285,7 @@ def _modules(bundle: Bundle) -> Iterator[ModuleInfo]:
         if row["module_class"] is not None and fqn not in names:
             names.add(fqn)
             params, size = _whole(row, "params") or 0, _whole(row, "param_bytes") or 0
-            yield ModuleInfo(fqn, text(row, "module_class"), params, size)
+            yield ModuleInfo(fqn, text(row, "module_class"), params, size, dtype=text(row, "dtype"))
 
 
 def _units(counted_text: str) -> dict[str, float]:

@@ -19,8 +19,7 @@ from torchwatt.audit.cell_codec import from_cell, table_bytes
 from torchwatt.audit.schema import SCHEMA_VERSION, Column, Row
 from torchwatt.audit.schema.energy_tables import SAMPLE
 from torchwatt.core.energy_curve import EnergyCurve
-from torchwatt.core.errors import BundleError
-from torchwatt.core.extras import install_command
+from torchwatt.core.errors import BundleError, install_command
 from torchwatt.core.report import Report
 from torchwatt.disk.path_safety import bounded_lines, open_bounded_gzip, open_untrusted, path_kind
 

@@ -170,6 +170,7 @@ def _layer(run_id: str, ledger: Ledger, entry: Entry, modules: Mapping[str, Modu
         "module_class": module.class_name if module else None,
         "params": module.params if module else None,
         "param_bytes": module.param_bytes if module else None,
+        "dtype": (module.dtype or None) if module else None,
         **layer_values(ledger, entry),
     }
 

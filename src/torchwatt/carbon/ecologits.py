@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from math import log
 from typing import Any
 
-from torchwatt.core.extras import import_optional
+from torchwatt.core.errors import import_optional
 from torchwatt.core.factor import Factor, with_factor_id
 from torchwatt.core.units import J_PER_KWH
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from torchwatt.core.errors import FactorError
-from torchwatt.core.extras import install_command
+from torchwatt.core.errors import FactorError, install_command
 
 # Two letters, then three; no dependency provides them.
 _PAIRS = """

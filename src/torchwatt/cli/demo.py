@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from torchwatt.core.errors import ConfigError
-from torchwatt.core.extras import install_command
+from torchwatt.core.errors import ConfigError, install_command
 from torchwatt.core.plain_text import escape_unprintable
 from torchwatt.session import Run, profile, scope
 

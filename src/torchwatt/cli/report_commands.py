@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from torchwatt.audit.store import Store
-from torchwatt.core.errors import ConfigError
-from torchwatt.core.extras import import_optional
+from torchwatt.core.errors import ConfigError, import_optional
 from torchwatt.core.meter import Event
 from torchwatt.core.plain_text import escape_unprintable, escape_unprintable_lines
 from torchwatt.core.report import Report

@@ -47,6 +47,9 @@ class Entry:
     stage: str = ""  # stage of the program (prefill, decode, ...); empty if none was named
     energy_systematic_lo_j: float | None = None
     energy_systematic_hi_j: float | None = None
+    flops: float | None = None  # operations of all calls; rows of all domains state those of the same calls
+    bytes_moved: float | None = None
+    input_rows: float | None = None  # of all forward calls, such as tokens; not in bundles
 
 
 NO_INTERVAL = (None, None)
@@ -176,6 +179,8 @@ def layer_values(ledger: Ledger, entry: Entry) -> dict[str, Any]:
         "stage": entry.stage,
         "energy_systematic_lo_j": entry.energy_systematic_lo_j,
         "energy_systematic_hi_j": entry.energy_systematic_hi_j,
+        "flops": entry.flops,
+        "bytes_moved": entry.bytes_moved,
     }
 
 
@@ -222,3 +227,16 @@ def common_calls(entries: Sequence[Entry]) -> int | None:
             return None
         sums[entry.domain, entry.phase] += entry.calls
     return max(sums.values(), default=0)
+
+
+def energy_per_tflop_j(entries: Sequence[Entry]) -> float | None:
+    """Return joules of 1e12 operations of some entries; None without operations, or if those of one are unknown.
+
+    Entries of several domains state the operations of the same calls: these count once.
+    """
+    operations: dict[Domain, list[float | None]] = defaultdict(list)
+    for entry in entries:
+        operations[entry.domain].append(entry.flops)
+    flops = max((total for values in operations.values() if (total := sum_if_known(values)) is not None), default=0.0)
+    is_known = all(None not in values for values in operations.values())
+    return total_self_j(entries) / flops * 1e12 if is_known and flops > 0 else None

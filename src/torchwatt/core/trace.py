@@ -75,6 +75,17 @@ class ModuleInfo:
     params: int = 0
     param_bytes: int = 0
     aliases: tuple[str, ...] = ()
+    dtype: str = ""  # of its own parameters, or their quantisation; empty: it has none, or unknown
+
+
+@dataclass(frozen=True, slots=True)
+class SlotWork:
+    """Mean work of one call of a slot, from the shapes of its traced calls; `slot` is an index."""
+
+    slot: int
+    flops: float
+    bytes_moved: float
+    rows: float  # of the input of a forward call: all dimensions but the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +145,7 @@ class Trace:
     step_stages: tuple[str, ...] = ()  # train, validation or inference, of each of `steps`; empty: unknown
     thread_busy: tuple[float, ...] = ()  # by thread number, the part of its spans' time on a CPU; empty: unknown
     thread_between: tuple[float, ...] = ()  # the same of the time between its spans; empty: unknown
+    work: tuple[SlotWork, ...] = ()  # of the slots whose work is known
     traced_steps: int = 0  # steps whose modules were traced; the others are extrapolated from them
 
     def __post_init__(self) -> None:

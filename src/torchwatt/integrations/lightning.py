@@ -6,7 +6,7 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
-from torchwatt.core.extras import import_optional
+from torchwatt.core.errors import import_optional
 from torchwatt.integrations.metering_callback import MeteringCallback, guard_hook
 from torchwatt.integrations.training_budget import NO_TOTALS, CheckpointTotals, parse_totals
 from torchwatt.session.profile import outcome_of

@@ -11,8 +11,7 @@ from typing import Any
 
 from torchwatt.audit import write_bundle
 from torchwatt.audit.seal import MANIFEST
-from torchwatt.core.errors import BundleError, ConfigError
-from torchwatt.core.extras import import_optional
+from torchwatt.core.errors import BundleError, ConfigError, import_optional
 from torchwatt.core.report import Report
 from torchwatt.reports.experiment_loggers import active_mlflow_run, provenance_tags, total_metrics
 from torchwatt.session.run import Run

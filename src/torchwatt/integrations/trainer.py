@@ -14,7 +14,7 @@ from collections.abc import Iterable, MutableMapping
 from types import FrameType
 from typing import Any, Protocol
 
-from torchwatt.core.extras import import_optional
+from torchwatt.core.errors import import_optional
 from torchwatt.integrations.metering_callback import MeteringCallback, guard_hook
 from torchwatt.integrations.training_budget import CheckpointTotals, parse_totals
 from torchwatt.session.profile import outcome_of

@@ -14,7 +14,7 @@ from torchwatt.core.errors import BundleError, TraceError
 from torchwatt.core.journal_format import decompress_payload
 from torchwatt.core.meter import Event, IntArray
 from torchwatt.core.terms import Slot
-from torchwatt.core.trace import Activity, ModuleInfo, Trace
+from torchwatt.core.trace import Activity, ModuleInfo, SlotWork, Trace
 from torchwatt.journal.journal_records import decode_record, encode_record
 
 MAX_TRACE_BYTES = 1 << 28  # unpacked
@@ -48,6 +48,7 @@ class _StoredTrace:
     untold_calls: tuple[int, ...] = ()
     thread_busy: tuple[float, ...] = ()
     thread_between: tuple[float, ...] = ()
+    work: tuple[SlotWork, ...] = ()
 
 
 def pack_trace(trace: Trace, until_ns: int) -> bytes:
@@ -58,7 +59,7 @@ def pack_trace(trace: Trace, until_ns: int) -> bytes:
         _StoredTrace(
             until_ns, trace.slots, trace.modules, dict(trace.carry_rel_sd), trace.events, trace.cost_s, trace.windows,
             devices, trace.traced_steps, stages, tuple(sorted(trace.untold_calls)), trace.thread_busy,
-            trace.thread_between,
+            trace.thread_between, trace.work,
         )
     )  # fmt: skip
     steps = _interval_array(trace.steps)
@@ -103,6 +104,8 @@ def _decode_trace(head: _StoredTrace, arrays: Iterator[IntArray]) -> Trace:
     slot, start, end, thread, filled, calls = _read_spans(arrays, len(head.slots))
     begins, ends, counts = _next_column(arrays), _next_column(arrays), _next_column(arrays)
     stage = _next_column(arrays).tolist() if head.stages else []
+    if not all(0 <= work.slot < len(head.slots) for work in head.work):
+        raise ValueError("an index is out of range")
     if stage and not 0 <= min(stage) <= max(stage) < len(head.stages):
         raise ValueError("an index is out of range")
     activities = tuple(_decode_activity(device, arrays) for device in head.devices)
@@ -121,6 +124,7 @@ def _decode_trace(head: _StoredTrace, arrays: Iterator[IntArray]) -> Trace:
         step_stages=tuple(head.stages[index] for index in stage),
         thread_busy=head.thread_busy,
         thread_between=head.thread_between,
+        work=head.work,
     )  # fmt: skip
 
 

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from torchwatt.core import __version__
-from torchwatt.core.errors import ConfigError
-from torchwatt.core.extras import install_command
+from torchwatt.core.errors import ConfigError, install_command
 from torchwatt.metrics.energy_counters import CounterValues, DeviceKey, Exporter, RunKey
 
 if TYPE_CHECKING:

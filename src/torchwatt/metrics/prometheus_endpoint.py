@@ -15,8 +15,7 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from torchwatt.core.errors import ConfigError
-from torchwatt.core.extras import install_command
+from torchwatt.core.errors import ConfigError, install_command
 from torchwatt.metrics.energy_counters import CounterValues, DeviceKey, EnergyCounters, Exporter, RunKey
 
 if TYPE_CHECKING:

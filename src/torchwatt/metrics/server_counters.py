@@ -15,8 +15,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
-from torchwatt.core.errors import ConfigError, TorchwattError
-from torchwatt.core.extras import import_optional
+from torchwatt.core.errors import ConfigError, TorchwattError, import_optional
 
 STARTED = "process_start_time_seconds"  # a gauge of many Python servers: it changes when the server starts again
 MAX_PAGE_BYTES = 1 << 22  # of a response; a page of vLLM has 100 kB

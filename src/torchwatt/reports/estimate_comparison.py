@@ -12,8 +12,7 @@ from torchwatt.carbon.ecologits import ESTIMATED_CRITERIA, Assumption, Estimated
 from torchwatt.core.factor import Impact
 from torchwatt.core.plain_text import to_printable
 from torchwatt.views import DASH, format_energy, format_interval, format_power
-from torchwatt.views.markup import BORDER, escape_text, html_tag, muted_text
-from torchwatt.views.number_format import format_count
+from torchwatt.views.number_format import BORDER, escape_text, format_count, html_tag, muted_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,8 +12,7 @@ from math import fsum
 from typing import Any
 
 from torchwatt.audit.run_rows import functional_unit, measurement_level
-from torchwatt.core.errors import ConfigError
-from torchwatt.core.extras import import_optional
+from torchwatt.core.errors import ConfigError, import_optional
 from torchwatt.core.report import Report
 from torchwatt.core.units import NS_PER_S, kwh_from_j
 from torchwatt.views import LAYER_COLUMNS, layer_rows

@@ -153,7 +153,9 @@ def assemble_report(  # noqa: PLR0917  the parts of a report
         end_ns=bounds.end_ns,
         start_unix_ns=bounds.start_unix_ns,
         ledgers=tuple(
-            ledger for ledger in attribution.ledgers if not _is_excluded(ledger, attribution, outcome.excluded)
+            add_work(ledger, trace)
+            for ledger in attribution.ledgers
+            if not _is_excluded(ledger, attribution, outcome.excluded)
         ),
         curves=attribution.curves,
         meters=tuple(m for m in attribution.meters if any(c.quantity != "gauge" for c in m.channels)),
@@ -179,6 +181,26 @@ def assemble_report(  # noqa: PLR0917  the parts of a report
         models=outcome.models,
     )
     return add_impacts(report, options.carbon)
+
+
+def add_work(ledger: Ledger, trace: Trace) -> Ledger:
+    """Add operations and bytes to the entries of known work: those of a mean call, times the calls of the entry."""
+    work_of = {trace.slots[work.slot]: work for work in trace.work}
+    entries = []
+    for entry in ledger.entries:
+        work = work_of.get(Slot(entry.fqn, entry.phase, entry.stage))
+        if work is None or not entry.calls:
+            entries.append(entry)
+            continue
+        entries.append(
+            replace(
+                entry,
+                flops=work.flops * entry.calls,
+                bytes_moved=work.bytes_moved * entry.calls,
+                input_rows=work.rows * entry.calls if entry.phase == "forward" else None,
+            )
+        )
+    return replace(ledger, entries=tuple(entries))
 
 
 def _drawn_gauges(recording: Recording, bounds: RunInterval) -> Iterator[Series]:

@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -39,6 +40,7 @@ from torchwatt.tracing.log_rows import (
     UNKNOWN_KEY,
     SignatureTable,
 )
+from torchwatt.tracing.module_operations import ShapeKey, ShapeReader, read_plain
 from torchwatt.tracing.module_registry import ModuleRegistry
 from torchwatt.tracing.module_wrappers import class_call, module_call
 from torchwatt.tracing.named_parts import NamedParts
@@ -58,6 +60,12 @@ class _BenchRegistry:
     def __init__(self) -> None:
         self.by_id: dict[int, int] = {}
         self.calls_code: frozenset[Any] = frozenset()
+        self.readers: dict[int, ShapeReader] = {UNKNOWN_KEY: self._read_typical}
+        self._tensor = torch.empty((1, 1, 1), device="cpu")
+        self._linear = SimpleNamespace(_parameters={"weight": self._tensor})
+
+    def _read_typical(self, *_call: Any) -> ShapeKey:
+        return read_plain(self._linear, (self._tensor,), {}, self._tensor)
 
     def register(self, _module: object) -> int:
         return UNKNOWN_KEY

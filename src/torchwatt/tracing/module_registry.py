@@ -36,6 +36,7 @@ from torchwatt.tracing.log_rows import (
     UNCOUNTED_COMMUNICATION_KEY,
     UNKNOWN_KEY,
 )
+from torchwatt.tracing.module_operations import ModuleMetadata, ShapeReader, metadata_of, shape_reader
 from torchwatt.tracing.user_process import caller_of, own_attributes, variable_name
 
 # Wrappers whose name is left out of paths; `module` counts only below the data-parallel classes.
@@ -45,15 +46,6 @@ PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 
 ModulePlace = tuple[str, str, nn.Module]
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleMetadata:
-    """Class and size of a module, kept after its deletion; parameters are its own, without its children's."""
-
-    class_name: str
-    params: int
-    param_bytes: int
 
 
 @dataclass(slots=True, eq=False)
@@ -66,16 +58,6 @@ class RootModule:
     heir_of: RootModule | None = None  # a former root, now deleted, that the same variable held
     # (path, key) -> path without wrappers; a path whose module was replaced has several keys
     paths: dict[tuple[str, int], str] = field(default_factory=dict)
-
-
-def metadata_of(module: nn.Module) -> ModuleMetadata:
-    """Count a module's own parameters; lazy ones count once they have a shape."""
-    count = size = 0
-    for parameter in vars(module).get("_parameters", {}).values():
-        if parameter is not None and not nn.parameter.is_lazy(parameter):
-            count += parameter.numel()
-            size += parameter.numel() * parameter.element_size()
-    return ModuleMetadata(type(module).__name__, count, size)
 
 
 def walk_modules(
@@ -105,6 +87,7 @@ class ModuleRegistry:
         self._forgotten = forgotten
         self.by_id: dict[int, int] = {}
         self.facts: dict[int, ModuleMetadata] = {}
+        self.readers: dict[int, ShapeReader] = {}  # of the modules of known classes, by key
         self.roots: list[RootModule] = []
         self.parent: dict[int, int] = {}  # the enclosing module, whether or not it is called itself
         self.choices: set[int] = set()  # modules in lists and dicts: a program may call only some of them
@@ -234,6 +217,9 @@ class ModuleRegistry:
             return own_key
         key = self._remember(module, self._new())
         self.facts[key] = metadata_of(module)
+        reader = shape_reader(module)
+        if reader is not None:
+            self.readers[key] = reader
         self._by_hooks[id(vars(module).get("_forward_hooks"))] = key
         return key
 
@@ -394,5 +380,5 @@ def module_infos(names: ModuleNames, facts: Mapping[int, ModuleMetadata]) -> tup
         if key in facts and key not in names.wrapped and fqn not in infos:
             fact = facts[key]
             aliases = tuple(names.aliases.get(key, ()))
-            infos[fqn] = ModuleInfo(fqn, fact.class_name, fact.params, fact.param_bytes, aliases)
+            infos[fqn] = ModuleInfo(fqn, fact.class_name, fact.params, fact.param_bytes, aliases, fact.dtype)
     return tuple(infos.values())

@@ -95,7 +95,7 @@ def module_call(host: WrapperContext) -> Callable[[Wrapped], Wrapped]:  # noqa: 
     """Return the wrapper of `nn.Module.__call__`: it appends one tuple per call, also when the call raises."""
     compiling, local, new_log = is_dynamo_compiling, host.local, host.log
     clock, seq, task = host.clock_ns, sequence_nr, graph_task_id
-    key_of = host.registry.by_id.get
+    key_of, reader_of = host.registry.by_id.get, host.registry.readers.get
     overflow, force_rows = host.overflow, host.force_rows
     outermost, newcomer = _outermost_call(host), _first_call(host)
 
@@ -103,13 +103,16 @@ def module_call(host: WrapperContext) -> Callable[[Wrapped], Wrapped]:  # noqa: 
         def logged(log: ThreadLog, key: int, module: Any, args: Any, kwargs: Any) -> Any:
             if key == COMPILED_KEY:
                 return original(module, *args, **kwargs)
-            s0, start = seq(), clock()
+            s0, start, graph = seq(), clock(), task()
             try:
                 y = original(module, *args, **kwargs)
             except BaseException:
-                log.rows.append(_failed_row(key, start, clock(), s0, task()))
+                log.rows.append(_failed_row(key, start, clock(), s0, graph))
                 raise
-            log.rows.append((key, start, clock(), s0, seq(), task()))
+            log.rows.append((key, start, clock(), s0, seq(), graph))
+            reader = reader_of(key)
+            if reader is not None:
+                log.shapes.note(reader, key, start, graph, module, args, kwargs, y)
             return y
 
         def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
@@ -135,6 +138,9 @@ def module_call(host: WrapperContext) -> Callable[[Wrapped], Wrapped]:  # noqa: 
                     rows.append(_failed_row(key, start, clock(), s0, graph))
                     raise
                 rows.append((key, start, clock(), s0, seq(), graph))
+                reader = reader_of(key)
+                if reader is not None:
+                    log.shapes.note(reader, key, start, graph, self, args, kwargs, y)
                 if len(rows) > force_rows:
                     overflow(log)
                 return y  # noqa: TRY300 - one frame and one block: this runs at each call

@@ -14,7 +14,8 @@ from torchwatt.core.terms import PHASES, UNATTRIBUTED, Slot
 from torchwatt.core.trace import ModuleKind
 from torchwatt.tracing.device_profiler import KEY_MARK
 from torchwatt.tracing.log_rows import FIRST_SCOPE_KEY
-from torchwatt.tracing.module_registry import RESERVED_SLOTS, ModuleMetadata, ModuleNames
+from torchwatt.tracing.module_operations import ModuleMetadata
+from torchwatt.tracing.module_registry import RESERVED_SLOTS, ModuleNames
 from torchwatt.tracing.tally_reader import BACKWARD, FORWARD, GRADIENT, OWN, TimeSums
 
 MANY_SIMILAR, EXCESS_RATIO = 4, 2.0

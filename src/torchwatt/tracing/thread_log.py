@@ -42,6 +42,7 @@ from torchwatt.tracing.log_rows import (
 from torchwatt.tracing.loop_steps import OptimizerEnds
 from torchwatt.tracing.named_parts import OpenNames
 from torchwatt.tracing.overhead_budget import ThreadCpuTime, thread_clock
+from torchwatt.tracing.shape_samples import ShapeSamples
 from torchwatt.tracing.trace_spans import LogSnapshot
 from torchwatt.tracing.tracing_policy import StepBatch
 
@@ -62,8 +63,8 @@ class ThreadLog:
         "_tail", "_units", "answered", "answers", "asleep_since", "backwards", "before", "call_ns", "calls_asleep",
         "cpu", "cpu_readings", "deaf", "ends", "former", "ident", "in_place", "inside", "kinds", "lead_optimizer",
         "leads_itself", "lock", "margins", "mode", "names", "native", "nodes", "noted", "opened", "optimizer_ends",
-        "others", "own_until", "partial", "reducers", "rows", "since", "skeletons", "step_end", "stepless", "stride",
-        "traced", "tracers", "within_step",
+        "others", "own_until", "partial", "reducers", "rows", "shapes", "since", "skeletons", "step_end", "stepless",
+        "stride", "traced", "tracers", "within_step",
     )  # fmt: skip
 
     def __init__(self, ident: int, start_ns: int = 0) -> None:
@@ -74,7 +75,7 @@ class ThreadLog:
         self.stride = StepBatch(start_ns)
         self.lead_optimizer: int | None = None  # its steps are the steps of this thread
         self.others: dict[int, PossibleStepEnd] = {}  # the latest step of each other optimizer
-        self.rows: list[Row] = []
+        self.rows, self.shapes = list[Row](), ShapeSamples()
         self.backwards: list[BackwardCall] = []
         self.before: BackwardCall | None = None  # the latest backward call with a known structure
         self.partial = False  # calls since the latest backward call were recorded by bounds only
@@ -110,8 +111,7 @@ class ThreadLog:
         self._compacted = 0
         self._records = no_spans()
         self._g = 1
-        self._runs = self._units = self._tail = 0
-        self._folded_ns = 0
+        self._runs = self._units = self._tail = self._folded_ns = 0
         self._is_inside = False  # what was folded ends within a step, after a call that made a graph
         self._settling = False
         self._readers: list[LogReader] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +44,7 @@ from torchwatt.tracing.loop_steps import (
     steps_of,
 )
 from torchwatt.tracing.module_registry import module_infos
+from torchwatt.tracing.shape_samples import samples_by_name, slot_works
 from torchwatt.tracing.span_assembly import SpanAssembly
 from torchwatt.tracing.thread_log import ThreadLog
 from torchwatt.tracing.trace_spans import TraceInputs, is_forward_kind
@@ -73,6 +74,9 @@ class _TraceBuilder(SpanAssembly):
         steps, calls = self._steps()
         activities, lost = self._activities(steps, calls=calls)
         steps = self._staged(self._done(steps, calls=calls))
+        works = samples_by_name(((log.shapes, self._stages_of(log)) for log in self.view.logs), self.names.of, (
+            self.view.start_ns, self.view.end_ns,
+        ))  # fmt: skip
         busy = [self._busy(log, number, arrays) for number, log in enumerate(self.view.logs)]
         return Trace(
             slots=tuple(self.columns.slots),
@@ -86,11 +90,17 @@ class _TraceBuilder(SpanAssembly):
             activities=activities,
             cost_s=s_from_ns(self.view.cost_ns),
             untold_calls=self._untold_slots(),
+            work=tuple(slot_works(works, self.columns.slots, arrays)),
             traced_steps=self._traced_steps(steps),
             thread_busy=tuple(in_spans for in_spans, _ in busy),
             thread_between=tuple(between for _, between in busy),
             windows=sum(c.nodes is not None for calls in self.calls.values() for c in calls),
         )
+
+    def _stages_of(self, log: ThreadLog) -> Callable[[IntArray], list[str]]:
+        """Return the function from times to the names of a thread's stages."""
+        changes, names = self.looks[log].stages, self.view.stages
+        return lambda t_ns: [names[number] for number in stages_at(changes, t_ns).tolist()]
 
     def _traced_steps(self, steps: Sequence[LoopStep]) -> int:
         """Return in how many steps something was traced; calls of an evaluation may be traced that are no step."""

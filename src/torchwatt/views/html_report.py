@@ -18,16 +18,22 @@ from torchwatt.views.layer_html import (
     provenance_chip,
 )
 from torchwatt.views.layer_sums import PROVENANCE_MEANING
-from torchwatt.views.markup import BORDER, FORWARD, bar_style, escape_text, html_tag, muted_text, text_chip
 from torchwatt.views.module_tree import build_layer_tree
 from torchwatt.views.number_format import (
+    BORDER,
     DASH,
+    FORWARD,
+    bar_style,
+    escape_text,
     format_count,
     format_energy,
     format_power,
     format_time,
     format_wh,
+    html_tag,
     keep_units,
+    muted_text,
+    text_chip,
 )
 from torchwatt.views.power_chart import render_chart
 from torchwatt.views.rank_table import rank_block

@@ -10,25 +10,23 @@ from torchwatt.core.report import Report
 from torchwatt.core.terms import ROOT, Phase
 from torchwatt.views.layer_groups import LayerGroup, View, cut_groups, default_view
 from torchwatt.views.layer_sums import PROVENANCE_GLYPHS, TIE_LEGEND
-from torchwatt.views.markup import (
+from torchwatt.views.module_tree import LayerTree, ModuleNode, fold_tree
+from torchwatt.views.number_format import (
     BACKWARD,
     BORDER,
+    DASH,
     FORWARD,
     OTHER,
     bar_style,
     escape_text,
-    html_tag,
-    muted_text,
-    text_chip,
-)
-from torchwatt.views.module_tree import LayerTree, ModuleNode, fold_tree
-from torchwatt.views.number_format import (
-    DASH,
     format_energy,
     format_interval,
     format_share,
     format_time,
+    html_tag,
+    muted_text,
     shorten_middle,
+    text_chip,
 )
 
 MAX_MODULES = 500  # of the tree

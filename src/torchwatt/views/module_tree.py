@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from torchwatt.core.ledger import Entry, Ledger, layer_values
+from torchwatt.core.ledger import Entry, Ledger, energy_per_tflop_j, layer_values
 from torchwatt.core.meter import FloatArray
 from torchwatt.core.report import Report
 from torchwatt.core.terms import RESERVED, ROOT, Phase
@@ -235,6 +235,11 @@ LAYER_COLUMNS = (
     "energy_systematic_lo_j",
     "energy_systematic_hi_j",
     "tied",
+    "dtype",
+    "flops",
+    "bytes_moved",
+    "energy_per_tflop_j",
+    "bytes_per_s",
 )
 
 
@@ -244,7 +249,7 @@ def layer_rows(report: Report) -> list[dict[str, Any]]:
     A module without own entries has a row for each phase of the modules inside it. `tied`: the interval of the
     difference from the row above includes 0.
     """
-    classes = class_names(report)
+    classes, dtypes = class_names(report), {name: m.dtype for m in report.modules for name in (m.fqn, *m.aliases)}
     container_of = find_containers((entry.fqn for ledger in report.counted for entry in ledger.entries), classes)
     rows = []
     for ledger in report.counted:
@@ -259,6 +264,7 @@ def layer_rows(report: Report) -> list[dict[str, Any]]:
             # A reserved name contains nothing: its total is its own.
             total_j = total[entry.stage].get(entry.fqn, {}).get(entry.phase, entry.energy_self_j)
             row = _entry_row(ledger, entry, total_j, classes.get(entry.fqn))
+            row["dtype"] = dtypes.get(entry.fqn) or None
             rows.append(
                 row | {"tied": above is not None and is_tied(_entry_half_interval(above), _entry_half_interval(entry))}
             )
@@ -306,6 +312,8 @@ def _entry_row(ledger: Ledger, entry: Entry, total_j: float, module_class: str |
         "module_class": module_class,
         "energy_total_j": total_j,
         "measured_in": entry.measured_in or None,
+        "energy_per_tflop_j": energy_per_tflop_j([entry]),
+        "bytes_per_s": entry.bytes_moved / entry.time_self_s if entry.bytes_moved and entry.time_self_s > 0 else None,
         "counted": ledger.counted,
     }
     return {column: values.get(column) for column in LAYER_COLUMNS}

@@ -15,8 +15,7 @@ from torchwatt.core.report import Report
 from torchwatt.core.terms import COMMUNICATION, NO_RANK
 from torchwatt.views.layer_groups import GroupIntervals
 from torchwatt.views.layer_sums import TIE_LEGEND, is_tied
-from torchwatt.views.markup import escape_text, html_tag, muted_text
-from torchwatt.views.number_format import DASH, format_energy, format_time
+from torchwatt.views.number_format import DASH, escape_text, format_energy, format_time, html_tag, muted_text
 
 HOST_KINDS = frozenset({"cpu", "dram", "ram", "psys"})
 

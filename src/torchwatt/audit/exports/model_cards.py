@@ -31,8 +31,7 @@ from torchwatt.audit.bundle import (
     timestamp,
 )
 from torchwatt.audit.schema import Row
-from torchwatt.core.errors import BundleError
-from torchwatt.core.extras import MissingPackageError, import_optional
+from torchwatt.core.errors import BundleError, MissingPackageError, import_optional
 
 FORMAT_VERSION = "0.1"
 SPECIFICATION = "https://github.com/Boavizta/BoAmps/tree/main/model"

@@ -26,8 +26,7 @@ from torchwatt.audit.bundle_limits import is_plain_file, read_bundle_file
 from torchwatt.audit.counted_run import RunTotals, sum_runs
 from torchwatt.audit.deduplication import count_bundles
 from torchwatt.audit.schema import SCHEMA_VERSION, TABLES, Column, Row, Table
-from torchwatt.core.errors import BundleError
-from torchwatt.core.extras import install_command
+from torchwatt.core.errors import BundleError, install_command
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -22,8 +22,7 @@ from torchwatt.audit.fleet.bundle_ingestion import (
 )
 from torchwatt.audit.fleet.lake import Lake, LocalFiles
 from torchwatt.audit.seal import MANIFEST
-from torchwatt.core.errors import BundleError, ConfigError
-from torchwatt.core.extras import install_command
+from torchwatt.core.errors import BundleError, ConfigError, install_command
 from torchwatt.disk.path_safety import folder_entries
 from torchwatt.helper_process import helper_command
 

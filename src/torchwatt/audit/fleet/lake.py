@@ -20,8 +20,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import quote, unquote
 
-from torchwatt.core.errors import BundleError, ConfigError
-from torchwatt.core.extras import install_command
+from torchwatt.core.errors import BundleError, ConfigError, install_command
 from torchwatt.disk.path_safety import LINK, SPECIAL, folder_entries, open_folder, read_untrusted
 from torchwatt.disk.private_files import FILE_MODE, FOLDER_MODE, make_private_folder
 from torchwatt.helper_process import helper_command

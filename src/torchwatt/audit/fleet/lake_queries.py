@@ -16,8 +16,7 @@ from torchwatt.audit.counted_run import RunShare, run_of_text
 from torchwatt.audit.deduplication import count_once
 from torchwatt.audit.fleet.lake import Lake, LocalFiles, StoredFiles, run_of_path
 from torchwatt.audit.fleet.lake_tables import TABLES, batches_of, lake_arrow_schema
-from torchwatt.core.errors import BundleError, ConfigError
-from torchwatt.core.extras import install_command
+from torchwatt.core.errors import BundleError, ConfigError, install_command
 
 if TYPE_CHECKING:
     import duckdb

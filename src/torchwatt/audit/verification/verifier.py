@@ -45,7 +45,7 @@ from torchwatt.core.errors import BundleError
 NEVER_STATED: Mapping[str, tuple[str, ...]] = {
     "device": ("partition", "memory_bytes", "share_ratio", "embodied_lifetime_s", "embodied_factor_id", "reserved_s"),
     "window": ("reading_u_j", "units", "parent_window_id", "cell_id"),
-    "layer": ("module_parent", "rank", "flops", "bytes_moved", "dtype"),
+    "layer": ("module_parent", "rank"),
     "hourly": ("reading_u_j",),
 }
 # What bundles of older versions do not say, by the table whose columns they lack.

@@ -1,0 +1,185 @@
+"""Shapes of traced module calls, and the work of slots that follows from them."""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchwatt.core.meter import FloatArray, IntArray
+from torchwatt.core.terms import Slot
+from torchwatt.core.trace import SlotWork
+from torchwatt.tracing.module_operations import CallWork, ShapeKey, ShapeReader, WorkFormula, work_formula
+
+MOST_SAMPLES = 65_536  # of a thread; beyond, a random half is kept
+has_function_mode: Callable[[], bool] = torch._C._is_torch_function_mode_enabled
+
+
+class ShapeSamples:
+    """Shapes of traced calls of one thread, by the start of each call; other threads may read them.
+
+    `unread` has the keys of modules with a call whose shapes could not be read: their work is unknown.
+    """
+
+    __slots__ = ("_entries", "_formulas", "_lock", "_numbers", "_works", "unread")
+
+    def __init__(self) -> None:
+        self._entries = array("q")  # start_ns, and twice the number of the shapes, plus 1 in a backward call
+        self._numbers: dict[ShapeKey, int] = {}
+        self._formulas: dict[int, WorkFormula] = {}
+        self._works: dict[ShapeKey, CallWork | None] = {}
+        self._lock = threading.Lock()
+        self.unread: set[int] = set()
+
+    def note(  # noqa: PLR0917 - one call of a wrapper
+        self, reader: ShapeReader, key: int, start_ns: int, task: int, module: Any, args: Any, kwargs: Any, y: Any
+    ) -> None:
+        """Record the shapes of a call that has ended; the user's call must not fail because they cannot be read.
+
+        Args:
+            reader: Of the module's class.
+            key: Of the module.
+            start_ns: Of the call.
+            task: Autograd's graph task; below 0 outside of backward calls.
+            module: What was called.
+            args: Its arguments.
+            kwargs: Its arguments by name.
+            y: What it returned.
+        """
+        try:
+            if has_function_mode():
+                with torch._C.DisableTorchFunction():
+                    shapes = (key, *reader(module, args, kwargs, y))
+            else:
+                shapes = (key, *reader(module, args, kwargs, y))
+            number = self._numbers.get(shapes)
+            if number is None:
+                number = self._add(shapes, module)
+            self._entries.extend((start_ns, 2 * number + (task >= 0)))
+            if len(self._entries) > 2 * MOST_SAMPLES:
+                self._thin()
+        except Exception:
+            self.unread.add(key)
+
+    def _add(self, shapes: ShapeKey, module: Any) -> int:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise TypeError("torch.func hides a dimension of the input")
+        key = shapes[0]
+        if key not in self._formulas:
+            self._formulas[key] = work_formula(module)
+        return self._numbers.setdefault(shapes, len(self._numbers))
+
+    def _thin(self) -> None:
+        """Keep a random half: every second one would drop the same modules in each step."""
+        table = np.frombuffer(self._entries, dtype=np.int64).reshape(-1, 2)
+        table = table[np.random.default_rng(len(table)).random(len(table)) < 0.5].copy()
+        used, number = np.unique(table[:, 1] // 2, return_inverse=True)
+        table[:, 1] = 2 * number + table[:, 1] % 2
+        shapes = list(self._numbers)
+        with self._lock:
+            self._entries = array("q", table.ravel().tolist())
+            self._numbers = {shapes[each]: i for i, each in enumerate(used.tolist())}
+            self._works = {}
+
+    def table(self) -> tuple[IntArray, list[tuple[int, CallWork | None]]]:
+        """Return samples (start_ns, number, 1 in a backward call), shape (n, 3), and key and work by number."""
+        with self._lock:
+            entries = np.array(self._entries[:], dtype=np.int64).reshape(-1, 2)
+            shapes = list(self._numbers)
+        for each in shapes:
+            if each not in self._works:
+                self._works[each] = self._formulas[each[0]](each[1:])
+        works = [(each[0], self._works[each]) for each in shapes]
+        return np.column_stack((entries[:, 0], entries[:, 1] // 2, entries[:, 1] % 2)), works
+
+
+@dataclass(frozen=True, slots=True)
+class WorkSample:
+    """The work of one traced call."""
+
+    t_ns: int
+    work: CallWork
+    recomputed: bool  # within a backward call
+
+
+def slot_works(
+    samples: Mapping[tuple[str, str], list[WorkSample]], slots: Iterable[Slot], spans: Mapping[str, Any]
+) -> Iterator[SlotWork]:
+    """Yield the mean work of a call of each slot with samples.
+
+    Work that changes from call to call (decoding reads a growing cache) is interpolated over time to the calls that
+    were not traced. A backward call counts the gradients and, of a checkpointed module, the recomputed forward.
+
+    Args:
+        samples: By name and stage of a module.
+        slots: Of the trace, in order.
+        spans: Columns `slot`, `start_ns`, `end_ns`, `filled` and `calls` of the trace.
+    """
+    for i, slot in enumerate(slots):
+        own = samples.get((slot.fqn, slot.stage))
+        if not own or slot.phase not in {"forward", "backward"}:
+            continue
+        if slot.phase == "backward":
+            works = list(_backward_works(own))
+            means = tuple(float(x) for x in np.mean(works, axis=0)) if works else ()
+        else:
+            means = _forward_means([each for each in own if not each.recomputed], i, spans)
+        if means:
+            yield SlotWork(i, *means)
+
+
+def _backward_works(samples: list[WorkSample]) -> Iterator[tuple[float, float, float]]:
+    """Yield the work of each call of a backward slot: recomputed forward calls are calls of it as well."""
+    again = [each.work for each in samples if each.recomputed]
+    made = [each.work for each in samples if each.work.has_gradient and each.recomputed == bool(again)]
+    yield from ((work.flops, work.bytes_moved, 0.0) for work in again if made)
+    yield from ((work.gradient_flops, work.gradient_bytes, 0.0) for work in made)
+
+
+def _forward_means(samples: list[WorkSample], i: int, spans: Mapping[str, Any]) -> tuple[float, ...]:
+    if not samples:
+        return ()
+    values = np.array([(s.work.flops, s.work.bytes_moved, s.work.rows) for s in samples], dtype=np.float64)
+    own = np.flatnonzero((spans["slot"] == i) & (spans["calls"] > 0))
+    if (values == values[0]).all() or not len(own):
+        return tuple(values.mean(axis=0).tolist())
+    t_ns = np.array([sample.t_ns for sample in samples], dtype=np.int64)
+    order = np.argsort(t_ns, kind="stable")
+    start, end = spans["start_ns"][own], spans["end_ns"][own]
+    at_ns = np.where(spans["filled"][own], (start + end) // 2, start)
+    weights = spans["calls"][own].astype(np.float64)
+    columns: list[FloatArray] = [np.interp(at_ns, t_ns[order], column[order]) for column in values.T]
+    return tuple(float(np.average(column, weights=weights)) for column in columns)
+
+
+def samples_by_name(
+    tables: Iterable[tuple[ShapeSamples, Callable[[IntArray], list[str]]]],
+    name_of: Callable[[int], str],
+    bounds_ns: tuple[int, int],
+) -> dict[tuple[str, str], list[WorkSample]]:
+    """Return the samples within a time by name and stage of their modules, without modules of unknown work.
+
+    Args:
+        tables: Of each thread, its samples and the names of its stages at some times.
+        name_of: Name of a module's key.
+        bounds_ns: Start and end.
+    """
+    samples: dict[tuple[str, str], list[WorkSample]] = defaultdict(list)
+    unknown: set[str] = set()
+    for log, stages_of in tables:
+        table, works = log.table()
+        unknown |= {name_of(key) for key in log.unread}
+        table = table[(table[:, 0] >= bounds_ns[0]) & (table[:, 0] <= bounds_ns[1])]
+        for (t_ns, number, again), stage in zip(table.tolist(), stages_of(table[:, 0]), strict=True):
+            key, work = works[number]
+            if work is None:
+                unknown.add(name_of(key))
+            else:
+                samples[name_of(key), stage].append(WorkSample(t_ns, work, bool(again)))
+    return {(name, stage): each for (name, stage), each in samples.items() if name not in unknown}

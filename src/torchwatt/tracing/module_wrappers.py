@@ -136,6 +136,8 @@ def module_call(host: WrapperContext) -> Callable[[Wrapped], Wrapped]:  # noqa: 
                     y = original(self, *args, **kwargs)
                 except BaseException:
                     rows.append(_failed_row(key, start, clock(), s0, graph))
+                    if graph >= 0 and reader_of(key):
+                        log.shapes.note_stopped(key, start)
                     raise
                 rows.append((key, start, clock(), s0, seq(), graph))
                 reader = reader_of(key)

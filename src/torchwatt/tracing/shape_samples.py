@@ -18,6 +18,7 @@ from torchwatt.core.trace import SlotWork
 from torchwatt.tracing.module_operations import CallWork, ShapeKey, ShapeReader, WorkFormula, work_formula
 
 MOST_SAMPLES = 65_536  # of a thread; beyond, a random half is kept
+NO_WORK = CallWork(0.0, 0.0, 0)
 has_function_mode: Callable[[], bool] = torch._C._is_torch_function_mode_enabled
 
 
@@ -67,6 +68,11 @@ class ShapeSamples:
         except Exception:
             self.unread.add(key)
 
+    def note_stopped(self, key: int, start_ns: int) -> None:
+        """Record a call in a backward call that raised: checkpoints stop recomputing before the last product."""
+        number = self._numbers.setdefault((key, None), len(self._numbers))
+        self._entries.extend((start_ns, 2 * number + 1))
+
     def _add(self, shapes: ShapeKey, module: Any) -> int:
         if torch._C._functorch.peek_interpreter_stack() is not None:
             raise TypeError("torch.func hides a dimension of the input")
@@ -94,7 +100,7 @@ class ShapeSamples:
             shapes = list(self._numbers)
         for each in shapes:
             if each not in self._works:
-                self._works[each] = self._formulas[each[0]](each[1:])
+                self._works[each] = NO_WORK if each[1] is None else self._formulas[each[0]](each[1:])
         works = [(each[0], self._works[each]) for each in shapes]
         return np.column_stack((entries[:, 0], entries[:, 1] // 2, entries[:, 1] % 2)), works
 
@@ -137,7 +143,9 @@ def slot_works(
 def _backward_works(samples: list[WorkSample]) -> Iterator[tuple[float, float, float]]:
     """Yield the work of each call of a backward slot: recomputed forward calls are calls of it as well."""
     again = [each.work for each in samples if each.recomputed]
-    made = [each.work for each in samples if each.work.has_gradient and each.recomputed == bool(again)]
+    grown = [each for each in samples if each.work.has_gradient]
+    # A reentrant checkpoint makes the graph when it recomputes, every other one in the forward pass.
+    made = [each.work for each in grown if not each.recomputed] or [each.work for each in grown]
     yield from ((work.flops, work.bytes_moved, 0.0) for work in again if made)
     yield from ((work.gradient_flops, work.gradient_bytes, 0.0) for work in made)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from math import fsum
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torchwatt.core.ledger import sum_if_known
+from torchwatt.core.ledger import Entry, sum_if_known, total_self_j
 from torchwatt.core.report import Report, Window
 from torchwatt.core.requests import figures_by_part
 from torchwatt.core.terms import VALIDATION
@@ -129,6 +131,37 @@ def group_frame(report: Report, by: View) -> pd.DataFrame:
         for group in layer_groups(report, by)
     ]
     return pd.DataFrame(rows, columns=list(GROUP_COLUMNS))
+
+
+EXPERT_COLUMNS = ("layer", "expert", "stage", "tokens", "energy_j", "energy_per_token_j")
+_EXPERT = re.compile(r"(?P<layer>.*\bexperts)\.(?P<expert>\d+)(?:\.|$)")
+
+
+def expert_rows(report: Report) -> list[dict[str, Any]]:
+    """Return one row per expert of a mixture and stage, of experts that are modules in a list named `experts`.
+
+    Joules are those of the expert's modules in all phases and counted domains. Tokens are the rows of the input of its
+    layers; None where these are unknown, also in runs read from a bundle.
+    """
+    parts: dict[tuple[str, int, str], list[Entry]] = defaultdict(list)
+    for ledger in report.counted:
+        for entry in ledger.entries:
+            if match := _EXPERT.match(entry.fqn):
+                parts[match["layer"], int(match["expert"]), entry.stage].append(entry)
+    rows = []
+    for (layer, expert, stage), entries in sorted(parts.items()):
+        energy_j = total_self_j(entries)
+        tokens = max((entry.input_rows for entry in entries if entry.input_rows is not None), default=None)
+        each_j = energy_j / tokens if tokens else None
+        rows.append(dict(zip(EXPERT_COLUMNS, (layer, expert, stage, tokens, energy_j, each_j), strict=True)))
+    return rows
+
+
+def expert_frame(report: Report) -> pd.DataFrame:
+    """Return `expert_rows` as a data frame."""
+    import pandas as pd
+
+    return pd.DataFrame(expert_rows(report), columns=list(EXPERT_COLUMNS))
 
 
 def _escape_surrogates(value: object) -> object:

@@ -118,6 +118,11 @@ class ReportResult(ABC):
         return dataframes.token_frame(self.report)
 
     @property
+    def experts(self) -> pd.DataFrame:
+        """One row per expert of a mixture of experts and stage: routed tokens, joules, joules per token."""
+        return dataframes.expert_frame(self.report)
+
+    @property
     def generation(self) -> pd.DataFrame:
         """Figures per token and per request, by name: of all requests, of the first call, and of the later ones."""
         return dataframes.generation_frame(self.report)

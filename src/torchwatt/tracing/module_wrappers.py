@@ -115,7 +115,7 @@ def module_call(host: WrapperContext) -> Callable[[Wrapped], Wrapped]:  # noqa: 
                 log.shapes.note(reader, key, start, graph, module, args, kwargs, y)
             return y
 
-        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: C901, N807 - as above
             if compiling() or compiler._is_compiling_flag:
                 return original(self, *args, **kwargs)
             try:

@@ -18,6 +18,7 @@ from torchwatt.core.trace import SlotWork
 from torchwatt.tracing.module_operations import CallWork, ShapeKey, ShapeReader, WorkFormula, work_formula
 
 MOST_SAMPLES = 65_536  # of a thread; beyond, a random half is kept
+SURE_SLOPE = 3.0  # standard errors from which a slope counts
 NO_WORK = CallWork(0.0, 0.0, 0)
 has_function_mode: Callable[[], bool] = torch._C._is_torch_function_mode_enabled
 
@@ -115,17 +116,20 @@ class WorkSample:
 
 
 def slot_works(
-    samples: Mapping[tuple[str, str], list[WorkSample]], slots: Iterable[Slot], spans: Mapping[str, Any]
+    samples: Mapping[tuple[str, str], list[WorkSample]],
+    slots: Iterable[Slot],
+    spans: Mapping[str, Any],
+    begins_ns: Mapping[str, IntArray],
 ) -> Iterator[SlotWork]:
     """Yield the mean work of a call of each slot with samples.
 
-    Work that changes from call to call (decoding reads a growing cache) is interpolated over time to the calls that
-    were not traced. A backward call counts the gradients and, of a checkpointed module, the recomputed forward.
+    A backward call counts the gradients and, of a checkpointed module, the recomputed forward.
 
     Args:
         samples: By name and stage of a module.
         slots: Of the trace, in order.
-        spans: Columns `slot`, `start_ns`, `end_ns`, `filled` and `calls` of the trace.
+        spans: Columns `slot`, `start_ns`, `end_ns` and `calls` of the trace.
+        begins_ns: When each stage began, by its name, in order.
     """
     for i, slot in enumerate(slots):
         own = samples.get((slot.fqn, slot.stage))
@@ -135,7 +139,7 @@ def slot_works(
             works = list(_backward_works(own))
             means = tuple(float(x) for x in np.mean(works, axis=0)) if works else ()
         else:
-            means = _forward_means([each for each in own if not each.recomputed], i, spans)
+            means = _forward_means([each for each in own if not each.recomputed], i, spans, begins_ns[slot.stage])
         if means:
             yield SlotWork(i, *means)
 
@@ -150,20 +154,70 @@ def _backward_works(samples: list[WorkSample]) -> Iterator[tuple[float, float, f
     yield from ((work.gradient_flops, work.gradient_bytes, 0.0) for work in made)
 
 
-def _forward_means(samples: list[WorkSample], i: int, spans: Mapping[str, Any]) -> tuple[float, ...]:
+@dataclass(frozen=True, slots=True)
+class _CallTimes:
+    """The calls of one slot: spans that stand for them, in order, and when its stage began, each time."""
+
+    start_ns: IntArray
+    end_ns: IntArray
+    calls: IntArray
+    begins_ns: IntArray
+
+    def stretch(self, t_ns: IntArray) -> IntArray:
+        """Return the number of the stretch of the stage at some times."""
+        return np.searchsorted(self.begins_ns, t_ns, side="right")
+
+    def position(self, t_ns: IntArray) -> FloatArray:
+        """Return how many calls of its stretch precede the call at each of some times."""
+        before = np.concatenate(([0], np.cumsum(self.calls)))
+        first = np.concatenate(([0], np.searchsorted(self.start_ns, self.begins_ns)))
+        done = before[np.searchsorted(self.start_ns, t_ns)] - before[first[self.stretch(t_ns)]]
+        return np.asarray(done, dtype=np.float64)
+
+    def span_positions(self) -> FloatArray:
+        """Return the mean position of the calls of each span; a span may cover several stretches."""
+        covered = self.stretch(np.maximum(self.end_ns - 1, self.start_ns)) - self.stretch(self.start_ns) + 1
+        within = (self.calls / covered - 1.0) / 2.0
+        return np.asarray(np.where(covered > 1, within, self.position(self.start_ns) + within), dtype=np.float64)
+
+
+def _forward_means(
+    samples: list[WorkSample], i: int, spans: Mapping[str, Any], begins_ns: IntArray
+) -> tuple[float, ...]:
+    """Return mean operations, bytes and rows of the calls of a slot."""
     if not samples:
         return ()
     values = np.array([(s.work.flops, s.work.bytes_moved, s.work.rows) for s in samples], dtype=np.float64)
     own = np.flatnonzero((spans["slot"] == i) & (spans["calls"] > 0))
     if (values == values[0]).all() or not len(own):
         return tuple(values.mean(axis=0).tolist())
+    own = own[np.argsort(spans["start_ns"][own], kind="stable")]
+    times = _CallTimes(spans["start_ns"][own], spans["end_ns"][own], spans["calls"][own], begins_ns)
     t_ns = np.array([sample.t_ns for sample in samples], dtype=np.int64)
     order = np.argsort(t_ns, kind="stable")
-    start, end = spans["start_ns"][own], spans["end_ns"][own]
-    at_ns = np.where(spans["filled"][own], (start + end) // 2, start)
-    weights = spans["calls"][own].astype(np.float64)
-    columns: list[FloatArray] = [np.interp(at_ns, t_ns[order], column[order]) for column in values.T]
-    return tuple(float(np.average(column, weights=weights)) for column in columns)
+    return tuple(_mean_of_calls(column[order], t_ns[order], times) for column in values.T)
+
+
+def _mean_of_calls(values: FloatArray, t_ns: IntArray, times: _CallTimes) -> float:
+    """Return the mean over all calls of a value that is known at some of them.
+
+    Where it grows with the position of a call in its stretch (decoding reads a growing cache), by a line with the same
+    slope in each stretch; traced calls are not spread evenly. Otherwise by interpolation over time.
+    """
+    position, stretch = times.position(t_ns), times.stretch(t_ns)
+    _, group = np.unique(stretch, return_inverse=True)
+    count = np.bincount(group)
+    x = position - (np.bincount(group, position) / count)[group]
+    y = values - (np.bincount(group, values) / count)[group]
+    spread, freedom = float(x @ x), len(values) - len(count) - 1
+    if spread > 0 and freedom > 0:
+        slope = float(x @ y) / spread
+        error = float(np.sqrt(np.sum((y - slope * x) ** 2) / freedom / spread))
+        if abs(slope) > SURE_SLOPE * error:
+            begin = float(np.mean(np.bincount(group, values - slope * position) / count))
+            return begin + slope * float(np.average(times.span_positions(), weights=times.calls))
+    at_ns = np.where(times.calls > 1, (times.start_ns + times.end_ns) // 2, times.start_ns)
+    return float(np.average(np.interp(at_ns, t_ns, values), weights=times.calls))
 
 
 def samples_by_name(

@@ -90,7 +90,7 @@ class _TraceBuilder(SpanAssembly):
             activities=activities,
             cost_s=s_from_ns(self.view.cost_ns),
             untold_calls=self._untold_slots(),
-            work=tuple(slot_works(works, self.columns.slots, arrays)),
+            work=tuple(slot_works(works, self.columns.slots, arrays, self._stage_begins())),
             traced_steps=self._traced_steps(steps),
             thread_busy=tuple(in_spans for in_spans, _ in busy),
             thread_between=tuple(between for _, between in busy),
@@ -101,6 +101,11 @@ class _TraceBuilder(SpanAssembly):
         """Return the function from times to the names of a thread's stages."""
         changes, names = self.looks[log].stages, self.view.stages
         return lambda t_ns: [names[number] for number in stages_at(changes, t_ns).tolist()]
+
+    def _stage_begins(self) -> dict[str, IntArray]:
+        """Return when each stage of the first thread began, by its name."""
+        changes = self.looks[self.view.logs[0]].stages
+        return {name: changes[changes[:, 1] == number, 0] for number, name in self.view.stages.items()}
 
     def _traced_steps(self, steps: Sequence[LoopStep]) -> int:
         """Return in how many steps something was traced; calls of an evaluation may be traced that are no step."""

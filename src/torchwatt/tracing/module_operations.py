@@ -15,7 +15,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 NORM_OPERATIONS, RMS_NORM_OPERATIONS = 7, 4
 # Names of the projection of queries in attention modules of transformers; of others the product is not known.
@@ -64,7 +64,7 @@ def read_plain(module: Any, args: Any, kwargs: Any, y: Any) -> ShapeKey:
         TypeError: It is no plain tensor: reading a subclass's shape would run code of the user.
     """
     x = args[0] if args else next(iter(kwargs.values()))
-    if type(x) is not torch.Tensor:
+    if type(x) is not Tensor:
         _check_type(x)
     weight = module._parameters.get("weight")
     return x.shape, x.dtype, x.requires_grad, weight is not None and weight.requires_grad, y.requires_grad

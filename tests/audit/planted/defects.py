@@ -1233,6 +1233,34 @@ def a_device_says_what_no_writer_knows(f: Forger, column: str) -> list[Place]:
     return [("device", row)]
 
 
+@plant("cpu", "flops", "bytes_moved")
+def work_differs_between_the_devices_of_the_same_calls(f: Forger, column: str) -> list[Place]:
+    row = [each for each in f.rows("layer") if each[column] not in {"", "0.0"}][-1]
+    row[column] = repr(float(row[column]) * 1.5)
+    return whole("layer", f.rows("layer", fqn=row["fqn"], phase=row["phase"], stage=row["stage"]))
+
+
+@plant("cpu", "flops", "bytes_moved")
+def work_of_a_row_whose_calls_are_unknown(f: Forger, column: str) -> list[Place]:
+    row = next(each for each in f.rows("layer") if each[column] not in {"", "0.0"})
+    row["calls"] = row["energy_per_call_j"] = ""
+    return [("layer", row)]
+
+
+@plant("cpu", "flops", "bytes_moved")
+def work_of_a_reserved_row(f: Forger, column: str) -> list[Place]:
+    row = next(each for each in f.rows("layer", reserved="true") if each["calls"] not in {"", "0"})
+    row["flops"] = row["bytes_moved"] = "1000000.0"
+    return [("layer", row)]
+
+
+@plant("cpu", "flops", "bytes_moved")
+def work_below_zero(f: Forger, column: str) -> list[Place]:
+    row = next(each for each in f.rows("layer") if each[column] not in {"", "0.0"})
+    row[column] = "-" + row[column]
+    return [("layer", row)]
+
+
 @plant("counter", "flops", "bytes_moved", "rank")
 def a_layer_says_what_no_writer_knows(f: Forger, column: str) -> list[Place]:
     row = f.rows("layer")[0]

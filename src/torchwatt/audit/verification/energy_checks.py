@@ -37,6 +37,7 @@ class LayerChecks:
             for name, row in facts.devices.items()
         }
         self.provenances = {name: text(row, "provenance") for name, row in facts.devices.items()}
+        self.work_of_call: dict[tuple[object, ...], tuple[int, float]] = {}  # row and value, by slot and column
 
     def check(self, chunk: TableChunk) -> None:
         """Add one chunk to the sums and check its rows."""
@@ -45,6 +46,7 @@ class LayerChecks:
         self._add(chunk, devices)
         self._intervals(chunk)
         self._check_provenance(chunk, devices)
+        self._check_work(chunk)
         names = cast("list[str]", chunk.columns["fqn"])
         for row, name, reserved in zip(chunk.rows, names, chunk.columns["reserved"], strict=True):
             if reserved != (name in RESERVED) and row not in chunk.bad:
@@ -106,6 +108,28 @@ class LayerChecks:
                     "KNOWN", self.file, f"better known than {key[1]} on {key[0]} can be", row=row, column="provenance",
                     expected=f"{limits[key]} or weaker", found=key[2],
                 )  # fmt: skip
+
+    def _check_work(self, chunk: TableChunk) -> None:
+        """Check that operations and bytes are those of known calls of modules, the same a call on every device."""
+        columns = ("flops", "bytes_moved")
+        cells = [chunk.numbers(name) for name in columns]
+        if all(value is None for values in cells for value in values):
+            return
+        slots = zip(*(chunk.columns[name] for name in ("fqn", "phase", "stage")), strict=True)
+        for row, slot, calls, *work in zip(chunk.rows, slots, chunk.numbers("calls"), *cells, strict=True):
+            for column, value, other in zip(columns, work, reversed(work), strict=True):
+                if value is None or row in chunk.bad:
+                    continue
+                if not calls or slot[0] in RESERVED or other is None:
+                    reason = "is stated without calls of a module, or flops and bytes_moved without each other"
+                    self.findings.add("LAW", self.file, reason, row=row, column=column, expected="nothing", found=value)
+                    continue
+                first_row, each = self.work_of_call.setdefault((*slot, column), (row, value / calls))
+                if not is_same_number(each * calls, value, rel=BOOKS_REL):
+                    reason = f"is another amount a call than in row {first_row}, of the same calls"
+                    self.findings.add(
+                        "LAW", self.file, reason, row=row, column=column, expected=each * calls, found=value
+                    )
 
     def _limit(self, device: str, method: str, provenance: str) -> str | None:
         """Return the best provenance that a row may state, if it states a better one."""

@@ -163,6 +163,7 @@ function facts(row: Group): readonly { label: string; value: string }[] {
     { label: REPEATS, value: row.interval_j ? formatInterval(...row.interval_j) : '' },
     { label: 'each module', value: eachText(row) },
     ...phases,
+    { label: 'J/TFLOP', value: known(row.energy_per_tflop_j) ? formatEnergy(row.energy_per_tflop_j) : '' },
     { label: 'provenance', value: row.provenance ? explain(row.provenance) : '' },
     { label: 'order', value: row.unclear ? TIE.slice(2) : '' }
   ];

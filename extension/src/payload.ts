@@ -113,6 +113,8 @@ export interface Group {
   readonly provenance: string | null;
   /** Its order relative to the row above cannot be told: the interval of their difference includes 0. */
   readonly unclear: boolean;
+  /** Of 1e12 operations; missing where those of a module of the group are unknown. */
+  readonly energy_per_tflop_j?: Joules;
 }
 
 export interface EventInfo {

@@ -20,12 +20,15 @@ from torchwatt.views.answer import (
     DATA_TIME_SHARE,
     HINTS,
     IDLE_ENERGY_SHARE,
+    WORK_ENERGY_SHARE,
+    WORK_RATIO,
     communication_hint,
     compile_hint,
     data_hint,
     idle_hint,
     main_groups,
     modules_name,
+    work_hint,
 )
 from torchwatt.views.layer_groups import default_view, fold_names, layer_groups, module_type
 from torchwatt.views.report_summary import missing_meters_text
@@ -88,6 +91,52 @@ def test_the_hints_say_their_evidence():
 
 def test_idle_power_of_a_model_is_no_hint():
     assert idle_hint(share_report("(idle)", 0.9, 0.9, provenance="modelled")) is None
+
+
+def decoding_report(*, decode_j=600.0, decode_bytes=4e12, params=4_000_000, provenance="measured", other_j=100.0):
+    """Book one layer of 1,000 calls a stage: a TFLOP in prefill for 100 J and 1e11 bytes, one in decode."""
+    module = ModuleInfo("fc", "Linear", params // 4, params)
+    report = made_report([("fc", 100.0, 10.0, "forward"), ("fc", decode_j, 50.0, "forward"), ("(idle)", other_j, 40.0)])
+    (ledger,) = report.ledgers
+    prefill, decode, idle = ledger.entries
+    prefill = replace(prefill, stage="prefill", calls=1000, flops=1e12, bytes_moved=1e11)
+    decode = replace(decode, stage="decode", calls=10**6, flops=1e12, bytes_moved=decode_bytes)
+    ledger = replace(ledger, entries=(prefill, decode, idle), provenance=provenance)
+    return replace(report, ledgers=(ledger,), modules=(module,))
+
+
+def test_decode_that_reads_weights_for_few_tokens_is_a_hint():
+    report = decoding_report()
+    assert work_hint(report).text == (
+        "Decode took 600 J per TFLOP, prefill 100 J: it does 0.25 operations per byte instead of 10, and 100 % of the "
+        "bytes are weights, which a larger batch reads once for all."
+    )
+    assert work_hint(report).energy_j == pytest.approx(500.0)
+    assert answer(report).hint == work_hint(report).text
+
+
+@pytest.mark.parametrize(
+    ("above", "below"),
+    [
+        ({"decode_j": 101 * WORK_RATIO}, {"decode_j": 99 * WORK_RATIO}),
+        (
+            {"decode_bytes": 1.01e11 * WORK_RATIO, "params": 200_000},
+            {"decode_bytes": 0.99e11 * WORK_RATIO, "params": 200_000},
+        ),
+        ({"params": 2_040_000}, {"params": 1_960_000}),
+        ({"other_j": 500 / WORK_ENERGY_SHARE - 720}, {"other_j": 500 / WORK_ENERGY_SHARE - 680}),
+        ({}, {"provenance": "modelled"}),
+    ],
+)
+def test_the_hint_of_work_needs_all_of_its_evidence(above, below):
+    assert work_hint(decoding_report(**above)) is not None
+    assert work_hint(decoding_report(**below)) is None
+
+
+def test_without_operations_decode_is_no_hint():
+    report = decoding_report()
+    entries = [replace(entry, flops=None) for entry in report.ledgers[0].entries]
+    assert work_hint(replace(report, ledgers=(replace(report.ledgers[0], entries=tuple(entries)),))) is None
 
 
 def test_a_waiting_gpu_is_named_only_where_it_was_idle_as_long():

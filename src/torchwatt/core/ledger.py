@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import fsum, isclose
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torchwatt.core.errors import LedgerError
 from torchwatt.core.terms import Domain, Method, Phase, Provenance, Slot
@@ -229,14 +229,19 @@ def common_calls(entries: Sequence[Entry]) -> int | None:
     return max(sums.values(), default=0)
 
 
-def energy_per_tflop_j(entries: Sequence[Entry]) -> float | None:
-    """Return joules of 1e12 operations of some entries; None without operations, or if those of one are unknown.
+def common_work(entries: Sequence[Entry], column: Literal["flops", "bytes_moved"]) -> float | None:
+    """Return operations or bytes of entries; None without entries, or if those of one are unknown.
 
-    Entries of several domains state the operations of the same calls: these count once.
+    Entries of several domains state the work of the same calls, which counts once.
     """
-    operations: dict[Domain, list[float | None]] = defaultdict(list)
+    by_domain: dict[Domain, list[float | None]] = defaultdict(list)
     for entry in entries:
-        operations[entry.domain].append(entry.flops)
-    flops = max((total for values in operations.values() if (total := sum_if_known(values)) is not None), default=0.0)
-    is_known = all(None not in values for values in operations.values())
-    return total_self_j(entries) / flops * 1e12 if is_known and flops > 0 else None
+        by_domain[entry.domain].append(entry.flops if column == "flops" else entry.bytes_moved)
+    sums = [sum_if_known(values) for values in by_domain.values()]
+    return None if None in sums else max((total for total in sums if total is not None), default=None)
+
+
+def energy_per_tflop_j(entries: Sequence[Entry]) -> float | None:
+    """Return the joules of 1e12 operations of some entries; None without operations, or if those of one are unknown."""
+    flops = common_work(entries, "flops")
+    return total_self_j(entries) / flops * 1e12 if flops else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torchwatt.core.ledger import Entry, sum_if_known, total_self_j
+from torchwatt.core.ledger import Entry, common_work, sum_if_known, total_self_j
 from torchwatt.core.report import Report, Window
 from torchwatt.core.requests import figures_by_part
 from torchwatt.core.terms import VALIDATION
@@ -102,7 +102,8 @@ def layer_frame(report: Report) -> pd.DataFrame:
 
 GROUP_COLUMNS = (
     "name", "modules", "energy_j", "energy_lo_j", "energy_hi_j", "energy_share", "each_lo_j", "each_hi_j", "forward_j",
-    "backward_j", "method", "provenance", "tied", "depth", "energy_total_j",
+    "backward_j", "method", "provenance", "tied", "depth", "energy_total_j", "flops", "bytes_moved",
+    "energy_per_tflop_j",
 )  # fmt: skip
 
 
@@ -127,6 +128,9 @@ def group_frame(report: Report, by: View) -> pd.DataFrame:
             "tied": group.unclear,
             "depth": group.depth,
             "energy_total_j": group.total_j,
+            "flops": common_work(group.entries, "flops"),
+            "bytes_moved": common_work(group.entries, "bytes_moved"),
+            "energy_per_tflop_j": group.energy_per_tflop_j,
         }
         for group in layer_groups(report, by)
     ]

@@ -10,7 +10,7 @@ from math import fsum
 
 import numpy as np
 
-from torchwatt.core.ledger import Ledger
+from torchwatt.core.ledger import Entry, Ledger, common_work, energy_per_tflop_j, total_self_j
 from torchwatt.core.meter import FloatArray
 from torchwatt.core.report import Report
 from torchwatt.core.terms import (
@@ -22,6 +22,7 @@ from torchwatt.core.terms import (
     OTHER_PROCESSES,
     OUTSIDE,
     PROFILER,
+    REQUEST_STAGES,
     RESERVED,
     ROOT,
     TRANSFER,
@@ -48,6 +49,10 @@ COMMUNICATION_TIME_SHARE = 0.1
 # Repeats of a run differed by 7 to 18 % (docs/attribution.md): less may be such a difference.
 COMPILE_TIME_SHARE = 0.18
 IDLE_ENERGY_SHARE = 0.18
+# The roofline model (Williams, Waterman, Patterson, CACM 52(4), 2009): below the ridge, time goes by the bytes that are
+# read, so an operation costs as much more as it needs more bytes. Twice is far beyond the 18 % of repeats.
+WORK_RATIO = 2.0
+WORK_ENERGY_SHARE = 0.18
 
 _ROW_NAMES = {
     OPTIMIZER: "the optimizer",
@@ -334,7 +339,47 @@ def idle_hint(report: Report) -> Hint | None:
     return Hint(f"{text}: {IDLE} {format_energy(idle_j)} of {format_energy(report.energy_j)}.", idle_j)
 
 
-HINTS: tuple[Callable[[Report], Hint | None], ...] = (data_hint, communication_hint, compile_hint, idle_hint)
+def work_hint(report: Report) -> Hint | None:
+    """Hint at the batch if decoding pays `WORK_RATIO` times as much for an operation, since it reads weights for few.
+
+    Joules are those of meters; at least half of what decode reads must be weights, which a larger batch shares.
+    """
+    measured = {ledger.domain for ledger in report.counted if ledger.provenance == "measured"}
+    by_stage = entries_by_stage(report)
+    prefill, decode = (
+        [e for e in by_stage.get(stage, ()) if e.flops and e.bytes_moved and e.domain in measured]
+        for stage in REQUEST_STAGES
+    )
+    prefill_j, decode_j = energy_per_tflop_j(prefill), energy_per_tflop_j(decode)
+    if prefill_j is None or decode_j is None or decode_j < WORK_RATIO * prefill_j:
+        return None
+    in_prefill, in_decode = _operations_per_byte(prefill), _operations_per_byte(decode)
+    more_j = total_self_j(decode) * (1.0 - prefill_j / decode_j)
+    weights = _weight_share(report, decode)
+    if in_prefill < WORK_RATIO * in_decode or more_j <= WORK_ENERGY_SHARE * (report.energy_j or 0.0) or weights < 0.5:
+        return None
+    text = (
+        f"Decode took {format_energy(decode_j)} per TFLOP, prefill {format_energy(prefill_j)}: it does {in_decode:.2g} "
+        f"operations per byte instead of {in_prefill:.2g}, and {weights * 100:.0f} % of the bytes are weights, which a "
+        "larger batch reads once for all."
+    )
+    return Hint(text, more_j)
+
+
+def _weight_share(report: Report, entries: Sequence[Entry]) -> float:
+    """Return the part of the bytes of entries that are parameters, read once a call."""
+    size = {name: m.param_bytes for m in report.modules for name in (m.fqn, *m.aliases)}
+    read = fsum(size.get(entry.fqn, 0) * (entry.calls or 0) for entry in entries)
+    return read / fsum(entry.bytes_moved or 0.0 for entry in entries)
+
+
+def _operations_per_byte(entries: Sequence[Entry]) -> float:
+    return (common_work(entries, "flops") or 0.0) / (common_work(entries, "bytes_moved") or 1.0)
+
+
+HINTS: tuple[Callable[[Report], Hint | None], ...] = (
+    data_hint, communication_hint, compile_hint, idle_hint, work_hint,
+)  # fmt: skip
 
 
 def _row_hint(report: Report, row: str, text: str) -> Hint:

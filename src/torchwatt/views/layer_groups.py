@@ -10,7 +10,7 @@ from itertools import pairwise
 from math import fsum
 from typing import Literal, get_args
 
-from torchwatt.core.ledger import Entry, Ledger, sum_if_known
+from torchwatt.core.ledger import Entry, Ledger, energy_per_tflop_j, sum_if_known
 from torchwatt.core.report import Report
 from torchwatt.core.terms import PHASES, RESERVED, Domain, Phase, Provenance, weakest_provenance
 from torchwatt.core.trace import ModuleKind
@@ -110,6 +110,11 @@ class LayerGroup:
     def provenance(self) -> Provenance | None:
         """Return the weakest provenance of the entries; None without entries."""
         return weakest_provenance(*(entry.provenance for entry in self.entries)) if self.entries else None
+
+    @property
+    def energy_per_tflop_j(self) -> float | None:
+        """Return the joules of 1e12 operations; None if those of a module of the group are unknown."""
+        return energy_per_tflop_j(self.entries)
 
     @property
     def method(self) -> str:

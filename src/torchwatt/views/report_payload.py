@@ -222,6 +222,7 @@ def _group_value(group: LayerGroup) -> dict[str, Any]:
         "by_phase": _phase_values(group.phases),
         "provenance": group.provenance,
         "unclear": group.unclear,
+        **({} if group.energy_per_tflop_j is None else {"energy_per_tflop_j": json_number(group.energy_per_tflop_j)}),
     }
 
 

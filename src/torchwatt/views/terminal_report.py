@@ -215,6 +215,7 @@ def _table_columns(report: Report, groups: Sequence[LayerGroup], by: View) -> tu
         ),
         _Column("each module", (*map(_each_text, groups), ""), rank=1),
         *_phase_columns(groups, entries),
+        _Column("J/TFLOP", (*(_work_text(group) for group in groups), ""), rank=_BAR_RANK + 1),
         _Column("", (*(_bar_text(group.energy_j, most_j) for group in groups), ""), rank=_BAR_RANK),
         _Column("", (*(glyphs.get(str(g.provenance), "") for g in groups), glyphs[str(report.provenance)])),
     ]
@@ -239,6 +240,11 @@ def _bar_text(energy_j: float, most_j: float) -> str:
 
 def _energy_text(group: LayerGroup) -> str:
     return format_energy(group.energy_j) if group.entries else DASH
+
+
+def _work_text(group: LayerGroup) -> str:
+    each_j = group.energy_per_tflop_j
+    return "" if each_j is None else format_energy(each_j)
 
 
 def _each_text(group: LayerGroup) -> str:

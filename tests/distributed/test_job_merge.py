@@ -50,6 +50,22 @@ def told(report):
     )  # fmt: skip
 
 
+def test_rows_of_a_job_state_no_work_of_single_ranks(tmp_path):
+    def with_work(rank):
+        found = record(rank, 2, gpu=0 if rank else None)
+        ledgers = [
+            replace(ledger, entries=tuple(replace(e, flops=1e9 * (rank + 1), bytes_moved=1e6) for e in ledger.entries))
+            for ledger in found.report.ledgers
+        ]
+        return replace(found, report=replace(found.report, ledgers=tuple(ledgers)))
+
+    report = merge_job(merge_records([with_work(0), with_work(1)]))
+    entries = [entry for ledger in report.ledgers for entry in ledger.entries]
+    assert entries
+    assert all(entry.flops is None and entry.bytes_moved is None for entry in entries)
+    assert verify(write_bundle(report, tmp_path / "job")).ok
+
+
 @examples(15)
 @given(jobs(), st.randoms(use_true_random=False))
 def test_the_order_and_the_grouping_of_ranks_do_not_matter(records, random: Random):

@@ -18,7 +18,7 @@ from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.journal_format import Frame, FrameKind, decode_frames
 from torchwatt.core.meter import Event
 from torchwatt.core.terms import Slot
-from torchwatt.core.trace import Activity, ModuleInfo, Trace
+from torchwatt.core.trace import Activity, ModuleInfo, SlotWork, Trace
 from torchwatt.journal.journal_directory import WORK_FILE, JournalDirectory, journal_path, remove_journal
 from torchwatt.journal.journal_reader import list_journals, prune_journals, reading_columns
 from torchwatt.journal.trace_codec import pack_trace, unpack_trace
@@ -49,6 +49,7 @@ def traces(draw):
             tuple(draw(st.sampled_from(["train", "validation", ""])) for _ in steps) if draw(st.booleans()) else ()
         ),
         traced_steps=draw(st.integers(0, 99)),
+        work=draw(st.sampled_from([(), (SlotWork(0, 2.5e12, 3e9, 7.5), SlotWork(2, 0.0, 1.0, 0.0))])),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +15,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+import torchwatt as tw
+from torchwatt.audit import verify
+from torchwatt.audit.report_loader import load_report
 from torchwatt.core.trace import Trace
 from torchwatt.tracing.module_operations import CallWork, metadata_of, shape_reader, work_formula
 from torchwatt.tracing.tracer import Tracer
@@ -196,6 +200,29 @@ def test_experts_have_the_tokens_that_the_program_routed_to_them() -> None:
             assert flops == pytest.approx(2 * 8 * 16 * tokens)
 
 
+def test_a_run_has_a_row_for_each_expert_and_its_bundle_the_work(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, batches = Mixture(), [torch.randn(n, 8) for n in (30, 12, 7, 21)]
+    with tw.profile(net, overhead_budget=1.0) as run:
+        for batch in batches:
+            net(batch).sum().backward()
+    experts = run.experts.set_index("expert")
+    assert experts.layer.unique().tolist() == ["experts"]
+    assert experts.tokens.to_dict() == pytest.approx(dict(net.routed))
+    booked = [e for ledger in run.report.ledgers for e in ledger.entries if e.fqn.startswith("experts.")]
+    assert experts.energy_j.sum() == pytest.approx(sum(e.energy_self_j for e in booked))
+    folder = run.to_csv(tmp_path / "bundle")
+    assert verify(folder).ok
+    again = {(str(e.domain), e.fqn, e.phase): e for ledger in load_report(folder).ledgers for e in ledger.entries}
+    first = next(e for e in booked if e.flops)
+    assert again[str(first.domain), first.fqn, first.phase].flops == first.flops
+    gate = run.layers.query("fqn == 'gate' and phase == 'forward'").iloc[0]
+    assert gate.dtype == "float32"
+    assert gate.energy_per_tflop_j == pytest.approx(gate.energy_self_j / gate.flops * 1e12)
+    assert gate.bytes_per_s == pytest.approx(gate.bytes_moved / gate.time_self_s)
+    assert run.layers.query("fqn == 'experts.0.1'").flops.isna().all()  # ReLU is of no known class
+
+
 def llama(**changes: Any) -> Any:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -208,8 +235,6 @@ def llama(**changes: Any) -> Any:
 
 @pytest.mark.parametrize("budget", [1.0, pytest.param(0.003, marks=pytest.mark.heavy)])
 def test_prefill_and_decode_agree_with_the_counter_though_few_steps_are_traced(budget: float) -> None:
-    import torchwatt as tw
-
     model, prompt, new = llama(), torch.randint(3, 60, (2, 17)), 40
     requests = 3 if budget == 1.0 else 12
 

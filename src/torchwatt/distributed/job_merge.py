@@ -127,7 +127,7 @@ def merge_job(job: Job) -> Report:
     ]
     counted = [books for _, books in booked if books.ledger.counted]
     parts = tuple(_build_rank_part(job, clock, rank, counted) for rank in range(job.world_size))
-    ledgers = [_rescale_coverage(books.ledger, (end_ns - start_ns) / NS_PER_S) for _, books in booked]
+    ledgers = [_rescale_coverage(_drop_work(books.ledger), (end_ns - start_ns) / NS_PER_S) for _, books in booked]
     away = [ledger for ledger in ledgers if not ledger.is_whole]
     status, reason = _job_status(parts)
     if away and status == "complete":
@@ -240,6 +240,12 @@ def _job_status(parts: tuple[RankPart, ...]) -> tuple[Status, str]:
 def _list_ranks(ranks: list[int]) -> str:
     shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
     return f"rank{'s' if len(ranks) > 1 else ''} {shown}"
+
+
+def _drop_work(ledger: Ledger) -> Ledger:
+    """Return a ledger without operations and bytes: rows that ranks share do not tell whose calls they stand for."""
+    entries = (replace(entry, flops=None, bytes_moved=None, input_rows=None) for entry in ledger.entries)
+    return replace(ledger, entries=tuple(entries))
 
 
 def _rescale_coverage(ledger: Ledger, run_s: float) -> Ledger:

@@ -217,7 +217,7 @@ def test_a_run_has_a_row_for_each_expert_and_its_bundle_the_work(tmp_path: Path)
     first = next(e for e in booked if e.flops)
     assert again[str(first.domain), first.fqn, first.phase].flops == first.flops
     gate = run.layers.query("fqn == 'gate' and phase == 'forward'").iloc[0]
-    assert gate.dtype == "float32"
+    assert gate["dtype"] == "float32"
     assert gate.energy_per_tflop_j == pytest.approx(gate.energy_self_j / gate.flops * 1e12)
     assert gate.bytes_per_s == pytest.approx(gate.bytes_moved / gate.time_self_s)
     assert run.layers.query("fqn == 'experts.0.1'").flops.isna().all()  # ReLU is of no known class

@@ -18,8 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import torchwatt as tw
 from torchwatt.audit import verify
 from torchwatt.audit.report_loader import load_report
-from torchwatt.core.trace import Trace
+from torchwatt.core.terms import Slot
+from torchwatt.core.trace import SlotWork, Trace
 from torchwatt.tracing.module_operations import CallWork, metadata_of, shape_reader, work_formula
+from torchwatt.tracing.shape_samples import WorkSample, slot_works
 from torchwatt.tracing.tracer import Tracer
 
 NORMS = ("norm", "bn")
@@ -233,7 +235,7 @@ def llama(**changes: Any) -> Any:
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval()
 
 
-@pytest.mark.parametrize("budget", [1.0, pytest.param(0.003, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("budget", [1.0, pytest.param(0.01, marks=pytest.mark.heavy)])
 def test_prefill_and_decode_agree_with_the_counter_though_few_steps_are_traced(budget: float) -> None:
     model, prompt, new = llama(), torch.randint(3, 60, (2, 17)), 40
     requests = 3 if budget == 1.0 else 12
@@ -260,6 +262,55 @@ def test_prefill_and_decode_agree_with_the_counter_though_few_steps_are_traced(b
     assert attention == pytest.approx(requests * (both[name] - prefill[name]), rel=0.02)
     if budget < 1.0:
         assert 0 < run.report.tracing_cost_s < 0.1 * run.duration_s
+
+
+def slot_of_calls(n: int, begins_ns: list[int], sampled: dict[int, float]) -> SlotWork | None:
+    """Return the work of a slot of n calls, one each 10 ns, of which some are sampled: their number -> operations."""
+    start = np.arange(n, dtype=np.int64) * 10
+    spans = {
+        "slot": np.zeros(n, dtype=np.int64), "start_ns": start, "end_ns": start + 9, "calls": np.ones(n, np.int64),
+    }  # fmt: skip
+    works = [WorkSample(10 * at, CallWork(flops, flops, 1), recomputed=False) for at, flops in sampled.items()]
+    begins = {"decode": np.array(begins_ns, dtype=np.int64)}
+    found = list(slot_works({("fc", "decode"): works}, [Slot("fc", "forward", "decode")], spans, begins))
+    return found[0] if found else None
+
+
+def test_work_that_grows_along_a_stage_is_not_the_mean_of_early_calls() -> None:
+    requests = [0, 1000, 2000, 3000]  # of 100 calls each
+    early = {at: 50.0 + at % 100 for request in (0, 100, 200) for at in range(request, request + 6)}
+    work = slot_of_calls(400, requests, early)
+    assert work is not None
+    assert work.flops == pytest.approx(50.0 + 99 / 2)
+
+
+def test_requests_have_their_own_work_and_others_the_mean() -> None:
+    requests = [1000 * i for i in range(4)]
+    work = slot_of_calls(400, requests, {0: 90.0, 100: 100.0, 200: 110.0})
+    assert work is not None
+    assert work.flops == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize(
+    ("sampled", "known"),
+    [
+        ({0: 100.0, 100: 100.0, 200: 100.0}, True),
+        ({0: 100.0, 100: 100.0}, False),  # two requests do not tell how much a third differs
+        ({0: 100.0, 100: 250.0, 200: 20.0}, False),
+        ({0: 100.0, 100: 250.0, 200: 20.0, 300: 70.0}, True),  # all of them
+    ],
+)
+def test_work_is_empty_where_the_samples_do_not_tell_it(sampled: dict[int, float], known: bool) -> None:
+    assert (slot_of_calls(400, [0, 1000, 2000, 3000], sampled) is not None) == known
+
+
+@pytest.mark.parametrize(("batches", "known"), [((8, 9, 8, 7, 8, 9), True), ((1, 64, 2, 32, 1, 8), False)])
+def test_batches_that_vary_much_need_more_samples(batches: tuple[int, ...], known: bool) -> None:
+    sampled = {17 * i: float(batch) for i, batch in enumerate(batches)}
+    work = slot_of_calls(100, [], sampled)
+    assert (work is not None) == known
+    if work is not None:
+        assert work.flops == pytest.approx(8.2, rel=0.1)
 
 
 def one_call(module: nn.Module, *args: torch.Tensor) -> CallWork | None:

@@ -18,6 +18,8 @@ from torchwatt.core.trace import SlotWork
 from torchwatt.tracing.module_operations import CallWork, ShapeKey, ShapeReader, WorkFormula, work_formula
 
 MOST_SAMPLES = 65_536  # of a thread; beyond, a random half is kept
+MOST_ERROR = 0.1  # of the mean work of a call; beyond, it is unknown
+FEW_SAMPLES = 3  # with fewer, it is unknown how much others differ
 SURE_SLOPE = 3.0  # standard errors from which a slope counts
 NO_WORK = CallWork(0.0, 0.0, 0)
 has_function_mode: Callable[[], bool] = torch._C._is_torch_function_mode_enabled
@@ -121,7 +123,7 @@ def slot_works(
     spans: Mapping[str, Any],
     begins_ns: Mapping[str, IntArray],
 ) -> Iterator[SlotWork]:
-    """Yield the mean work of a call of each slot with samples.
+    """Yield the mean work of a call of each slot with samples, where the samples tell it to `MOST_ERROR`.
 
     A backward call counts the gradients and, of a checkpointed module, the recomputed forward.
 
@@ -132,92 +134,125 @@ def slot_works(
         begins_ns: When each stage began, by its name, in order.
     """
     for i, slot in enumerate(slots):
-        own = samples.get((slot.fqn, slot.stage))
-        if not own or slot.phase not in {"forward", "backward"}:
+        taken = samples.get((slot.fqn, slot.stage))
+        if not taken or slot.phase not in {"forward", "backward"}:
             continue
-        if slot.phase == "backward":
-            works = list(_backward_works(own))
-            means = tuple(float(x) for x in np.mean(works, axis=0)) if works else ()
-        else:
-            means = _forward_means([each for each in own if not each.recomputed], i, spans, begins_ns[slot.stage])
-        if means:
-            yield SlotWork(i, *means)
+        own = np.flatnonzero((spans["slot"] == i) & (spans["calls"] > 0))
+        own = own[np.argsort(spans["start_ns"][own], kind="stable")]
+        times = _CallTimes(spans["start_ns"][own], spans["end_ns"][own], spans["calls"][own], begins_ns[slot.stage])
+        if len(own):
+            means = _backward_means(taken, times) if slot.phase == "backward" else _forward_means(taken, times)
+            if means is not None:
+                yield SlotWork(i, *means)
 
 
-def _backward_works(samples: list[WorkSample]) -> Iterator[tuple[float, float, float]]:
-    """Yield the work of each call of a backward slot: recomputed forward calls are calls of it as well."""
+def _backward_means(samples: list[WorkSample], times: _CallTimes) -> list[float] | None:
+    """Return mean work of the calls of a backward slot: recomputed forward calls are calls of it as well."""
     again = [each.work for each in samples if each.recomputed]
     grown = [each for each in samples if each.work.has_gradient]
     # A reentrant checkpoint makes the graph when it recomputes, every other one in the forward pass.
     made = [each.work for each in grown if not each.recomputed] or [each.work for each in grown]
-    yield from ((work.flops, work.bytes_moved, 0.0) for work in again if made)
-    yield from ((work.gradient_flops, work.gradient_bytes, 0.0) for work in made)
+    if not made:
+        return None
+    gradients = np.array([(work.gradient_flops, work.gradient_bytes, 0.0) for work in made], dtype=np.float64)
+    forward = np.array([(work.flops, work.bytes_moved, 0.0) for work in again], dtype=np.float64).reshape(-1, 3)
+    calls = int(times.calls.sum()) / (2 if again else 1)
+    missing = max(1.0 - len(made) / calls, 0.0)
+    if any(_standard_error(column, missing) > MOST_ERROR * column.mean() for column in gradients.T[:2]):
+        return None
+    return [float(mean) for mean in np.concatenate((gradients, forward)).mean(axis=0)]
+
+
+def _forward_means(samples: list[WorkSample], times: _CallTimes) -> list[float] | None:
+    """Return mean operations, bytes and rows of the calls of a forward slot."""
+    works = [(s.t_ns, s.work.flops, s.work.bytes_moved, s.work.rows) for s in samples if not s.recomputed]
+    if not works:
+        return None
+    table = np.array(sorted(works), dtype=np.float64)
+    t_ns = np.array(sorted(work[0] for work in works), dtype=np.int64)
+    means = [times.mean_of(column, t_ns) for column in table[:, 1:].T]
+    is_known = all(error <= MOST_ERROR * mean for mean, error in means)
+    return [mean for mean, _ in means] if is_known else None
 
 
 @dataclass(frozen=True, slots=True)
 class _CallTimes:
-    """The calls of one slot: spans that stand for them, in order, and when its stage began, each time."""
+    """The calls of one slot: spans that stand for them, in order, and when its stage began, each time.
+
+    A *stretch* is the time from one begin of the stage to the next: a request, where the stage is `decode`.
+    """
 
     start_ns: IntArray
     end_ns: IntArray
     calls: IntArray
     begins_ns: IntArray
 
-    def stretch(self, t_ns: IntArray) -> IntArray:
-        """Return the number of the stretch of the stage at some times."""
+    def mean_of(self, values: FloatArray, t_ns: IntArray) -> tuple[float, float]:
+        """Return the mean over all calls of a value that is known of some, and its standard error.
+
+        Calls of a stretch have the mean of its samples, and those of other stretches the mean of all stretches with
+        samples; within a stretch the value may grow with the position of the call (decoding reads a growing cache),
+        with one slope in all of them. Without several stretches, a value that does not grow is interpolated over time.
+
+        Args:
+            values: In order of time.
+            t_ns: When the calls began.
+        """
+        stretch, position = self._stretch(t_ns), self._position(t_ns)
+        sampled, group = np.unique(stretch, return_inverse=True)
+        slope = _common_slope(values, position, group)
+        begins = np.bincount(group, values - slope * position) / np.bincount(group)
+        covered = self._stretch(np.maximum(self.end_ns - 1, self.start_ns)) - self._stretch(self.start_ns) + 1
+        stretches = len(np.unique(self._stretch(self.start_ns))) + int((covered - 1).sum())
+        if stretches == 1:
+            missing = max(1.0 - len(values) / float(self.calls.sum()), 0.0)
+            error = _standard_error(values - slope * position, missing)
+            if not slope:
+                at_ns = np.where(self.calls > 1, (self.start_ns + self.end_ns) // 2, self.start_ns)
+                mean = float(np.average(np.interp(at_ns, t_ns, values), weights=self.calls))
+            else:
+                mean = float(begins[0] + slope * np.average(self._span_positions(covered), weights=self.calls))
+            return mean, error
+        at = np.searchsorted(sampled, self._stretch(self.start_ns)).clip(max=len(sampled) - 1)
+        is_sampled = (sampled[at] == self._stretch(self.start_ns)) & (covered == 1)
+        each = np.where(is_sampled, begins[at], begins.mean()) + slope * self._span_positions(covered)
+        missing = float(np.average(~is_sampled, weights=self.calls))
+        return float(np.average(each, weights=self.calls)), _standard_error(begins, missing)
+
+    def _stretch(self, t_ns: IntArray) -> IntArray:
         return np.searchsorted(self.begins_ns, t_ns, side="right")
 
-    def position(self, t_ns: IntArray) -> FloatArray:
+    def _position(self, t_ns: IntArray) -> FloatArray:
         """Return how many calls of its stretch precede the call at each of some times."""
         before = np.concatenate(([0], np.cumsum(self.calls)))
         first = np.concatenate(([0], np.searchsorted(self.start_ns, self.begins_ns)))
-        done = before[np.searchsorted(self.start_ns, t_ns)] - before[first[self.stretch(t_ns)]]
+        done = before[np.searchsorted(self.start_ns, t_ns)] - before[first[self._stretch(t_ns)]]
         return np.asarray(done, dtype=np.float64)
 
-    def span_positions(self) -> FloatArray:
+    def _span_positions(self, covered: IntArray) -> FloatArray:
         """Return the mean position of the calls of each span; a span may cover several stretches."""
-        covered = self.stretch(np.maximum(self.end_ns - 1, self.start_ns)) - self.stretch(self.start_ns) + 1
         within = (self.calls / covered - 1.0) / 2.0
-        return np.asarray(np.where(covered > 1, within, self.position(self.start_ns) + within), dtype=np.float64)
+        return np.asarray(np.where(covered > 1, within, self._position(self.start_ns) + within), dtype=np.float64)
 
 
-def _forward_means(
-    samples: list[WorkSample], i: int, spans: Mapping[str, Any], begins_ns: IntArray
-) -> tuple[float, ...]:
-    """Return mean operations, bytes and rows of the calls of a slot."""
-    if not samples:
-        return ()
-    values = np.array([(s.work.flops, s.work.bytes_moved, s.work.rows) for s in samples], dtype=np.float64)
-    own = np.flatnonzero((spans["slot"] == i) & (spans["calls"] > 0))
-    if (values == values[0]).all() or not len(own):
-        return tuple(values.mean(axis=0).tolist())
-    own = own[np.argsort(spans["start_ns"][own], kind="stable")]
-    times = _CallTimes(spans["start_ns"][own], spans["end_ns"][own], spans["calls"][own], begins_ns)
-    t_ns = np.array([sample.t_ns for sample in samples], dtype=np.int64)
-    order = np.argsort(t_ns, kind="stable")
-    return tuple(_mean_of_calls(column[order], t_ns[order], times) for column in values.T)
+def _standard_error(values: FloatArray, missing: float) -> float:
+    """Return the standard error of a mean of which a part (0 to 1) is not sampled; infinite for too few samples."""
+    if missing <= 0:
+        return 0.0
+    return float(values.std(ddof=1)) / float(np.sqrt(len(values))) * missing if len(values) >= FEW_SAMPLES else np.inf
 
 
-def _mean_of_calls(values: FloatArray, t_ns: IntArray, times: _CallTimes) -> float:
-    """Return the mean over all calls of a value that is known at some of them.
-
-    Where it grows with the position of a call in its stretch (decoding reads a growing cache), by a line with the same
-    slope in each stretch; traced calls are not spread evenly. Otherwise by interpolation over time.
-    """
-    position, stretch = times.position(t_ns), times.stretch(t_ns)
-    _, group = np.unique(stretch, return_inverse=True)
+def _common_slope(values: FloatArray, position: FloatArray, group: IntArray) -> float:
+    """Return the slope of values by position that is common to all groups; 0 unless it is sure."""
     count = np.bincount(group)
     x = position - (np.bincount(group, position) / count)[group]
     y = values - (np.bincount(group, values) / count)[group]
     spread, freedom = float(x @ x), len(values) - len(count) - 1
-    if spread > 0 and freedom > 0:
-        slope = float(x @ y) / spread
-        error = float(np.sqrt(np.sum((y - slope * x) ** 2) / freedom / spread))
-        if abs(slope) > SURE_SLOPE * error:
-            begin = float(np.mean(np.bincount(group, values - slope * position) / count))
-            return begin + slope * float(np.average(times.span_positions(), weights=times.calls))
-    at_ns = np.where(times.calls > 1, (times.start_ns + times.end_ns) // 2, times.start_ns)
-    return float(np.average(np.interp(at_ns, t_ns, values), weights=times.calls))
+    if spread <= 0 or freedom <= 0:
+        return 0.0
+    slope = float(x @ y) / spread
+    error = float(np.sqrt(np.sum((y - slope * x) ** 2) / freedom / spread))
+    return slope if abs(slope) > SURE_SLOPE * error else 0.0
 
 
 def samples_by_name(

@@ -177,6 +177,17 @@ def test_a_backward_call_through_other_modules_is_recorded_where_those_known_mus
     assert conductor.wants_window(stride, "b", 4 * MS, is_new=True)
 
 
+@pytest.mark.parametrize(("share", "least", "most"), [(0.01, 0.2, 0.33), (1.0, 1.0, 1.0)])
+def test_shapes_are_read_in_the_first_traced_steps_and_in_a_part_of_the_others(share, least, most):
+    loop, read = Loop(share, 20 * MS, 100, windows=False), []
+    for _ in range(20_000):
+        if loop.stride.mode == ALL_CALLS:
+            read.append(loop.stride.shapes)
+        loop.step()
+    assert all(read[:3])
+    assert least <= sum(read) / len(read) <= most
+
+
 def test_a_wrapper_that_costs_more_than_it_was_calibrated_to_is_found_out():
     """Four times the calibrated cost: the books follow what is seen, and fewer steps are traced."""
     honest, dear = Loop(0.01, 4 * MS, 300, windows=False), Loop(0.01, 4 * MS, 300, windows=False, real=8_000)

@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -40,7 +39,7 @@ from torchwatt.tracing.log_rows import (
     UNKNOWN_KEY,
     SignatureTable,
 )
-from torchwatt.tracing.module_operations import ShapeKey, ShapeReader, read_plain
+from torchwatt.tracing.module_operations import ShapeReader, read_plain
 from torchwatt.tracing.module_registry import ModuleRegistry
 from torchwatt.tracing.module_wrappers import class_call, module_call
 from torchwatt.tracing.named_parts import NamedParts
@@ -60,12 +59,7 @@ class _BenchRegistry:
     def __init__(self) -> None:
         self.by_id: dict[int, int] = {}
         self.calls_code: frozenset[Any] = frozenset()
-        self.readers: dict[int, ShapeReader] = {UNKNOWN_KEY: self._read_typical}
-        self._tensor = torch.empty((1, 1, 1), device="cpu")
-        self._linear = SimpleNamespace(_parameters={"weight": self._tensor})
-
-    def _read_typical(self, *_call: Any) -> ShapeKey:
-        return read_plain(self._linear, (self._tensor,), {}, self._tensor)
+        self.readers: dict[int, ShapeReader] = {}
 
     def register(self, _module: object) -> int:
         return UNKNOWN_KEY
@@ -98,36 +92,38 @@ class _WrapperBench:
         return False
 
 
-class _NoModule:
-    """A stand-in for a module."""
-
-
 def calibrate_wrappers(clock_ns: Callable[[], int]) -> TracingCosts:
     """Measure the cost of logging and of passing a call, in a loop, in under 2 ms; training has colder caches."""
+    x = torch.empty((1, 1), device="cpu")
+    module: Any = torch.nn.Linear.__new__(
+        torch.nn.Linear
+    )  # not initialised: the user's random numbers stay as they are
+    vars(module)["_parameters"] = {"weight": x}
 
-    def nothing(_self: Any) -> None:
-        pass
+    def nothing(_self: Any, x: Any) -> Any:
+        return x
 
-    module, bench = _NoModule(), _WrapperBench(clock_ns)
+    bench = _WrapperBench(clock_ns)
     bench.registry.by_id[id(module)] = UNKNOWN_KEY
     wrapped = module_call(bench)(nothing)  # type: ignore[arg-type]  # no more than the wrapper uses
-    call_ns = _excess_ns(wrapped, nothing, module)
+    call_ns = _excess_ns(wrapped, nothing, module, x)
     log = bench.log()
+    bench.registry.readers[UNKNOWN_KEY] = read_plain
+    shapes_factor = max(_excess_ns(wrapped, nothing, module, x) / call_ns, 1.0)
     log.mode, log.inside = OUTERMOST, True
-    return TracingCosts(call_ns, _excess_ns(wrapped, nothing, module), in_a_loop=True, margins=measure_margins())
+    passing_ns = _excess_ns(wrapped, nothing, module, x)
+    return TracingCosts(call_ns, passing_ns, shapes_factor=shapes_factor, in_a_loop=True, margins=measure_margins())
 
 
-def _excess_ns(wrapped: Wrapped, plain: Wrapped, module: Any) -> float:
-    least = min(_time_loop(wrapped, module) for _ in range(LOOPS)) - min(
-        _time_loop(plain, module) for _ in range(LOOPS)
-    )
-    return max(least, LEAST_NS)
+def _excess_ns(wrapped: Wrapped, plain: Wrapped, module: Any, x: Any) -> float:
+    with_ns, without_ns = (min(_time_loop(each, module, x) for _ in range(LOOPS)) for each in (wrapped, plain))
+    return max(with_ns - without_ns, LEAST_NS)
 
 
-def _time_loop(function: Wrapped, module: Any) -> float:
+def _time_loop(function: Wrapped, module: Any, x: Any) -> float:
     start = own_ns()  # thread CPU time: other threads that hold the interpreter lock do not count
     for _ in range(CALLS):
-        function(module)
+        function(module, x)
     return (own_ns() - start) / CALLS
 
 

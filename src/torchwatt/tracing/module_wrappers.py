@@ -110,8 +110,7 @@ def module_call(host: WrapperContext) -> Callable[[Wrapped], Wrapped]:  # noqa: 
                 log.rows.append(_failed_row(key, start, clock(), s0, graph))
                 raise
             log.rows.append((key, start, clock(), s0, seq(), graph))
-            reader = reader_of(key)
-            if reader is not None:
+            if log.stride.shapes and (reader := reader_of(key)) is not None:
                 log.shapes.note(reader, key, start, graph, module, args, kwargs, y)
             return y
 
@@ -136,12 +135,11 @@ def module_call(host: WrapperContext) -> Callable[[Wrapped], Wrapped]:  # noqa: 
                     y = original(self, *args, **kwargs)
                 except BaseException:
                     rows.append(_failed_row(key, start, clock(), s0, graph))
-                    if graph >= 0 and reader_of(key):
+                    if graph >= 0 and log.stride.shapes and reader_of(key):
                         log.shapes.note_stopped(key, start)
                     raise
                 rows.append((key, start, clock(), s0, seq(), graph))
-                reader = reader_of(key)
-                if reader is not None:
+                if log.stride.shapes and (reader := reader_of(key)) is not None:
                     log.shapes.note(reader, key, start, graph, self, args, kwargs, y)
                 if len(rows) > force_rows:
                     overflow(log)

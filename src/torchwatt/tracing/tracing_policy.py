@@ -84,6 +84,8 @@ SKELETON_SHARE = 0.2  # of the budget, for them and the decisions around them
 # The first steps of a program are not representative: caches and kernels are cold, and denormal gradients take 50 times
 # as long. At this step another one is traced and recorded early, as a template for the others.
 WARM_STEP = 8
+# Logging a call with its shapes costs about twice as much (`TracingCosts.shapes_factor`): a part of traced steps does.
+FIRST_SHAPE_STEPS, SHAPE_STEP_SHARE = 3, 0.25
 RELATIVE_SPREAD = (
     0.4  # random relative spread of stride lengths: sampling must not coincide with a period of the program
 )
@@ -106,6 +108,7 @@ class TracingCosts:
     call_ns: float  # logging one module call
     passing_ns: float  # letting one pass through the wrapper in a step that is not traced
     swap_ns: float = 400_000.0  # removing and restoring the wrapper; updated when that happens
+    shapes_factor: float = 1.0  # logging a call with its shapes, relative to one without
     factor: float = 1.0  # observed over calibrated, never below 1
     decision_ns: float = 0.0  # moving average
     in_a_loop: bool = False
@@ -128,6 +131,7 @@ class StepBatch:
     answered: int = 0  # of these, calls without gradients of which only the bounds were recorded
     planned: int = 1  # number of steps until the next decision
     windowed: bool = False
+    shapes: bool = True  # those of traced calls are read as well
     skeleton: bool = False  # their bounds are recorded, as templates for steps of which only the end is
     seq: int = 0  # autograd's sequence number after the latest backward call
     backwards: int = 0
@@ -174,6 +178,7 @@ class TracingPolicy:
         self._skeletons = 0
         self._skeleton_ns = start_ns  # earliest time of the next one
         self._steps = 0  # decided on
+        self._shape_steps = 0  # decisions to read shapes
         self._wants_warm = False  # record a backward call of the next traced step, as the first warm one
         self._random = random.Random(start_ns)  # noqa: S311 - of our own: the user's numbers stay as they are
 
@@ -216,8 +221,17 @@ class TracingPolicy:
         stride.cpu_ns, stride.window_ns = cpu_ns, 0
         stride.planned = self._planned(stride, cost_ns, light_ns, now_ns)
         if traced:
+            stride.shapes = self._reads_shapes()
             stride.planned = max(min(stride.planned, (self.limit.max_spans - spans) // max(stride.rows, 1)), 1)
         return stride.mode
+
+    def _reads_shapes(self) -> bool:
+        """Return whether the traced steps that begin read the shapes of their calls: a part, chosen at random."""
+        reads = (
+            self.budget.share >= 1 or self._shape_steps < FIRST_SHAPE_STEPS or self._random.random() < SHAPE_STEP_SHARE
+        )
+        self._shape_steps += reads
+        return reads
 
     def _look_when_warm(self, stride: StepBatch, steps: int) -> None:
         """Request a trace of the first warm step; `steps` is the number of steps that ended in the current stride."""
@@ -333,7 +347,8 @@ class TracingPolicy:
         rows = max(rows * n - answers, 0.0) / max(n - answers, 1)  # per remaining step
         if stride.mode == ALL_CALLS:
             fixed = (HOOK_CALLS + stride.backwards / n * BACKWARD_CALLS + stride.passing * PASSING_CALLS) * call_ns
-            self.budget.pay("calls", n * rows * call_ns * self.costs.factor)
+            shapes_factor = self.costs.shapes_factor if stride.shapes else 1.0
+            self.budget.pay("calls", n * rows * call_ns * self.costs.factor * shapes_factor)
         elif stride.mode == OUTERMOST:
             fixed = self._light_ns(stride, rows, stride.backwards / n)
         else:
@@ -346,7 +361,8 @@ class TracingPolicy:
         return calls * self.call_ns(stride) + (0.0 if self.narrow else self._passing_ns(stride))
 
     def _traced_ns(self, stride: StepBatch) -> float:
-        return stride.calls * self.call_ns(stride) * self.costs.factor + self._around_ns()
+        shapes_factor = 1.0 + (self.costs.shapes_factor - 1.0) * SHAPE_STEP_SHARE
+        return stride.calls * self.call_ns(stride) * self.costs.factor * shapes_factor + self._around_ns()
 
     def _around_ns(self) -> float:
         """Return the cost before and after consecutive traced steps, independent of their number, in ns."""

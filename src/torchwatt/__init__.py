@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from torchwatt.session.profile import profile, scope, stage
     from torchwatt.session.run import Run
     from torchwatt.tracing.layer_replay import work_of
+    from torchwatt.tracing.module_operations import measure_flop_ceiling
 
 __all__ = [
     "Run",
     "__version__",
     "attribute",
     "log_to_mlflow",
+    "measure_flop_ceiling",
     "merge",
     "metrics",
     "profile",
@@ -38,6 +40,7 @@ _HOMES = {
     "Run": "torchwatt.session",
     "attribute": "torchwatt.offline.trace_attribution",
     "log_to_mlflow": "torchwatt.integrations.mlflow",
+    "measure_flop_ceiling": "torchwatt.tracing.module_operations",
     "metrics": "torchwatt",
     "merge": "torchwatt.distributed.job_folder",
     "profile": "torchwatt.session",

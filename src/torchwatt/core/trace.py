@@ -79,6 +79,25 @@ class ModuleInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class FlopCeiling:
+    """The most operations per second that a device was measured to do in matrix products of one type.
+
+    Attributes:
+        device: As in torch: `cpu`, `cuda:0`.
+        dtype: `float32`, `bfloat16`.
+        flops_per_s: Of the fastest product.
+        width: Rows and columns of the matrices of that product.
+        threads: Of torch, on a CPU; 0 elsewhere.
+    """
+
+    device: str
+    dtype: str
+    flops_per_s: float
+    width: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
 class SlotWork:
     """Mean work of one call of a slot, from the shapes of its traced calls; `slot` is an index."""
 

@@ -16,6 +16,7 @@ from torchwatt.core.ledger import Entry, common_work, sum_if_known, total_self_j
 from torchwatt.core.report import Report, Window
 from torchwatt.core.requests import figures_by_part
 from torchwatt.core.terms import VALIDATION
+from torchwatt.core.trace import FlopCeiling
 from torchwatt.core.units import NS_PER_S, ns_from_s
 from torchwatt.views import LAYER_COLUMNS, View, layer_groups, layer_rows
 from torchwatt.views.rank_table import rank_energy_j
@@ -135,6 +136,32 @@ def group_frame(report: Report, by: View) -> pd.DataFrame:
         for group in layer_groups(report, by)
     ]
     return pd.DataFrame(rows, columns=list(GROUP_COLUMNS))
+
+
+UTILISATION_COLUMNS = (
+    "fqn", "phase", "stage", "domain", "dtype", "flops", "time_self_s", "flops_per_s", "flop_utilisation",
+)  # fmt: skip
+
+
+def utilisation_frame(report: Report, ceiling: FlopCeiling, *, autocast: bool) -> pd.DataFrame:
+    """Return a row per row of `layer_frame` with known operations on the ceiling's device, most time first."""
+    import pandas as pd
+
+    kind, _, index = ceiling.device.partition(":")
+    domains = [ledger.domain for ledger in report.counted if ledger.domain.kind == ("cpu" if kind == "cpu" else "gpu")]
+    if kind != "cpu" and len(domains) > 1:
+        domains = [domain for domain in domains if domain.index == int(index or 0)]
+    names = {str(domain) for domain in domains}
+    rows = []
+    for row in layer_rows(report):
+        if row["domain"] not in names:
+            continue
+        if not row["flops"] or not row["time_self_s"] or not (autocast or row["dtype"] in {None, ceiling.dtype}):
+            continue
+        rate = row["flops"] / row["time_self_s"]
+        rows.append(row | {"flops_per_s": rate, "flop_utilisation": rate / ceiling.flops_per_s})
+    rows.sort(key=lambda row: -row["time_self_s"])
+    return pd.DataFrame(rows, columns=list(UTILISATION_COLUMNS))
 
 
 EXPERT_COLUMNS = ("layer", "expert", "stage", "tokens", "energy_j", "energy_per_token_j")

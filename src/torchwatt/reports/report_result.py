@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.plain_text import to_printable
 from torchwatt.core.report import Report
+from torchwatt.core.trace import FlopCeiling
 from torchwatt.reports import dataframes
 from torchwatt.reports.emissions import compare_with_estimate
 from torchwatt.reports.estimate_comparison import EstimateComparison
@@ -121,6 +122,18 @@ class ReportResult(ABC):
     def experts(self) -> pd.DataFrame:
         """One row per expert of a mixture of experts and stage: routed tokens, joules, joules per token."""
         return dataframes.expert_frame(self.report)
+
+    def flop_utilisation(self, ceiling: FlopCeiling, *, autocast: bool = False) -> pd.DataFrame:
+        """Operations per second of each layer and phase, and their part of what the device can do.
+
+        Rows are those of known operations on the ceiling's device, with modules whose parameters have the ceiling's
+        type or that have none.
+
+        Args:
+            ceiling: From `torchwatt.measure_flop_ceiling(device, dtype)`.
+            autocast: The products ran in the ceiling's type, whatever the type of the parameters is.
+        """
+        return dataframes.utilisation_frame(self.report, ceiling, autocast=autocast)
 
     @property
     def generation(self) -> pd.DataFrame:

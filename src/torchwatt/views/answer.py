@@ -11,7 +11,6 @@ from math import fsum
 import numpy as np
 
 from torchwatt.core.ledger import Entry, Ledger, common_work, energy_per_tflop_j, total_self_j
-from torchwatt.core.meter import FloatArray
 from torchwatt.core.report import Report
 from torchwatt.core.terms import (
     COMMUNICATION,
@@ -33,14 +32,11 @@ from torchwatt.views import report_summary
 from torchwatt.views.energy_rates import generation_sentence, stage_energy_j, step_rates, unit_rates
 from torchwatt.views.layer_groups import fold_names
 from torchwatt.views.layer_sums import LayerSum, entries_by_stage, module_kinds, sum_layers
-from torchwatt.views.module_tree import TOP_CONTAINER, NameTree
+from torchwatt.views.module_tree import GroupTree
 from torchwatt.views.number_format import format_energy, format_time
 
 # Of the joules: as many groups are named as make this share, but no more than the most.
 _MAIN_SHARE, _MAX_GROUPS = 0.8, 5
-# Of the joules of modules: a group above its share is replaced by what it contains. A repeated block, which has parts
-# of several kinds, is replaced early; a part of repeated blocks late, since its parts are many and have long names.
-_SPLIT_SHARE, _SPLIT_BLOCK_SHARE, _SPLIT_PART_SHARE = 0.6, 0.3, 0.75
 
 # PyTorch's TensorBoard plugin advises on data loading above 5 % of the step time, on communication above 10 % (kineto,
 # tb_plugin/torch_tb_profiler/profiler/run_generator.py: `dataloader_ratio > 0.05`, `communication_ratio > 0.1`).
@@ -245,53 +241,6 @@ def main_groups(report: Report, layers: Sequence[LayerSum] | None = None) -> dic
     groups = {layer.fqn: layer.energy_j for layer in layers if layer.reserved}
     tree = GroupTree([folded[layer.fqn] for layer in modules])
     return groups | tree.split(np.array([layer.energy_j for layer in modules]))
-
-
-class GroupTree:
-    """Folded names of modules with their containers; divides joules among the groups that tell most."""
-
-    def __init__(self, folded: Sequence[str]) -> None:
-        container_of: dict[str, str] = {}
-        children: dict[str, set[str]] = defaultdict(set)
-        for name in folded:
-            parent, end = TOP_CONTAINER, 0
-            while end < len(name):
-                dot = name.find(".", end + 1)
-                end = dot if dot > 0 else len(name)
-                path = name[:end]  # cut, not joined anew: a name may have a thousand levels
-                container_of[path] = parent
-                children[parent].add(path)
-                parent = path
-        self._tree = NameTree(container_of)
-        self._children = {parent: sorted(parts) for parent, parts in children.items()}
-        self._modules = np.array([self._tree.number[name] for name in folded], dtype=np.int64)
-        self._own = frozenset(folded)
-
-    def split(self, energy_j: FloatArray) -> dict[str, float]:
-        """Return joules by group, of the joules of each module."""
-        own_j = np.bincount(self._modules, energy_j, len(self._tree.names)).astype(np.float64)
-        total_j = self._tree.totals(own_j)
-        groups: dict[str, float] = {}
-        waiting = list(self._children.get(TOP_CONTAINER, ()))
-        while waiting:
-            path = waiting.pop()
-            number = self._tree.number[path]
-            if not self._is_split(path, float(total_j[number]), float(total_j[-1])):
-                groups[path] = float(total_j[number])
-                continue
-            waiting += self._children[path]
-            if path in self._own:
-                groups[f"{path} itself"] = float(own_j[number])
-        return groups
-
-    def _is_split(self, path: str, total_j: float, modules_j: float) -> bool:
-        parts = self._children.get(path, ())
-        if path.endswith("}") and path not in self._own:  # a list in a list does nothing by itself
-            return bool(parts)
-        share = _SPLIT_PART_SHARE if "*" in path or "}" in path else _SPLIT_SHARE
-        if path.endswith(("*", "}")) or (len(parts) == 1 and path not in self._own):
-            share = _SPLIT_BLOCK_SHARE
-        return bool(parts) and total_j > share * modules_j
 
 
 @dataclass(frozen=True, slots=True)

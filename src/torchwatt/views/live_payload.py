@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torchwatt.core.meter import FloatArray, IntArray, Meter, Unavailable
 from torchwatt.core.terms import PHASES, RESERVED, ROOT, Provenance
 from torchwatt.core.trace import ModuleKind
-from torchwatt.views.answer import GroupTree, modules_name
+from torchwatt.views.answer import modules_name
 from torchwatt.views.layer_groups import fold_names
-from torchwatt.views.module_tree import MAX_DEPTH, TOP_CONTAINER, NameTree, find_containers, smaller_label
+from torchwatt.views.module_tree import MAX_DEPTH, TOP_CONTAINER, GroupTree, NameTree, find_containers, smaller_label
 from torchwatt.views.number_format import format_energy
 from torchwatt.views.report_payload import json_number, payload_text
 

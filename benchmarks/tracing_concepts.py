@@ -7,8 +7,8 @@ Costs are of the thread's own CPU time, in programs that sleep for most of a ste
 length, and the noise of matrix products, which is a hundred times its cost, is not there. What it leaves behind in the
 caches of a working program is not seen either. Errors are of programs that work, against the thread's clock, read by
 the loop itself around its parts. Printed are the medians of the pairs' differences, without minus with: positive
-numbers are what the mechanism saves. A mechanism earns its place if it saves 40 us of a step (0.2 % of 20 ms), if without it
-steps of 0.2 or 1 ms leave the budget of 1 %, or if without it phases are wrong.
+numbers are what the mechanism saves. A mechanism earns its place if it saves 40 us of a step (0.2 % of 20 ms), if
+without it steps of 0.2 or 1 ms leave the budget of 1 %, or if without it phases are wrong.
 """
 
 import argparse

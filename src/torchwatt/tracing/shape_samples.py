@@ -209,7 +209,7 @@ class _CallTimes:
             error = _standard_error(values - slope * position, missing)
             if not slope:
                 at_ns = np.where(self.calls > 1, (self.start_ns + self.end_ns) // 2, self.start_ns)
-                mean = float(np.average(np.interp(at_ns, t_ns, values), weights=self.calls))
+                mean = float(np.average(np.interp(at_ns - t_ns[0], t_ns - t_ns[0], values), weights=self.calls))
             else:
                 mean = float(begins[0] + slope * np.average(self._span_positions(covered), weights=self.calls))
             return mean, error

@@ -1,6 +1,6 @@
 """What each mechanism of the tracer buys: the cost of a step, and the error of phases, with it and without it.
 
-    python benchmarks/tracing_concepts.py [--only NAME ...] [--model NAME ...] [--pairs 6] [--seconds 1]
+    python benchmarks/tracing_concepts.py [--only NAME ...] [--model NAME ...] [--pairs 6] [--seconds 2]
 
 A pair is two sessions of equal length in one process, in turned order: with all mechanisms, and with one switched off.
 Costs are of the thread's own CPU time, in programs that sleep for most of a step: the tracer sees steps of the stated
@@ -17,7 +17,7 @@ import gc
 import os
 import random
 import statistics
-from time import perf_counter, sleep, thread_time_ns
+from time import perf_counter_ns, sleep, thread_time_ns
 from unittest.mock import patch
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
@@ -153,14 +153,20 @@ MECHANISMS = {
 }
 
 
+def ends():
+    return thread_time_ns(), perf_counter_ns()
+
+
 def session(make, steps):
-    """Return CPU ns a step, and the largest error of a phase in points, of one session."""
+    """Return CPU ns a step of the last three quarters of a session, its largest error of a phase, and wall ns a step."""
     model, optimizer, x = make()
     used, clock = dict.fromkeys(PHASES, 0), thread_time_ns
     gc.collect()
     with tw.profile(model) as run:
-        since = began = clock()
-        for _ in range(steps):
+        since = clock()
+        for step in range(steps):
+            if step == steps // 4:
+                began = ends()
             optimizer.zero_grad()
             a = clock()
             y = model(x)
@@ -174,12 +180,12 @@ def session(make, steps):
             for phase, ns in zip(PHASES, (b - a, d - c, e - d, a - since + c - b), strict=True):
                 used[phase] += ns
             since = e
-        cpu_ns = (clock() - began) / steps
+        cpu_ns, wall_ns = ((end - start) / (steps - steps // 4) for start, end in zip(began, ends(), strict=True))
     rows = run.layers
     rows = rows[rows.domain.str.startswith("cpu") & ~rows.fqn.isin(["(profiler)", "(setup)"])]
     joules = rows.groupby(rows.phase.where(rows.phase.isin(PHASES), "other")).energy_self_j.sum()
     total_ns, total_j = sum(used.values()), joules.sum()
-    return cpu_ns, max(100 * abs(joules.get(p, 0.0) / total_j - used[p] / total_ns) for p in PHASES)
+    return cpu_ns, max(100 * abs(joules.get(p, 0.0) / total_j - used[p] / total_ns) for p in PHASES), wall_ns
 
 
 def middle(values):
@@ -205,10 +211,8 @@ def show(models, asked, *, costs):
     for name in [each for each in models if asked.model is None or each in asked.model]:
         torch.manual_seed(0)
         make = models[name]
-        session(make, 3)
-        began, tried = perf_counter(), 20
-        session(make, tried)
-        steps = max(round(asked.seconds * tried / (perf_counter() - began)), 20)
+        session(make, 4)
+        steps = max(round(asked.seconds * 1e9 / session(make, 40)[2]), 40)
         print(f"\n{name}, {'sleeping' if costs else 'working'}: {steps} steps a session, {asked.pairs} pairs")
         heads = f"{'us a step more':>14} {'90 %':>18}" if costs else f"{'points with':>11} {'without':>8}"
         print(f"{'without':34} {heads}")
@@ -224,7 +228,7 @@ def main():
     parser.add_argument("--only", nargs="+", choices=list(MECHANISMS), default=list(MECHANISMS), metavar="NAME")
     parser.add_argument("--model", nargs="+", choices=[*SLEEPING, *WORKING])
     parser.add_argument("--pairs", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a session")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a session")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     random.seed(0)

@@ -158,7 +158,7 @@ def ends():
 
 
 def session(make, steps):
-    """Return CPU ns a step of the last three quarters of a session, its largest error of a phase, and wall ns a step."""
+    """Return CPU ns a step of the last three quarters of a session, its largest error of a phase, wall ns a step."""
     model, optimizer, x = make()
     used, clock = dict.fromkeys(PHASES, 0), thread_time_ns
     gc.collect()

@@ -181,8 +181,10 @@ def test_clocks_of_a_job_and_of_tracing_count_in_integers(offset_ns):
 
 
 SOURCES = Path(torchwatt.__file__).parent
-RELATIVE = {"core/energy_curve.py", "attribution/estimator.py", "tracing/step_templates.py", "kineto/trace_offset.py",
-            "tracing/device_windows.py", "tracing/step_events.py", "tracing/call_template.py", "tracing/shape_samples.py"}  # fmt: skip
+RELATIVE = {
+    "core/energy_curve.py", "attribution/estimator.py", "tracing/step_templates.py", "kineto/trace_offset.py",
+    "tracing/device_windows.py", "tracing/step_events.py", "tracing/call_template.py", "tracing/shape_samples.py",
+}  # fmt: skip
 
 
 def test_nothing_else_interpolates_over_instants():

@@ -17,7 +17,7 @@ from torchwatt.core.terms import Slot
 from torchwatt.core.trace import SlotWork
 from torchwatt.tracing.module_operations import CallWork, ShapeKey, ShapeReader, WorkFormula, work_formula
 
-MOST_SAMPLES = 65_536  # of a thread; beyond, a random half is kept
+MOST_SAMPLES = 16_384  # of a thread; beyond, a random half is kept
 MOST_ERROR = 0.1  # of the mean work of a call; beyond, it is unknown
 FEW_SAMPLES = 3  # with fewer, it is unknown how much others differ
 SURE_SLOPE = 3.0  # standard errors from which a slope counts

@@ -113,8 +113,9 @@ def test_a_lake_that_grew_after_the_sql_was_printed_says_that_runs_were_not_comp
 
 @pytest.mark.heavy
 @pytest.mark.timeout(3600)  # minutes where nothing else runs
-def test_five_thousand_bundles_and_four_ingesting_programs(tmp_path):
-    fleet, broken = make_bundles(tmp_path / "runs", 5000)
+def test_many_bundles_and_four_ingesting_programs(tmp_path):
+    """Of 5,000 the same is true (`benchmarks/fleet.py`, ten minutes)."""
+    fleet, broken = make_bundles(tmp_path / "runs", 1500)
     for _, refused in ingest_at_once(tmp_path / "lake", tmp_path / "runs"):
         assert refused == {str(folder) for folder in broken.values()}
     check(open_lake(tmp_path / "lake"), fleet, broken)

@@ -430,8 +430,9 @@ def test_the_ceiling_is_that_of_torch_s_own_products_and_layers_reach_a_part_of_
     ceiling = tw.measure_flop_ceiling("cpu", seconds=1.0)
     assert (ceiling.device, ceiling.dtype, ceiling.threads) == ("cpu", "float32", torch.get_num_threads())
     x = torch.rand(ceiling.width, ceiling.width)
-    plain_s = Timer("x @ x", globals={"x": x}).timeit(2).mean
-    assert 0.4 < ceiling.flops_per_s * plain_s / (2 * ceiling.width**3) < 2.5
+    threads = torch.get_num_threads()
+    plain_s = min(Timer("x @ x", globals={"x": x}, num_threads=threads).timeit(1).mean for _ in range(8))
+    assert 0.25 < ceiling.flops_per_s * plain_s / (2 * ceiling.width**3) < 4.0  # tests run beside it
     net = nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 8).bfloat16())
     with tw.profile(net, overhead_budget=1.0, live="off") as run:
         for _ in range(30):

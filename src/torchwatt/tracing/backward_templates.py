@@ -68,8 +68,9 @@ def _forward_of(keys: Sequence[Hashable], paths: CallPaths) -> tuple[CallSignatu
     """Return the signature of the forward pass before an untraced call, and the modules for which it is uncertain."""
     outer = next((key[1] for key in keys if isinstance(key, tuple) and key[0] == "coarse"), ())
     signatures = [paths.signature(task) for _, _, task in outer]
-    over = paths.outermost.union(*(each.over for each in signatures))
     counts = Counter(key for key, _, _ in outer)
+    # Calls that one outermost call makes of others, as a model does of what is called alone to generate, are not noted.
+    over = (paths.outermost - paths.inside_of(counts)).union(counts, *(each.over for each in signatures))
     for each in signatures:
         counts.update(each.counts)
     uncertain = (paths.uncertain(key, size, ran) for (key, size, _), ran in zip(outer, signatures, strict=True))

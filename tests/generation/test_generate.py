@@ -164,6 +164,32 @@ def test_static_cache_and_bytes_of_the_cache(llama):
     assert dynamic.generation["all"]["cache_bytes"] == held // 2
 
 
+@pytest.mark.heavy
+def test_a_quantised_cache_holds_fewer_bytes_and_the_same_tokens():
+    pytest.importorskip("optimum.quanto")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=60, hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        pad_token_id=PAD, eos_token_id=END, bos_token_id=1,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    run, result, passes, bounds = generated(
+        model, prompts(2, 16), max_new_tokens=20, min_new_tokens=20, do_sample=False, return_dict_in_generate=True,
+        cache_implementation="quantized",
+        cache_config={"backend": "quanto", "nbits": 4, "q_group_size": 32, "residual_length": 8},
+    )  # fmt: skip
+    assert counts(run) == [(16, 20)] * 2
+    assert_first_token_lies_between_two_passes(run, passes, bounds)
+    assert_parts_and_rest_are_the_total(run)
+    held = 0
+    for layer in result.past_key_values.layers:
+        for recent, older in ((layer.keys, layer._quantized_keys), (layer.values, layer._quantized_values)):
+            packed = older._data._data  # two numbers of 4 bits in a byte
+            assert packed.dtype is torch.uint8
+            held += packed.numel() + sum(t.numel() * t.element_size() for t in (recent, older._scale, older._shift))
+    assert run.generation["all"]["cache_bytes"] == held // 2
+
+
 def test_tokens_that_a_given_cache_contains_are_told_apart(llama):
     ids = prompts(1, 20)
     cache = transformers.DynamicCache(config=llama.config)

@@ -177,7 +177,10 @@ def tensor_bytes(value: Any) -> int:
 
 
 def _tensors(value: Any, depth: int) -> Iterator[Any]:
-    if hasattr(value, "element_size") and hasattr(value, "numel"):
+    if hasattr(value, "__tensor_flatten__"):  # a quantised tensor states the type and size of what it stands for
+        for name in value.__tensor_flatten__()[0]:
+            yield from _tensors(getattr(value, name), depth)
+    elif hasattr(value, "element_size") and hasattr(value, "numel"):
         yield value
     elif depth and isinstance(value, list | tuple | set):
         for item in value:

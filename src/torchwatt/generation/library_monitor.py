@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,9 @@ class Removable(Protocol):
 
     def remove(self) -> Any:
         """Remove it."""
+
+
+Patch = tuple[Any, str, Callable[[Any], Any]]  # owner, name, and the function from the original to its wrapper
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,88 @@ STAGED_METHODS = (
 )  # fmt: skip
 
 
+PIPELINES_MODULE, MODELS_MODULE = "diffusers.pipelines.pipeline_utils", "diffusers.models.modeling_utils"
+_AUTOENCODERS = ("Autoencoder", "VQModel")  # parts of the names of the classes whose `encode` and `decode` are a stage
+
+
+class PipelineStages:
+    """Stages of diffusers' pipelines: `text_encoder`, `denoise` (the loop with a progress bar), and `vae`.
+
+    The methods are those of each pipeline's and autoencoder's own class: known are the classes that are loaded, and
+    those of each pipeline that is made later.
+    """
+
+    def __init__(self, tools: LibraryTools, patch_all: Callable[[Sequence[Patch]], None]) -> None:
+        self._stage, self._patch_all = tools.stage, patch_all
+        self._seen: set[type] = set()
+
+    def install(self) -> None:
+        """Patch the classes that are loaded."""
+        pipeline = getattr(sys.modules[PIPELINES_MODULE], "DiffusionPipeline", None)
+        model = getattr(sys.modules.get(MODELS_MODULE), "ModelMixin", None)
+        self._patch_all([(pipeline, "progress_bar", self._denoise), (pipeline, "register_modules", self._learn)])
+        waiting = [each for each in (pipeline, model) if each is not None]
+        while waiting:
+            each = waiting.pop()
+            self._add(each)
+            waiting += each.__subclasses__()
+
+    def _add(self, kind: type) -> None:
+        """Patch what a class defines itself."""
+        if kind in self._seen:
+            return
+        self._seen.add(kind)
+        stages = {"encode_prompt": "text_encoder"}
+        if any(part in kind.__name__ for part in _AUTOENCODERS):
+            stages |= {"encode": "vae", "decode": "vae"}
+        own = [(name, stage) for name, stage in stages.items() if name in vars(kind)]
+        self._patch_all([(kind, name, stage_wrapper(self._stage, stage)) for name, stage in own])
+
+    def _learn(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def register_modules(pipeline: Any, **modules: Any) -> Any:
+            for each in (pipeline, *modules.values()):
+                for kind in type(each).__mro__:
+                    self._add(kind)
+            return original(pipeline, **modules)
+
+        return register_modules
+
+    def _denoise(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def progress_bar(pipeline: Any, iterable: Any = None, total: int | None = None) -> Any:
+            if iterable is not None:
+                return original(pipeline, _StagedIterable(iterable, self._stage), total)
+            bar = original(pipeline, iterable, total)
+            stage = ExitStack()
+            stage.enter_context(self._stage("denoise"))
+            close = bar.close
+
+            def close_and_leave() -> None:
+                stage.close()
+                close()
+
+            bar.close = close_and_leave  # its `__exit__` calls it, whether or not the bar is shown
+            return bar
+
+        return progress_bar
+
+
+class _StagedIterable:
+    """An iterable whose iteration is the stage `denoise`."""
+
+    def __init__(self, iterable: Any, stage: Callable[[str], AbstractContextManager[Any]]) -> None:
+        self._iterable, self._stage = iterable, stage
+
+    def __iter__(self) -> Iterator[Any]:
+        with self._stage("denoise"):
+            yield from self._iterable
+
+    def __len__(self) -> int:
+        return len(self._iterable)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._iterable, name)
+
+
 class LibraryMonitor:
     """Patches the libraries while at least one session runs, and passes their stages and requests to its log."""
 
@@ -96,6 +181,8 @@ class LibraryMonitor:
         adapter = TransformersAdapter(tools.stage, lambda: self.logs, tools.clock_ns)
         self._when_loaded(GENERATION_MODULE, tools, lambda: self._patch_all(tools, adapter.patches()))
         self._when_loaded(CONTINUOUS_MODULE, tools, lambda: self._patch_all(tools, adapter.pass_patches()))
+        pipelines = PipelineStages(tools, functools.partial(self._patch_all, tools))
+        self._when_loaded(PIPELINES_MODULE, tools, pipelines.install)
         for module in sorted({each.module for each in STAGED_METHODS}):
             self._when_loaded(module, tools, functools.partial(self._patch_staged, tools, module))
 
@@ -110,7 +197,7 @@ class LibraryMonitor:
         owners = [(each, getattr(sys.modules[module], each.owner, None)) for each in methods]
         self._patch_all(tools, [(owner, each.method, stage_wrapper(tools.stage, each.stage)) for each, owner in owners])
 
-    def _patch_all(self, tools: LibraryTools, patches: Sequence[tuple[Any, str, Callable[[Any], Any]]]) -> None:
+    def _patch_all(self, tools: LibraryTools, patches: Sequence[Patch]) -> None:
         """Patch what a version of the library has."""
         with self._lock:
             if self.logs:

@@ -45,10 +45,10 @@ def stable_diffusion(folder):
         block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4,
         up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=8, sample_size=32,
     )  # fmt: skip
+    files = str(folder / "vocab.json"), str(folder / "merges.txt")
     pipeline = diffusers.StableDiffusionPipeline(
         unet=unet(), vae=vae, text_encoder=transformers.CLIPTextModel(text),
-        tokenizer=transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77),
-        scheduler=diffusers.DDIMScheduler(), safety_checker=None, feature_extractor=None,
+        tokenizer=transformers.CLIPTokenizer(*files, model_max_length=77), scheduler=diffusers.DDIMScheduler(), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)

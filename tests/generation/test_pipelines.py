@@ -47,10 +47,15 @@ def stable_diffusion(folder):
     )  # fmt: skip
     files = str(folder / "vocab.json"), str(folder / "merges.txt")
     pipeline = diffusers.StableDiffusionPipeline(
-        unet=unet(), vae=vae, text_encoder=transformers.CLIPTextModel(text),
-        tokenizer=transformers.CLIPTokenizer(*files, model_max_length=77), scheduler=diffusers.DDIMScheduler(), safety_checker=None, feature_extractor=None,
+        unet=unet(),
+        vae=vae,
+        text_encoder=transformers.CLIPTextModel(text),
+        tokenizer=transformers.CLIPTokenizer(*files, model_max_length=77),
+        scheduler=diffusers.DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
-    )  # fmt: skip
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -25,6 +25,7 @@ from torchwatt.views.answer import (
     communication_hint,
     compile_hint,
     data_hint,
+    dtype_hint,
     idle_hint,
     main_groups,
     modules_name,
@@ -93,10 +94,13 @@ def test_idle_power_of_a_model_is_no_hint():
     assert idle_hint(share_report("(idle)", 0.9, 0.9, provenance="modelled")) is None
 
 
-def decoding_report(*, decode_j=600.0, decode_bytes=4e12, params=4_000_000, provenance="measured", other_j=100.0):
+def decoding_report(
+    *, decode_j=600.0, decode_bytes=4e12, params=4_000_000, provenance="measured", other_j=100.0, domain=CPU, dtype=""
+):
     """Book one layer of 1,000 calls a stage: a TFLOP in prefill for 100 J and 1e11 bytes, one in decode."""
-    module = ModuleInfo("fc", "Linear", params // 4, params)
-    report = made_report([("fc", 100.0, 10.0, "forward"), ("fc", decode_j, 50.0, "forward"), ("(idle)", other_j, 40.0)])
+    module = ModuleInfo("fc", "Linear", params // 4, params, dtype=dtype)
+    rows = [("fc", 100.0, 10.0, "forward"), ("fc", decode_j, 50.0, "forward"), ("(idle)", other_j, 40.0)]
+    report = made_report(rows, domain=domain)
     (ledger,) = report.ledgers
     prefill, decode, idle = ledger.entries
     prefill = replace(prefill, stage="prefill", calls=1000, flops=1e12, bytes_moved=1e11)
@@ -131,6 +135,33 @@ def test_decode_that_reads_weights_for_few_tokens_is_a_hint():
 def test_the_hint_of_work_needs_all_of_its_evidence(above, below):
     assert work_hint(decoding_report(**above)) is not None
     assert work_hint(decoding_report(**below)) is None
+
+
+WIDE = {"domain": GPU, "dtype": "float32"}
+
+
+def test_weights_of_float32_in_decode_are_a_hint_on_a_gpu():
+    hint = dtype_hint(decoding_report(**WIDE, params=3_000_000))
+    assert hint.text == (
+        "Decode reads weights of float32, 75 % of its bytes: bfloat16 has half of them, and its layers took 600 J on the "
+        "GPU."
+    )
+    assert hint.energy_j == pytest.approx(600 * 0.75 / 2)
+
+
+@pytest.mark.parametrize(
+    ("above", "below"),
+    [
+        ({}, {"dtype": "bfloat16"}),
+        ({}, {"domain": CPU}),  # few have fast products of 16 bits
+        ({}, {"provenance": "modelled"}),
+        ({"params": 2_040_000}, {"params": 1_960_000}),
+        ({"other_j": 300 / WORK_ENERGY_SHARE - 720}, {"other_j": 300 / WORK_ENERGY_SHARE - 680}),
+    ],
+)
+def test_the_hint_of_types_needs_all_of_its_evidence(above, below):
+    assert dtype_hint(decoding_report(**WIDE | above)) is not None
+    assert dtype_hint(decoding_report(**WIDE | below)) is None
 
 
 def test_without_operations_decode_is_no_hint():

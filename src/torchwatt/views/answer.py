@@ -16,6 +16,7 @@ from torchwatt.core.terms import (
     COMMUNICATION,
     COMPILE,
     DATA,
+    DECODE,
     IDLE,
     OPTIMIZER,
     OTHER_PROCESSES,
@@ -315,9 +316,28 @@ def work_hint(report: Report) -> Hint | None:
     return Hint(text, more_j)
 
 
-def _weight_share(report: Report, entries: Sequence[Entry]) -> float:
-    """Return the part of the bytes of entries that are parameters, read once a call."""
-    size = {name: m.param_bytes for m in report.modules for name in (m.fqn, *m.aliases)}
+def dtype_hint(report: Report) -> Hint | None:
+    """Hint at 16 bits if a measured GPU reads float32 weights for most of decode.
+
+    Where reading takes the time, half of the bytes of these weights take half of their joules; that part must be more
+    than `WORK_ENERGY_SHARE` of the run.
+    """
+    measured = {ledger.domain for ledger in _gpus(report) if ledger.provenance == "measured"}
+    decode = [e for e in entries_by_stage(report).get(DECODE, ()) if e.bytes_moved and e.domain in measured]
+    if not decode:
+        return None
+    wide = _weight_share(report, decode, dtype="float32")
+    saved_j = total_self_j(decode) * wide / 2.0
+    if wide < 0.5 or saved_j <= WORK_ENERGY_SHARE * (report.energy_j or 0.0):
+        return None
+    text = f"Decode reads weights of float32, {wide * 100:.0f} % of its bytes: bfloat16 has half of them"
+    return Hint(f"{text}, and its layers took {format_energy(total_self_j(decode))} on the GPU.", saved_j)
+
+
+def _weight_share(report: Report, entries: Sequence[Entry], dtype: str = "") -> float:
+    """Return the part of the bytes of entries that are parameters, of one type or any, read once a call."""
+    modules = [module for module in report.modules if dtype in {"", module.dtype}]
+    size = {name: m.param_bytes for m in modules for name in (m.fqn, *m.aliases)}
     read = fsum(size.get(entry.fqn, 0) * (entry.calls or 0) for entry in entries)
     return read / fsum(entry.bytes_moved or 0.0 for entry in entries)
 
@@ -327,7 +347,7 @@ def _operations_per_byte(entries: Sequence[Entry]) -> float:
 
 
 HINTS: tuple[Callable[[Report], Hint | None], ...] = (
-    data_hint, communication_hint, compile_hint, idle_hint, work_hint,
+    data_hint, communication_hint, compile_hint, idle_hint, work_hint, dtype_hint,
 )  # fmt: skip
 
 

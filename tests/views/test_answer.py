@@ -143,8 +143,8 @@ WIDE = {"domain": GPU, "dtype": "float32"}
 def test_weights_of_float32_in_decode_are_a_hint_on_a_gpu():
     hint = dtype_hint(decoding_report(**WIDE, params=3_000_000))
     assert hint.text == (
-        "Decode reads weights of float32, 75 % of its bytes: bfloat16 has half of them, and its layers took 600 J on the "
-        "GPU."
+        "Decode reads weights of float32, 75 % of its bytes: bfloat16 has half of them, and its layers took 600 J on "
+        "the GPU."
     )
     assert hint.energy_j == pytest.approx(600 * 0.75 / 2)
 

@@ -13,11 +13,10 @@ if TYPE_CHECKING:
     from torchwatt.integrations.mlflow import log_to_mlflow
     from torchwatt.journal.recovery import recover
     from torchwatt.offline.layer_power import replay
+    from torchwatt.offline.layer_replay import measure_flop_ceiling, work_of
     from torchwatt.offline.trace_attribution import attribute
     from torchwatt.session.profile import profile, scope, stage
     from torchwatt.session.run import Run
-    from torchwatt.tracing.layer_replay import work_of
-    from torchwatt.tracing.module_operations import measure_flop_ceiling
 
 __all__ = [
     "Run",
@@ -40,7 +39,7 @@ _HOMES = {
     "Run": "torchwatt.session",
     "attribute": "torchwatt.offline.trace_attribution",
     "log_to_mlflow": "torchwatt.integrations.mlflow",
-    "measure_flop_ceiling": "torchwatt.tracing.module_operations",
+    "measure_flop_ceiling": "torchwatt.offline.layer_replay",
     "metrics": "torchwatt",
     "merge": "torchwatt.distributed.job_folder",
     "profile": "torchwatt.session",
@@ -48,7 +47,7 @@ _HOMES = {
     "replay": "torchwatt.offline.layer_power",
     "scope": "torchwatt.session",
     "stage": "torchwatt.session",
-    "work_of": "torchwatt.tracing.layer_replay",
+    "work_of": "torchwatt.offline.layer_replay",
 }
 
 

@@ -158,7 +158,7 @@ def sidecar(data: bytes, folder: Path) -> None:
 @target(seeds.sidecars, "json")
 def inductor(data: bytes, folder: Path) -> None:
     """Add what was compiled now to what an earlier run left."""
-    from torchwatt.tracing.inductor import ProvenanceRecorder
+    from torchwatt.offline.inductor import ProvenanceRecorder
 
     recorder = ProvenanceRecorder()
     recorder.graphs = {"key": {"triton_0": [("fc", "forward", 1.0)]}}

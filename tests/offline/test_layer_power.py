@@ -10,7 +10,7 @@ from tests.support.powercap import FakePowercap
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.terms import Slot
 from torchwatt.offline.layer_power import ReplayTiming, replay
-from torchwatt.tracing.layer_replay import capture_workloads
+from torchwatt.offline.layer_replay import capture_workloads
 
 QUICK = ReplayTiming(settle_s=0.1, measure_s=0.3, cool_s=0.05, rounds=2)
 

@@ -12,14 +12,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.benchmark import Timer
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import torchwatt as tw
 from torchwatt.audit import verify
 from torchwatt.audit.report_loader import load_report
-from torchwatt.core.errors import ConfigError
 from torchwatt.core.terms import Slot
 from torchwatt.core.trace import SlotWork, Trace
 from torchwatt.tracing.module_operations import CallWork, metadata_of, shape_reader, work_formula
@@ -424,31 +422,3 @@ def test_a_default_device_is_no_obstacle() -> None:
 def test_the_type_of_a_module_is_that_of_most_of_its_parameters() -> None:
     assert metadata_of(nn.Linear(4, 4).bfloat16()).dtype == "bfloat16"
     assert not metadata_of(nn.ReLU()).dtype
-
-
-def test_the_ceiling_is_that_of_torch_s_own_products_and_layers_reach_a_part_of_it() -> None:
-    ceiling = tw.measure_flop_ceiling("cpu", seconds=1.0)
-    assert (ceiling.device, ceiling.dtype, ceiling.threads) == ("cpu", "float32", torch.get_num_threads())
-    x = torch.rand(ceiling.width, ceiling.width)
-    threads = torch.get_num_threads()
-    plain_s = min(Timer("x @ x", globals={"x": x}, num_threads=threads).timeit(1).mean for _ in range(8))
-    assert 0.25 < ceiling.flops_per_s * plain_s / (2 * ceiling.width**3) < 4.0  # tests run beside it
-    net = nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 8).bfloat16())
-    with tw.profile(net, overhead_budget=1.0, live="off") as run:
-        for _ in range(30):
-            net[0](torch.rand(256, 512))
-            net[1](torch.rand(16, 512).bfloat16())
-    rows = run.flop_utilisation(ceiling)
-    assert set(rows.fqn) == {"0"}  # the other is of another type
-    first = rows.iloc[0]
-    assert first.flops == pytest.approx(30 * 2 * 256 * 512 * 512)
-    assert first.flops_per_s == pytest.approx(first.flops / first.time_self_s)
-    assert 0.0 < first.flop_utilisation < 2.0
-    assert set(run.flop_utilisation(ceiling, autocast=True).fqn) == {"0", "1"}
-
-
-def test_a_ceiling_that_cannot_be_measured_is_one_clear_error() -> None:
-    with pytest.raises(ConfigError, match=r"torch\.int8 could be measured on nowhere|nowhere"):
-        tw.measure_flop_ceiling("nowhere", torch.int8)
-    with pytest.raises(ConfigError, match="must be positive"):
-        tw.measure_flop_ceiling("cpu", seconds=0)

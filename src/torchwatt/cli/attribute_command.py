@@ -50,7 +50,7 @@ def add_attribute_parser(commands: Any) -> None:
         "--capture", action="append", default=[], metavar="FILE", help="a trace in which CUDA graphs were captured"
     )
     parser.add_argument(
-        "--sidecar", metavar="FILE", help="the file of fused kernels that torchwatt.tracing.inductor wrote"
+        "--sidecar", metavar="FILE", help="the file of fused kernels that torchwatt.offline.inductor wrote"
     )
     parser.add_argument(
         "--stage", action="append", default=[], metavar="NAME",

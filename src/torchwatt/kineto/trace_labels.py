@@ -1,4 +1,4 @@
-"""Interpret names in a trace: owner and phase; of compiled kernels by a sidecar of `torchwatt.tracing.inductor`."""
+"""Interpret names in a trace: owner and phase; of compiled kernels by a sidecar of `torchwatt.offline.inductor`."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def read_sidecar(path: str | os.PathLike[str]) -> Sidecar:
     try:
         file = msgspec.json.decode(text, type=_SidecarFile)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise TraceError(f"{path} is no sidecar of torchwatt.tracing.inductor: {error}") from error
+        raise TraceError(f"{path} is no sidecar of torchwatt.offline.inductor: {error}") from error
     if file.format != SIDECAR_FORMAT:
         raise TraceError(
             f"{path}: format {file.format!r} is not {SIDECAR_FORMAT!r}; record it again with this torchwatt"

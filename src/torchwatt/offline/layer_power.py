@@ -23,7 +23,7 @@ from torchwatt.tracing.user_process import synchronize
 if TYPE_CHECKING:
     from torch import nn
 
-    from torchwatt.tracing.layer_replay import LayerWorkload
+    from torchwatt.offline.layer_replay import LayerWorkload
 
 # Drop the first 1.2 s of a load (Yang, Adamek, Armour, arXiv 2312.02741): a 1 s average has then forgotten the pause.
 SETTLE_S = 1.2
@@ -68,7 +68,7 @@ def replay(
     Raises:
         ConfigError: No layer was called, or no meter measures: the load model has no per-layer information.
     """
-    from torchwatt.tracing.layer_replay import capture_workloads
+    from torchwatt.offline.layer_replay import capture_workloads
 
     meters = feed or Sampler(discover(powercap_root=powercap_root))
     if not any(_is_measured(meter) for meter in meters.meters):

@@ -72,7 +72,7 @@ def calibrate(
     if calibration_key(meter, channel.sensor) is None:
         raise ConfigError(f"calibrate: {device} reports no uuid or no driver version, which a saved calibration needs")
     if burn is None:
-        from torchwatt.tracing.layer_replay import cuda_burner
+        from torchwatt.offline.layer_replay import cuda_burner
 
         burn = cuda_burner(meter.domain.index or 0)
     fine = next((channel_ for channel_ in meter.channels if channel_.stamped), None)

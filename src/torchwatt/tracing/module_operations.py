@@ -11,15 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite, prod
-from time import perf_counter
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from torchwatt.core.errors import ConfigError
-from torchwatt.core.trace import FlopCeiling
 
 NORM_OPERATIONS, RMS_NORM_OPERATIONS = 7, 4
 # Names of the projection of queries in attention modules of transformers; of others the product is not known.
@@ -333,58 +329,3 @@ def _dtype_name(parameter: Any) -> str:
     """Return the quantisation that a parameter states (bitsandbytes, quanto), else its type: `float32`."""
     stated = getattr(parameter, "quant_type", None) or getattr(getattr(parameter, "qtype", None), "name", None)
     return stated if isinstance(stated, str) else str(parameter.dtype).removeprefix("torch.")
-
-
-CEILING_WIDTHS = (512, 1024, 2048, 4096, 8192)
-_CEILING_REPEATS = 3
-
-
-def measure_flop_ceiling(
-    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, *, seconds: float = 2.0
-) -> FlopCeiling:
-    """Measure how many operations per second a device does in matrix products, for `run.flop_utilisation`.
-
-    Square products of growing width are repeated, with as many threads as torch has, and the fastest counts. The
-    numbers are random, from a generator of its own: a GPU draws less and clocks higher for zeros.
-
-    Args:
-        device: As in torch.
-        dtype: Type of the matrices, such as `torch.bfloat16` for a run under autocast in it.
-        seconds: Wider products are left out once this time is over.
-
-    Raises:
-        ConfigError: `seconds` is no positive number, or the device has no products of this type.
-    """
-    if not isfinite(seconds) or seconds <= 0:
-        raise ConfigError(f"seconds={seconds!r}: must be positive, such as 2.0")
-    end_s, best = perf_counter() + seconds, (0.0, 0)
-    try:
-        where = torch.device(device)
-        for width in CEILING_WIDTHS:
-            generator = torch.Generator(where).manual_seed(width)
-            matrix = torch.rand((width, width), generator=generator, device=where).to(dtype)
-            took_s = min(_product_s(matrix) for _ in range(1 + _CEILING_REPEATS))
-            best = max(best, (2.0 * width**3 / took_s, width))
-            # The next product takes eight times as long.
-            if perf_counter() + 8 * (1 + _CEILING_REPEATS) * took_s > end_s:
-                break
-    except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"no matrix product of {dtype} could be measured on {device}: {reason}") from error
-    threads = torch.get_num_threads() if where.type == "cpu" else 0
-    if where.type != "cpu" and where.index is None:
-        where = matrix.device
-    return FlopCeiling(str(where), str(dtype).removeprefix("torch."), *best, threads)
-
-
-def _product_s(matrix: Tensor) -> float:
-    """Return the seconds of one product."""
-    on_accelerator = matrix.device.type != "cpu"
-    if on_accelerator:
-        torch.accelerator.synchronize(matrix.device)
-    began = perf_counter()
-    with torch.no_grad():
-        torch.mm(matrix, matrix)
-    if on_accelerator:
-        torch.accelerator.synchronize(matrix.device)
-    return perf_counter() - began

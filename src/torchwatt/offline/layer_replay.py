@@ -1,4 +1,4 @@
-"""Capture the inputs of a model's layers and run each layer alone, in a loop: a ground truth."""
+"""Run layers alone in a loop, with the inputs that a model gave them, and matrix products: a ground truth."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.terms import ROOT, Phase, Slot
+from torchwatt.core.trace import FlopCeiling
 from torchwatt.tracing.module_registry import walk_modules
 
 Precision = tuple[tuple[str, torch.dtype], ...]  # (kind of device, dtype it computes in)
@@ -256,3 +258,58 @@ class _ByteCounter(torch.utils._python_dispatch.TorchDispatchMode):  # type: ign
             leaves = torch.utils._pytree.tree_leaves((args, kwargs, out))
             self.total += sum(t.numel() * t.element_size() for t in leaves if isinstance(t, torch.Tensor))
         return out
+
+
+CEILING_WIDTHS = (512, 1024, 2048, 4096, 8192)
+_CEILING_REPEATS = 3
+
+
+def measure_flop_ceiling(
+    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, *, seconds: float = 2.0
+) -> FlopCeiling:
+    """Measure how many operations per second a device does in matrix products, for `run.flop_utilisation`.
+
+    Square products of growing width are repeated, with as many threads as torch has, and the fastest counts. The
+    numbers are random, from a generator of its own: a GPU draws less and clocks higher for zeros.
+
+    Args:
+        device: As in torch.
+        dtype: Type of the matrices, such as `torch.bfloat16` for a run under autocast in it.
+        seconds: Wider products are left out once this time is over.
+
+    Raises:
+        ConfigError: `seconds` is no positive number, or the device has no products of this type.
+    """
+    if not isfinite(seconds) or seconds <= 0:
+        raise ConfigError(f"seconds={seconds!r}: must be positive, such as 2.0")
+    end_s, best = time.perf_counter() + seconds, (0.0, 0)
+    try:
+        where = torch.device(device)
+        for width in CEILING_WIDTHS:
+            generator = torch.Generator(where).manual_seed(width)
+            matrix = torch.rand((width, width), generator=generator, device=where).to(dtype)
+            took_s = min(_product_s(matrix) for _ in range(1 + _CEILING_REPEATS))
+            best = max(best, (2.0 * width**3 / took_s, width))
+            # The next product takes eight times as long.
+            if time.perf_counter() + 8 * (1 + _CEILING_REPEATS) * took_s > end_s:
+                break
+    except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"no matrix product of {dtype} could be measured on {device}: {reason}") from error
+    threads = torch.get_num_threads() if where.type == "cpu" else 0
+    if where.type != "cpu" and where.index is None:
+        where = matrix.device
+    return FlopCeiling(str(where), str(dtype).removeprefix("torch."), *best, threads)
+
+
+def _product_s(matrix: Tensor) -> float:
+    """Return the seconds of one product."""
+    on_accelerator = matrix.device.type != "cpu"
+    if on_accelerator:
+        torch.accelerator.synchronize(matrix.device)
+    began = time.perf_counter()
+    with torch.no_grad():
+        torch.mm(matrix, matrix)
+    if on_accelerator:
+        torch.accelerator.synchronize(matrix.device)
+    return time.perf_counter() - began

@@ -11,7 +11,7 @@ from torch import nn
 from torchwatt.core.errors import ConfigError
 from torchwatt.core.terms import Slot
 from torchwatt.kineto import read_sidecar
-from torchwatt.tracing.inductor import ProvenanceRecorder, module_name, recording, shares
+from torchwatt.offline.inductor import ProvenanceRecorder, module_name, recording, shares
 
 
 class Block(nn.Module):

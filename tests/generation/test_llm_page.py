@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 
+import torchwatt as tw
 from tests.conftest import REPOSITORY
 from tests.support.lazy_module import skip_without
 from torchwatt.core.requests import generation_figures
@@ -45,8 +46,8 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def run(block):
-    printed, found = io.StringIO(), {}
+def run(block, **names):
+    printed, found = io.StringIO(), dict(names)
     with contextlib.redirect_stdout(printed):
         exec(compile(block, "docs/llm.md", "exec"), found)  # noqa: S102  our own page
     return printed.getvalue(), found["run"]
@@ -63,8 +64,20 @@ def test_the_first_program_prints_what_stands_below_it():
 
 
 @pytest.mark.usefixtures("one_thread")
+def test_the_ceiling_of_the_device_and_the_part_that_layers_reached():
+    layer = torch.nn.Linear(256, 256)
+    with tw.profile(layer, overhead_budget=1.0, live="off") as measured:
+        for _ in range(20):
+            layer(torch.rand(256, 256))
+    block = blocks("python")[1]
+    assert "measure_flop_ceiling" in block
+    run(block, tw=tw, run=measured)
+    assert len(measured.flop_utilisation(tw.measure_flop_ceiling(seconds=0.1)))
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_loop_of_ones_own():
-    _, measured = run(blocks("python")[1])
+    _, measured = run(blocks("python")[2])
     first = measured.tokens.drop_duplicates("request")
     assert list(zip(first.input_tokens, first.output_tokens, strict=True)) == [(20, 16)] * 10
     assert (measured.tokens.time_s > 0).all()

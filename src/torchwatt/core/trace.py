@@ -182,6 +182,8 @@ class Trace:
             raise TraceError(f"thread_between has {text}: give one for each thread, or none")
         if not all(0.0 <= part <= 1.0 for part in (*self.thread_busy, *self.thread_between)):
             raise TraceError("a thread is on a CPU for less than none or more than all of its time")
+        if any(not 0 <= slot < len(self.slots) for slot in (*self.untold_calls, *(work.slot for work in self.work))):
+            raise TraceError("untold calls or work are of a slot that the trace does not have")
 
     def __len__(self) -> int:
         return len(self.slot)

@@ -78,8 +78,9 @@ class _TraceBuilder(SpanAssembly):
             self.view.start_ns, self.view.end_ns,
         ))  # fmt: skip
         busy = [self._busy(log, number, arrays) for number, log in enumerate(self.view.logs)]
+        slots = tuple(self.columns.slots)
         return Trace(
-            slots=tuple(self.columns.slots),
+            slots=slots,
             **arrays,
             steps=tuple((step.start_ns, step.end_ns) for step in steps),
             step_counts=tuple(s.count for s in steps) if any(s.count > 1 for s in steps) else (),
@@ -89,8 +90,8 @@ class _TraceBuilder(SpanAssembly):
             events=(*events, *self._notes(book), *lost),
             activities=activities,
             cost_s=s_from_ns(self.view.cost_ns),
-            untold_calls=self._untold_slots(),
-            work=tuple(slot_works(works, self.columns.slots, arrays, self._stage_begins())),
+            untold_calls=frozenset(slot for slot in self._untold_slots() if slot < len(slots)),  # those with spans
+            work=tuple(slot_works(works, slots, arrays, self._stage_begins())),
             traced_steps=self._traced_steps(steps),
             thread_busy=tuple(in_spans for in_spans, _ in busy),
             thread_between=tuple(between for _, between in busy),

@@ -26,19 +26,6 @@ TYPES = ("embedding", "attention projections", "attention", "MLP", "norms", "lm_
 REST = "rest"  # of the model and of the library around it
 
 
-@pytest.fixture
-def one_thread():
-    """Let torch use one thread: where another program takes a core, two wait for each other in whatever layer they are.
-
-    Of 9 runs by turns beside a busy loop, the hooks' share of the MLP in prefill had a standard deviation of 6.1 points
-    with two threads, and of 1.1 with one.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def layer_type(fqn):
     """Return the type of the layer that a module is, or is a part of."""
     parts = fqn.split(".")

@@ -38,14 +38,6 @@ def names(heading):
     return [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def run(block, **names):
     printed, found = io.StringIO(), dict(names)
     with contextlib.redirect_stdout(printed):

@@ -60,14 +60,6 @@ def stable_diffusion(folder):
     return pipeline
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Clock:
     """Seconds and calls of methods, by the name of a stage. No code of torchwatt's."""
 

@@ -34,9 +34,9 @@ def test_layers_that_do_the_same_share_what_was_counted():
 
 def test_the_ceiling_is_that_of_torch_s_own_products_and_layers_reach_a_part_of_it() -> None:
     ceiling = tw.measure_flop_ceiling("cpu", seconds=1.0)
-    assert (ceiling.device, ceiling.dtype, ceiling.threads) == ("cpu", "float32", torch.get_num_threads())
-    x = torch.rand(ceiling.width, ceiling.width)
     threads = torch.get_num_threads()
+    assert (ceiling.device, ceiling.dtype, ceiling.threads) == ("cpu", "float32", threads)
+    x = torch.rand(ceiling.width, ceiling.width)
     plain_s = min(Timer("x @ x", globals={"x": x}, num_threads=threads).timeit(1).mean for _ in range(8))
     assert 0.25 < ceiling.flops_per_s * plain_s / (2 * ceiling.width**3) < 4.0  # tests run beside it
     net = nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 8).bfloat16())
@@ -54,7 +54,7 @@ def test_the_ceiling_is_that_of_torch_s_own_products_and_layers_reach_a_part_of_
 
 
 def test_a_ceiling_that_cannot_be_measured_is_one_clear_error() -> None:
-    with pytest.raises(ConfigError, match=r"torch\.int8 could be measured on nowhere|nowhere"):
+    with pytest.raises(ConfigError, match=r"torch\.int8 could be measured on nowhere"):
         tw.measure_flop_ceiling("nowhere", torch.int8)
     with pytest.raises(ConfigError, match="must be positive"):
         tw.measure_flop_ceiling("cpu", seconds=0)

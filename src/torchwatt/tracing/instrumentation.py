@@ -95,9 +95,8 @@ class _WrapperBench:
 def calibrate_wrappers(clock_ns: Callable[[], int]) -> TracingCosts:
     """Measure the cost of logging and of passing a call, in a loop, in under 2 ms; training has colder caches."""
     x = torch.empty((1, 1), device="cpu")
-    module: Any = torch.nn.Linear.__new__(
-        torch.nn.Linear
-    )  # not initialised: the user's random numbers stay as they are
+    # Not initialised: the user's random numbers stay as they are.
+    module: Any = torch.nn.Linear.__new__(torch.nn.Linear)
     vars(module)["_parameters"] = {"weight": x}
 
     def nothing(_self: Any, x: Any) -> Any:

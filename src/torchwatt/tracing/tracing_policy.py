@@ -84,7 +84,7 @@ SKELETON_SHARE = 0.2  # of the budget, for them and the decisions around them
 # The first steps of a program are not representative: caches and kernels are cold, and denormal gradients take 50 times
 # as long. At this step another one is traced and recorded early, as a template for the others.
 WARM_STEP = 8
-# Logging a call with its shapes costs about twice as much (`TracingCosts.shapes_factor`): a part of traced steps does.
+# Logging a call with its shapes takes 2.5 times as long (`TracingCosts.shapes_factor`): a part of traced steps does.
 FIRST_SHAPE_STEPS, SHAPE_STEP_SHARE = 3, 0.25
 RELATIVE_SPREAD = (
     0.4  # random relative spread of stride lengths: sampling must not coincide with a period of the program
@@ -347,8 +347,7 @@ class TracingPolicy:
         rows = max(rows * n - answers, 0.0) / max(n - answers, 1)  # per remaining step
         if stride.mode == ALL_CALLS:
             fixed = (HOOK_CALLS + stride.backwards / n * BACKWARD_CALLS + stride.passing * PASSING_CALLS) * call_ns
-            shapes_factor = self.costs.shapes_factor if stride.shapes else 1.0
-            self.budget.pay("calls", n * rows * call_ns * self.costs.factor * shapes_factor)
+            self.budget.pay("calls", n * rows * self._logging_ns(stride, float(stride.shapes)))
         elif stride.mode == OUTERMOST:
             fixed = self._light_ns(stride, rows, stride.backwards / n)
         else:
@@ -361,8 +360,12 @@ class TracingPolicy:
         return calls * self.call_ns(stride) + (0.0 if self.narrow else self._passing_ns(stride))
 
     def _traced_ns(self, stride: StepBatch) -> float:
-        shapes_factor = 1.0 + (self.costs.shapes_factor - 1.0) * SHAPE_STEP_SHARE
-        return stride.calls * self.call_ns(stride) * self.costs.factor * shapes_factor + self._around_ns()
+        return stride.calls * self._logging_ns(stride, SHAPE_STEP_SHARE) + self._around_ns()
+
+    def _logging_ns(self, stride: StepBatch, shape_share: float) -> float:
+        """Return the cost of logging one call in ns, as observed; of a part of the calls, 0 to 1, shapes are read."""
+        shapes_factor = 1.0 + (self.costs.shapes_factor - 1.0) * shape_share
+        return self.call_ns(stride) * self.costs.factor * shapes_factor
 
     def _around_ns(self) -> float:
         """Return the cost before and after consecutive traced steps, independent of their number, in ns."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 
@@ -294,12 +294,8 @@ def work_hint(report: Report) -> Hint | None:
 
     Joules are those of meters; at least half of what decode reads must be weights, which a larger batch shares.
     """
-    measured = {ledger.domain for ledger in report.counted if ledger.provenance == "measured"}
-    by_stage = entries_by_stage(report)
-    prefill, decode = (
-        [e for e in by_stage.get(stage, ()) if e.flops and e.bytes_moved and e.domain in measured]
-        for stage in REQUEST_STAGES
-    )
+    moved = [_measured_entries(report.counted, stage) for stage in REQUEST_STAGES]
+    prefill, decode = ([entry for entry in entries if entry.flops] for entries in moved)
     prefill_j, decode_j = energy_per_tflop_j(prefill), energy_per_tflop_j(decode)
     if prefill_j is None or decode_j is None or decode_j < WORK_RATIO * prefill_j:
         return None
@@ -322,8 +318,7 @@ def dtype_hint(report: Report) -> Hint | None:
     Where reading takes the time, half of the bytes of these weights take half of their joules; that part must be more
     than `WORK_ENERGY_SHARE` of the run.
     """
-    measured = {ledger.domain for ledger in _gpus(report) if ledger.provenance == "measured"}
-    decode = [e for e in entries_by_stage(report).get(DECODE, ()) if e.bytes_moved and e.domain in measured]
+    decode = _measured_entries(_gpus(report), DECODE)
     if not decode:
         return None
     wide = _weight_share(report, decode, dtype="float32")
@@ -332,6 +327,12 @@ def dtype_hint(report: Report) -> Hint | None:
         return None
     text = f"Decode reads weights of float32, {wide * 100:.0f} % of its bytes: bfloat16 has half of them"
     return Hint(f"{text}, and its layers took {format_energy(total_self_j(decode))} on the GPU.", saved_j)
+
+
+def _measured_entries(ledgers: Iterable[Ledger], stage: str) -> list[Entry]:
+    """Return the entries of a stage with known bytes, of the measured ones among some ledgers."""
+    measured = (ledger for ledger in ledgers if ledger.provenance == "measured")
+    return [entry for ledger in measured for entry in ledger.entries if entry.stage == stage and entry.bytes_moved]
 
 
 def _weight_share(report: Report, entries: Sequence[Entry], dtype: str = "") -> float:

@@ -139,7 +139,10 @@ def _stamp(t_s: float) -> str:
 
 
 def cpu(folder: Path) -> Path:
-    """Profile a small training loop here, on a machine without meters: everything is modelled."""
+    """Profile a small training loop here, on a machine without meters: everything is modelled.
+
+    Each step is traced, so that operations of all calls are known.
+    """
     import torch
 
     import torchwatt as tw
@@ -148,7 +151,7 @@ def cpu(folder: Path) -> Path:
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHWATT_POWERCAP_ROOT", str(folder / "no meters"))
-        with tw.profile(model, region="FRA", pue=1.2) as run:
+        with tw.profile(model, region="FRA", pue=1.2, overhead_budget=1.0) as run:
             for _ in range(40):
                 model(torch.ones(16, 64)).sum().backward()
                 optimizer.step()

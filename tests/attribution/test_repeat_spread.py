@@ -276,7 +276,9 @@ def test_a_systematic_band_holds_its_number_and_is_never_narrower_than_the_meter
     found = add_band(entry, (lo, hi), unknown_j)
     assert found.energy_systematic_lo_j <= min(own_j * (1 + lo), own_j) + 1e-9 * own_j
     assert found.energy_systematic_hi_j >= max(own_j * (1 + hi), own_j) - 1e-9 * own_j
-    assert add_band(entry, None).energy_systematic_lo_j is None
+    exact = add_band(entry, None)
+    assert (exact.energy_systematic_lo_j, exact.energy_systematic_hi_j) == (own_j, own_j)
+    assert add_band(replace(entry, method="time_share"), None).energy_systematic_lo_j is None
     split = add_band(entry, None, unknown_j + 1)  # a meter without a band: what the split leaves open is known
     assert split.energy_systematic_hi_j - own_j == pytest.approx(unknown_j + 1)
 

@@ -7,22 +7,27 @@ import signal
 import time
 import warnings
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.attribution.test_repeat_spread import stepped
 from tests.support.examples import examples
+from torchwatt.attribution.device_fit import NO_PRIORS
 from torchwatt.core.errors import BundleError, ConfigError
 from torchwatt.core.journal_format import Frame, FrameKind, decode_frames
 from torchwatt.core.meter import Event
-from torchwatt.core.terms import Slot
+from torchwatt.core.terms import UNATTRIBUTED, Slot
 from torchwatt.core.trace import Activity, ModuleInfo, SlotWork, Trace
 from torchwatt.journal.journal_directory import WORK_FILE, JournalDirectory, journal_path, remove_journal
 from torchwatt.journal.journal_reader import list_journals, prune_journals, reading_columns
+from torchwatt.journal.recovery import attribute_until
 from torchwatt.journal.trace_codec import pack_trace, unpack_trace
 from torchwatt.reports.process_identity import ProcessIdentity, current_process
+from torchwatt.reports.report_builder import RunInterval
 from torchwatt.sensors.ring_journal import READINGS_FILE, JournalFile, RingJournal, create_journal_file
 from torchwatt.sensors.sample_buffer import SampleBuffer, create_memory_file
 
@@ -204,3 +209,24 @@ def test_a_store_keeps_the_newest_journals_only_and_says_what_it_removed(tmp_pat
         warnings.simplefilter("error")
         prune_journals(tmp_path, max_journals=4)
     assert [one.run_id for one in list_journals(tmp_path)] == ["run1", "run2", "run3", "run4"]
+
+
+@pytest.mark.parametrize("accuracy_rel", [None, (-0.05, 0.1)])
+def test_a_fitted_row_that_gets_the_tail_keeps_a_systematic_band(accuracy_rel):
+    """Of a killed run whose trace ends early; a meter without stated accuracy, as RAPL's of memory, has none to add."""
+    world, trace = stepped([30.0, 40.0], [5.0, 5.0])
+    recording = world.recording()
+    recording = replace(recording, meters=(replace(recording.meters[0], accuracy_rel=accuracy_rel),))
+    bounds = RunInterval(0, world.end_ns, 0)
+    whole, events = attribute_until(recording, trace, world.end_ns // 2, bounds, NO_PRIORS)
+    assert [event.code for event in events] == ["LAYERS_END"]
+    (ledger,) = whole.ledgers
+    (rest,) = (entry for entry in ledger.entries if (entry.fqn, entry.phase) == (UNATTRIBUTED, "other"))
+    assert rest.energy_self_j == pytest.approx(ledger.energy_j / 2, rel=0.1)
+    assert "fit" in {entry.method for entry in ledger.entries}
+    down, up = accuracy_rel or (0.0, 0.0)
+    for entry in ledger.entries:
+        if entry.method == "fit" or accuracy_rel is not None:
+            own_j = entry.energy_self_j
+            assert entry.energy_systematic_lo_j <= own_j * (1 + down) + 1e-9
+            assert min(own_j * (1 + up), ledger.energy_j) <= entry.energy_systematic_hi_j + 1e-9

@@ -16,13 +16,15 @@ AccuracyBand = tuple[float, float]  # lower and upper deviation of another meter
 def add_band(entry: Entry, band: AccuracyBand | None, unknown_j: float = 0.0) -> Entry:
     """Return an entry with its systematic band; for a meter without stated accuracy, only that of the split.
 
+    A fitted row always has one: a fit tells how far off its split may be, also where that is not at all.
+
     Args:
         entry: Any.
         band: Of its meter.
         unknown_j: Half width of the uncertainty of its share that is the same in every repeat: that of a fit, or the
             spread of powers that time share assumes to be equal.
     """
-    if band is None and unknown_j == 0:
+    if band is None and unknown_j == 0 and entry.method != "fit":
         return replace(entry, energy_systematic_lo_j=None, energy_systematic_hi_j=None)
     below_j, above_j = (hypot(entry.energy_self_j * end, unknown_j) for end in band or (0.0, 0.0))
     own_j = entry.energy_self_j

@@ -267,8 +267,8 @@ def _sum_rows(domain: Domain, same: Sequence[Entry]) -> Entry:
         measured_share=None,
         measured_in="",
         time_share_j=sum_if_known(e.time_share_j for e in same),
-        energy_systematic_lo_j=None,
-        energy_systematic_hi_j=None,
+        energy_systematic_lo_j=sum_if_known(e.energy_systematic_lo_j for e in same),
+        energy_systematic_hi_j=sum_if_known(e.energy_systematic_hi_j for e in same),
     )
 
 

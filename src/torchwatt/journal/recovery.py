@@ -212,11 +212,15 @@ def _limit_static(entry: Entry, static_w: float | None) -> Entry:
 
 
 def _extend_entry(entry: Entry, own_j: float, tail_s: float, static_w: float | None) -> Entry:
-    """Add the tail to the existing row; its interval shifts by the same amount, because the tail is metered."""
+    """Add the tail to the existing row; its intervals shift by the same amount, because the tail is metered."""
     more_j = own_j - entry.energy_self_j
-    lo_j, hi_j = (
-        None if end is None else max(end + more_j, 0.0) for end in (entry.energy_self_lo_j, entry.energy_self_hi_j)
+    ends_j = (
+        entry.energy_self_lo_j,
+        entry.energy_self_hi_j,
+        entry.energy_systematic_lo_j,
+        entry.energy_systematic_hi_j,
     )
+    lo_j, hi_j, systematic_lo_j, systematic_hi_j = (None if end is None else max(end + more_j, 0.0) for end in ends_j)
     time_s = entry.time_self_s + tail_s
     static_j = None if static_w is None or entry.energy_static_j is None else min(static_w * time_s, own_j)
     return replace(
@@ -224,8 +228,8 @@ def _extend_entry(entry: Entry, own_j: float, tail_s: float, static_w: float | N
         energy_self_j=own_j,
         energy_self_lo_j=None if lo_j is None else min(lo_j, own_j),
         energy_self_hi_j=None if hi_j is None else max(hi_j, own_j),
-        energy_systematic_lo_j=None,
-        energy_systematic_hi_j=None,
+        energy_systematic_lo_j=None if systematic_lo_j is None else min(systematic_lo_j, own_j),
+        energy_systematic_hi_j=None if systematic_hi_j is None else max(systematic_hi_j, own_j),
         energy_static_j=static_j,
         energy_dynamic_j=None if static_j is None else own_j - static_j,
         time_self_s=time_s,

@@ -194,7 +194,7 @@ PROGRAMS: Mapping[str, Program] = {
     ),
     "SIGINT": Program("import signal\nprint('out')\nsignal.raise_signal(signal.SIGINT)"),
     "SIGINT handled": Program(
-        "import time\n" + READY + "try:\n    time.sleep(30)\nexcept KeyboardInterrupt:\n    print('saved')",
+        "import time\ntry:\n    " + READY + "    time.sleep(30)\nexcept KeyboardInterrupt:\n    print('saved')",
         send=(signal.SIGINT,),
     ),
     "SIGKILL": Program("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", has_report=False),

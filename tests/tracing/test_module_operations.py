@@ -250,17 +250,22 @@ def test_prefill_and_decode_agree_with_the_counter_though_few_steps_are_traced(b
             generate()
     entries = [e for e in run.report.ledgers[0].entries if e.phase == "forward" and "norm" not in e.fqn]
     known = {(e.fqn, e.stage): e.flops for e in entries if e.flops is not None}
-    assert sum(f for (_, stage), f in known.items() if stage == "prefill") == pytest.approx(
-        requests * prefill["Global"]
-    )
-    rest = both["Global"] - prefill["Global"]
-    assert sum(f for (_, stage), f in known.items() if stage == "decode") == pytest.approx(requests * rest, rel=0.02)
-    own = known["model.layers.1.self_attn", "decode"]
-    parts = [f"model.layers.1.self_attn.{name}_proj" for name in "qkvo"]
-    attention = sum(known[name, "decode"] for name in parts) + own
-    name = "model.layers.1.self_attn"
-    assert attention == pytest.approx(requests * (both[name] - prefill[name]), rel=0.02)
-    if budget < 1.0:
+    decode = {name: both[name] - prefill[name] for name in both}
+    for stage, counted in (("prefill", prefill), ("decode", decode)):
+        for block in range(2):
+            attention = f"model.layers.{block}.self_attn"
+            parts = [f"{attention}.{name}_proj" for name in "qkvo"]
+            own = {part: counted[part] for part in parts}
+            own[attention] = counted[attention] - sum(own.values())
+            for name, flops in own.items():
+                if budget == 1.0 or (name, stage) in known:  # a stage without a traced call is unknown
+                    assert known[name, stage] == pytest.approx(requests * flops, rel=0.02), (name, stage)
+    if budget == 1.0:
+        of_stage = {stage: sum(f for (_, of), f in known.items() if of == stage) for stage in ("prefill", "decode")}
+        assert of_stage["prefill"] == pytest.approx(requests * prefill["Global"])
+        assert of_stage["decode"] == pytest.approx(requests * decode["Global"], rel=0.02)
+    else:
+        assert any(stage == "decode" for _, stage in known)
         assert 0 < run.report.tracing_cost_s < 0.1 * run.duration_s
 
 

@@ -50,7 +50,7 @@ def test_rows_and_steps_of_a_module_are_those_of_its_gpu_and_of_its_cpu(run_on):
 
 @pytest.mark.heavy
 def test_the_published_case_of_a_counter_that_is_larger_by_a_factor(run_on):
-    """Its counter is 1.6 times the GPU's joules, which is the module's only over whole periods; long for the same reason."""
+    """Its counter is 1.6 times the GPU's joules, which is the module's only over whole periods; long for the same."""
     machine = CardMachine().module(EXTRA_W).h100(SQUARE, name=GRACE_HOPPER, module=0, counter_gain=1.6)
     found = run_on(machine, program(12.0))
     assert found["counted"] == ["module:0"]
